@@ -1,0 +1,4 @@
+//! One member of a cluster: observes, decides, acts; runs PostgreSQL; answers REST.
+
+pub mod config;
+pub mod status;
