@@ -1,0 +1,320 @@
+//! Until when PostgreSQL may be writable. Pure: requests and the time in, verdicts out; ending processes is done elsewhere.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::clock::Boottime;
+use crate::protocol::Refusal;
+
+/// How many terms are remembered as final. A message about an older one cannot still be under way: the agent that sent
+/// it has been replaced, or has had every one of these refused.
+const FINAL_TERMS_MAX: usize = 64;
+
+/// One holding of the lease, and how long it may last as far as is proven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Armed {
+    /// The create revision of the leader key. Compared for equality only: a restored etcd counts backwards.
+    pub(crate) term: u64,
+    /// When PostgreSQL must have ended.
+    pub(crate) deadline: Boottime,
+    /// How long before the deadline the end begins.
+    pub(crate) margin: Duration,
+}
+
+impl Armed {
+    /// When the end begins.
+    pub(crate) fn fence_at(self) -> Boottime {
+        self.deadline.minus(self.margin)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Disarmed,
+    Armed(Armed),
+    /// The term is over, and PostgreSQL is not known to have ended.
+    Fencing(Armed),
+}
+
+/// The fence of one instance. Input is `arm`, `disarm`, `begin` and `instance_ended`; the rest only looks.
+///
+/// Whether a process of the instance is left is asked through a closure, for it costs a walk through /proc that a
+/// renewal does not need.
+#[derive(Debug)]
+pub(crate) struct Fence {
+    state: State,
+    final_terms: VecDeque<u64>,
+}
+
+impl Fence {
+    pub(crate) const fn new() -> Self {
+        Self {
+            state: State::Disarmed,
+            final_terms: VecDeque::new(),
+        }
+    }
+
+    /// Sets the deadline of a new term, or moves that of the present one further away. Returns what is in force then.
+    pub(crate) fn arm(&mut self, asked: Armed, now: Boottime, left: impl FnOnce() -> bool) -> Result<Armed, Refusal> {
+        if self.final_terms.contains(&asked.term) {
+            return Err(Refusal::TermIsFinal);
+        }
+        if let State::Armed(held) = self.state
+            && held.fence_at() <= now
+        {
+            // The loop has not come to the fence yet. The term is final all the same, and nothing may take its place
+            // before the fence has begun.
+            return Err(if held.term == asked.term {
+                Refusal::TermIsFinal
+            } else {
+                Refusal::OtherTermRuns
+            });
+        }
+        if asked.fence_at() <= now {
+            return Err(Refusal::DeadlinePassed);
+        }
+        let armed = match self.state {
+            State::Disarmed => asked,
+            State::Armed(held) if held.term == asked.term && held.deadline >= asked.deadline => held,
+            State::Armed(held) if held.term == asked.term => asked,
+            State::Armed(_) | State::Fencing(_) => {
+                if left() {
+                    return Err(Refusal::OtherTermRuns);
+                }
+                asked
+            }
+        };
+        self.state = State::Armed(armed);
+        Ok(armed)
+    }
+
+    /// Takes the deadline away, which only an instance that has ended may ask for.
+    pub(crate) fn disarm(&mut self, left: impl FnOnce() -> bool) -> Result<(), Refusal> {
+        if self.state != State::Disarmed && left() {
+            return Err(Refusal::InstanceLeft);
+        }
+        self.state = State::Disarmed;
+        Ok(())
+    }
+
+    /// Makes the term final when its time has come. Returns it once; the caller then ends the instance.
+    pub(crate) fn begin(&mut self, now: Boottime) -> Option<Armed> {
+        let State::Armed(armed) = self.state else { return None };
+        if now < armed.fence_at() {
+            return None;
+        }
+        self.state = State::Fencing(armed);
+        if self.final_terms.len() == FINAL_TERMS_MAX {
+            self.final_terms.pop_front();
+        }
+        self.final_terms.push_back(armed.term);
+        Some(armed)
+    }
+
+    /// No process of the instance is left. A fence that has begun is over by that; one that has not stays armed, for
+    /// the agent may restart PostgreSQL in place under the same term.
+    pub(crate) fn instance_ended(&mut self) {
+        if let State::Fencing(_) = self.state {
+            self.state = State::Disarmed;
+        }
+    }
+
+    /// Whether PostgreSQL may be writable at `now`.
+    pub(crate) fn may_write(&self, now: Boottime) -> bool {
+        matches!(self.state, State::Armed(armed) if now < armed.fence_at())
+    }
+
+    /// The deadline that another process should enforce too: of a term that is armed or being fenced.
+    pub(crate) fn deadline(&self) -> Option<Armed> {
+        match self.state {
+            State::Disarmed => None,
+            State::Armed(armed) | State::Fencing(armed) => Some(armed),
+        }
+    }
+
+    /// The term in force, if its fence has not begun.
+    pub(crate) fn armed(&self) -> Option<Armed> {
+        match self.state {
+            State::Armed(armed) => Some(armed),
+            State::Disarmed | State::Fencing(_) => None,
+        }
+    }
+
+    /// The last term whose fence has begun.
+    pub(crate) fn last_final_term(&self) -> Option<u64> {
+        self.final_terms.back().copied()
+    }
+
+    /// When `begin` has something to do.
+    pub(crate) fn wake_at(&self) -> Option<Boottime> {
+        self.armed().map(Armed::fence_at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LEFT: fn() -> bool = || true;
+    const GONE: fn() -> bool = || false;
+
+    fn at(seconds: u64) -> Boottime {
+        Boottime::from_nanos(seconds * 1_000_000_000)
+    }
+
+    /// A term whose fence begins one second before its deadline.
+    fn term(term: u64, deadline: u64) -> Armed {
+        Armed {
+            term,
+            deadline: at(deadline),
+            margin: Duration::from_secs(1),
+        }
+    }
+
+    fn armed(armed: Armed) -> Fence {
+        Fence {
+            state: State::Armed(armed),
+            final_terms: VecDeque::new(),
+        }
+    }
+
+    fn fencing(armed: Armed) -> Fence {
+        Fence {
+            state: State::Fencing(armed),
+            final_terms: VecDeque::from([armed.term]),
+        }
+    }
+
+    fn verdict(mut fence: Fence, asked: Armed, now: u64, left: fn() -> bool) -> Result<Armed, Refusal> {
+        fence.arm(asked, at(now), left)
+    }
+
+    #[test]
+    fn a_first_term_is_accepted_whatever_runs_if_it_comes_in_time() {
+        let seven = term(7, 10);
+        assert_eq!(verdict(Fence::new(), seven, 5, GONE), Ok(seven));
+        assert_eq!(
+            verdict(Fence::new(), seven, 5, LEFT),
+            Ok(seven),
+            "a standby about to be promoted"
+        );
+        assert_eq!(verdict(Fence::new(), seven, 9, GONE), Err(Refusal::DeadlinePassed));
+    }
+
+    #[test]
+    fn a_renewal_moves_the_deadline_forward_only_and_not_once_the_fence_is_due() {
+        let seven = term(7, 10);
+        assert_eq!(verdict(armed(seven), term(7, 12), 5, LEFT), Ok(term(7, 12)));
+        assert_eq!(verdict(armed(seven), term(7, 8), 5, LEFT), Ok(seven));
+        assert_eq!(verdict(armed(seven), term(7, 12), 8, LEFT), Ok(term(7, 12)));
+        assert_eq!(verdict(armed(seven), term(7, 12), 9, LEFT), Err(Refusal::TermIsFinal));
+        assert_eq!(verdict(armed(seven), term(7, 12), 9, GONE), Err(Refusal::TermIsFinal));
+    }
+
+    #[test]
+    fn another_term_takes_an_instance_that_has_ended() {
+        let seven = term(7, 10);
+        assert_eq!(verdict(armed(seven), term(8, 12), 5, LEFT), Err(Refusal::OtherTermRuns));
+        assert_eq!(verdict(armed(seven), term(8, 12), 5, GONE), Ok(term(8, 12)));
+        assert_eq!(
+            verdict(armed(seven), term(8, 12), 9, GONE),
+            Err(Refusal::OtherTermRuns),
+            "not before the fence"
+        );
+        assert_eq!(
+            verdict(fencing(seven), term(8, 20), 11, LEFT),
+            Err(Refusal::OtherTermRuns)
+        );
+        assert_eq!(verdict(fencing(seven), term(8, 20), 11, GONE), Ok(term(8, 20)));
+        assert_eq!(
+            verdict(fencing(seven), term(7, 20), 11, GONE),
+            Err(Refusal::TermIsFinal)
+        );
+    }
+
+    #[test]
+    fn a_fence_begins_once_and_its_term_stays_final() {
+        let mut fence = armed(term(7, 10));
+        assert_eq!(fence.wake_at(), Some(at(9)));
+        assert_eq!(fence.begin(at(8)), None);
+        assert!(fence.may_write(at(8)));
+        assert_eq!(fence.begin(at(9)), Some(term(7, 10)));
+        assert_eq!(fence.begin(at(9)), None);
+        assert!(!fence.may_write(at(9)));
+        assert_eq!(fence.deadline(), Some(term(7, 10)));
+        fence.instance_ended();
+        assert_eq!(fence.deadline(), None);
+        assert_eq!(fence.last_final_term(), Some(7));
+        assert_eq!(fence.arm(term(7, 30), at(12), GONE), Err(Refusal::TermIsFinal));
+        assert_eq!(fence.arm(term(8, 30), at(12), GONE), Ok(term(8, 30)));
+        assert_eq!(fence.arm(term(7, 40), at(12), GONE), Err(Refusal::TermIsFinal));
+    }
+
+    #[test]
+    fn disarming_takes_an_instance_that_has_ended() {
+        let mut fence = armed(term(7, 10));
+        assert_eq!(fence.disarm(LEFT), Err(Refusal::InstanceLeft));
+        assert!(fence.may_write(at(1)));
+        assert_eq!(fence.disarm(GONE), Ok(()));
+        assert!(!fence.may_write(at(1)));
+        assert_eq!(fence.disarm(LEFT), Ok(()), "there is nothing to take away");
+    }
+
+    #[test]
+    fn an_end_that_was_asked_for_leaves_the_term_armed() {
+        let mut fence = armed(term(7, 10));
+        fence.instance_ended();
+        assert_eq!(fence.armed(), Some(term(7, 10)));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Arm { term: u64, ahead: u64 },
+        Disarm,
+        Pass { seconds: u64 },
+        Ended,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0..4_u64, 0..8_u64).prop_map(|(term, ahead)| Step::Arm { term, ahead }),
+            Just(Step::Disarm),
+            (0..5_u64).prop_map(|seconds| Step::Pass { seconds }),
+            Just(Step::Ended),
+        ]
+    }
+
+    proptest! {
+        /// Whatever is asked, writing is allowed only before the fence of the newest accepted deadline, and never
+        /// again under a term that has had its fence begun.
+        #[test]
+        fn no_order_of_requests_revives_a_term(steps in prop::collection::vec(step(), 1..60), left in any::<bool>()) {
+            let mut fence = Fence::new();
+            let mut now = 10;
+            let mut dead = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Arm { term: number, ahead } => {
+                        let asked = term(number, now + ahead);
+                        if let Ok(held) = fence.arm(asked, at(now), || left) {
+                            prop_assert!(!dead.contains(&number));
+                            prop_assert!(held.fence_at() > at(now) && held.deadline >= asked.deadline);
+                        }
+                    }
+                    Step::Disarm => {
+                        let _ = fence.disarm(|| left);
+                    }
+                    Step::Pass { seconds } => now += seconds,
+                    Step::Ended => fence.instance_ended(),
+                }
+                dead.extend(fence.begin(at(now)).map(|armed| armed.term));
+                if fence.may_write(at(now)) {
+                    let held = fence.armed().expect("only an armed fence allows writing");
+                    prop_assert!(!dead.contains(&held.term) && at(now) < held.fence_at());
+                }
+            }
+        }
+    }
+}

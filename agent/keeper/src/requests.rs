@@ -1,0 +1,153 @@
+//! What the keeper does with the agent's requests.
+
+use std::io;
+use std::process::{Command, Stdio};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal};
+
+use crate::child::Child;
+use crate::clock::Boottime;
+use crate::ending::GRACE_MAX;
+use crate::error::KeeperError;
+use crate::fence::Armed;
+use crate::keeper::Keeper;
+use crate::protocol::{PostmasterSignal, Refusal, Report, Request, RequestKind, Start};
+use crate::seat::Received;
+
+/// How many requests are handled before the loop looks at everything else again.
+const REQUESTS_MAX: usize = 64;
+/// How many times that number a dead agent's socket may hold.
+const LAST_ROUNDS_MAX: usize = 16;
+
+impl Keeper {
+    /// Handles what the agent has sent, or its first part. Returns whether there may be more.
+    pub(crate) fn heed_agent(&mut self) -> Result<bool, KeeperError> {
+        for _ in 0..REQUESTS_MAX {
+            match self.agent.receive() {
+                Received::Request(request) => self.handle(request)?,
+                Received::Nothing => return Ok(false),
+                Received::Closed => {
+                    self.agent.dismiss();
+                    return Ok(false);
+                }
+                Received::Malformed(malformed) => {
+                    self.log.line(format_args!("killing the agent: {malformed}"));
+                    self.agent.dismiss();
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Handles what a dead agent has sent before its end.
+    pub(crate) fn heed_last_words(&mut self) -> Result<(), KeeperError> {
+        for _ in 0..LAST_ROUNDS_MAX {
+            if !self.heed_agent()? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, request: Request) -> Result<(), KeeperError> {
+        let now = Boottime::now();
+        // No request may come before a fence that is due.
+        self.enforce_fence(now);
+        match request {
+            Request::Arm { term, deadline, margin } => return self.arm(Armed { term, deadline, margin }, now),
+            Request::Disarm => return self.disarm(),
+            Request::Start(start) => match self.start(&start) {
+                Ok(pid) => self.agent.report(&Report::Started { pid }),
+                Err(why) => self.refuse(RequestKind::Start, why),
+            },
+            Request::Signal(signal) => {
+                if let Err(why) = self.signal_postmaster(signal, now) {
+                    self.refuse(RequestKind::Signal, why);
+                }
+            }
+            Request::End => self.begin_ending(now, GRACE_MAX),
+            Request::Remember { memo } => {
+                if let Err(error) = self.memo.set(memo) {
+                    self.log.line(format_args!("the memo is kept in memory only: {error}"));
+                }
+            }
+            Request::Leave { code } => self.agent_leaves(code, now),
+        }
+        Ok(())
+    }
+
+    fn arm(&mut self, asked: Armed, now: Boottime) -> Result<(), KeeperError> {
+        let household = self.household();
+        let ending = self.ending.is_some();
+        match self
+            .fence
+            .arm(asked, now, || ending || self.instance.is_left(Some(&household)))
+        {
+            Ok(armed) => {
+                self.publish_deadline()?;
+                self.agent.report(&Report::Armed {
+                    term: armed.term,
+                    deadline: armed.deadline,
+                });
+            }
+            Err(why) => self.refuse(RequestKind::Arm, why),
+        }
+        Ok(())
+    }
+
+    fn disarm(&mut self) -> Result<(), KeeperError> {
+        let household = self.household();
+        let ending = self.ending.is_some();
+        match self.fence.disarm(|| ending || self.instance.is_left(Some(&household))) {
+            Ok(()) => {
+                self.publish_deadline()?;
+                self.agent.report(&Report::Disarmed);
+            }
+            Err(why) => self.refuse(RequestKind::Disarm, why),
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, start: &Start) -> Result<Pid, Refusal> {
+        if self.instance_left() {
+            return Err(Refusal::InstanceLeft);
+        }
+        // Looking for the instance has taken a moment.
+        if start.writable && !self.fence.may_write(Boottime::now()) {
+            return Err(Refusal::NotArmed);
+        }
+        let mut command = Command::new(&start.program);
+        command
+            .args(&start.args)
+            .envs(start.env.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null());
+        let postmaster = Child::spawn(&mut command).map_err(|error| system(&error))?;
+        let pid = postmaster.pid();
+        self.postmaster = Some(postmaster);
+        Ok(pid)
+    }
+
+    fn signal_postmaster(&self, signal: PostmasterSignal, now: Boottime) -> Result<(), Refusal> {
+        let postmaster = self.postmaster.as_ref().ok_or(Refusal::NoPostmaster)?;
+        let signal = match signal {
+            PostmasterSignal::Reload => Signal::HUP,
+            PostmasterSignal::Promote if !self.fence.may_write(now) => return Err(Refusal::NotArmed),
+            PostmasterSignal::Promote => Signal::USR1,
+            PostmasterSignal::StopFast => Signal::INT,
+            PostmasterSignal::StopImmediate => Signal::QUIT,
+        };
+        postmaster.signal(signal).map_err(|error| system(&error))
+    }
+
+    fn refuse(&mut self, what: RequestKind, why: Refusal) {
+        self.log.line(format_args!("{what:?} refused: {why}"));
+        self.agent.report(&Report::Refused { what, why });
+    }
+}
+
+fn system(error: &io::Error) -> Refusal {
+    // An error without a number is the standard library's own, about an argument.
+    Refusal::System(error.raw_os_error().unwrap_or(Errno::INVAL.raw_os_error()))
+}
