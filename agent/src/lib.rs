@@ -1,4 +1,23 @@
 //! One member of a cluster: observes, decides, acts; runs PostgreSQL; answers REST.
+//!
+//! [`run`] is the agent, a child of the keeper. [`decide`] is pure; [`lease`] renews on a thread of its own; [`jobs`] is
+//! the long work; [`rest`] is what others ask.
 
 pub mod config;
+pub mod context;
+pub mod cycle;
+pub mod decide;
+pub mod jobs;
+pub mod keeper;
+pub mod lease;
+pub mod observation;
+pub mod observe;
+pub mod postgres;
+pub mod record;
+pub mod rest;
+pub mod slots;
 pub mod status;
+
+mod run;
+
+pub use self::run::{AgentError, run};

@@ -1,0 +1,101 @@
+//! What the parts of one member share.
+
+use std::sync::Arc;
+
+use pgherd_cluster::etcd::{Budget, Etcd};
+use pgherd_cluster::key::{Key, Keys};
+use pgherd_cluster::record::{Address, DynamicConfig};
+use pgherd_cluster::source::ViewHandle;
+use pgherd_cluster::timing::LeaseTiming;
+use pgherd_cluster::view::View;
+
+use crate::config::AgentConfig;
+use crate::keeper::Keeper;
+use crate::lease::Lease;
+use crate::postgres::Programs;
+use crate::postgres::sql::{Sql, Target};
+
+/// The handles of one member; cheap to share with its jobs.
+pub struct Context {
+    /// Its configuration.
+    pub config: AgentConfig,
+    /// PostgreSQL's programs.
+    pub programs: Programs,
+    /// The store.
+    pub etcd: Etcd,
+    /// The cluster's keys.
+    pub keys: Keys,
+    /// The view of the cluster.
+    pub view: ViewHandle,
+    /// The keeper.
+    pub keeper: Keeper,
+    /// The lease.
+    pub lease: Lease,
+    /// SQL on our own server.
+    pub sql: Sql,
+}
+
+impl Context {
+    /// The full text of a key.
+    #[must_use]
+    pub fn key(&self, key: &Key) -> String {
+        self.keys.of(key)
+    }
+
+    /// The newest view, to keep.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    /// The times in force.
+    #[must_use]
+    pub fn timing(&self) -> LeaseTiming {
+        timing_of(&self.view.load())
+    }
+
+    /// The time that one operation on etcd may take.
+    #[must_use]
+    pub fn budget(&self) -> Budget {
+        Budget::new(self.timing().retry_timeout(), self.etcd.endpoint_count())
+    }
+
+    /// The dynamic configuration, empty while there is none.
+    #[must_use]
+    pub fn dynamic(&self) -> DynamicConfig {
+        self.view.load().config.value.clone().unwrap_or_default()
+    }
+}
+
+/// The times that a view's configuration sets; Patroni's minimums apply while one of its members is about, and while the
+/// configuration's own times cannot work.
+#[must_use]
+pub fn timing_of(view: &View) -> LeaseTiming {
+    let Some(config) = &view.config.value else {
+        return LeaseTiming::DEFAULT;
+    };
+    match config.timing() {
+        Ok(timing) if view.all_pgherd() => timing,
+        Ok(timing) => timing.beside_patroni(),
+        Err(_) => LeaseTiming::PATRONI_DEFAULT,
+    }
+}
+
+/// How our own server is reached: by TCP, at the first address that it listens on.
+#[must_use]
+pub fn local_target(config: &AgentConfig) -> Target {
+    let postgresql = &config.postgresql;
+    let host = match postgresql.listen_addresses.first().map(String::as_str) {
+        None | Some("*" | "0.0.0.0" | "") => "127.0.0.1".to_owned(),
+        Some("::") => "::1".to_owned(),
+        Some(address) => address.to_owned(),
+    };
+    Target::new(
+        &Address {
+            host,
+            port: postgresql.port,
+        },
+        &postgresql.database,
+        &postgresql.superuser,
+    )
+}

@@ -1,0 +1,407 @@
+//! The loop: woken by facts, it observes, decides, and acts; then it does the upkeep that needs no decision.
+
+mod act;
+mod upkeep;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pgherd_cluster::clock::{Boottime, wall_now};
+use pgherd_cluster::etcd::StoreError;
+use pgherd_cluster::name::MemberName;
+use pgherd_cluster::record::{PgState, Role};
+use pgherd_cluster::source::SourceHealth;
+use pgherd_cluster::view::{Epoch, View};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use self::upkeep::Upkeep;
+use crate::context::Context;
+use crate::decide::{Decision, Reason, decide, published_role};
+use crate::jobs::{Job, JobError, Outcome};
+use crate::lease::{LeaseState, Resumed};
+use crate::observation::{JobKind, LeaseSeen, Memory, Observation, Postgres, Rejoin};
+use crate::observe::{Known, observe};
+use crate::postgres::DataDir;
+use crate::record::published_state;
+use crate::status::{Holding, MemberStatus};
+
+/// After a step that failed: long enough not to hammer, short enough not to be what an outage waits for.
+const AFTER_FAILURE: Duration = Duration::from_millis(200);
+/// Before a failed clone, initdb or start is tried again.
+const BACKOFF: Duration = Duration::from_secs(2);
+
+/// Somebody asks for a fresh observation.
+pub type Refresh = oneshot::Sender<Arc<MemberStatus>>;
+
+/// The loop and what it owns.
+pub struct Cycle {
+    context: Arc<Context>,
+    memory: Memory,
+    known: Known,
+    job: JoinSet<(JobKind, Result<Outcome, JobError>)>,
+    checkpoint: JoinSet<Option<Epoch>>,
+    upkeep: Upkeep,
+    status: watch::Sender<Arc<MemberStatus>>,
+    refresh: mpsc::Receiver<Refresh>,
+    last_reason: Option<Reason>,
+    reloads_seen: u64,
+    ever_in_touch: bool,
+}
+
+/// What ends a wait.
+enum Woken {
+    /// Something to look at.
+    Fact,
+    /// A job has ended.
+    Job(JobKind, Result<Outcome, JobError>),
+    /// The first checkpoint of a holding is done.
+    Checkpointed(Option<Epoch>),
+    /// Somebody waits for a fresh status.
+    Refresh(Refresh),
+}
+
+impl Cycle {
+    /// A loop that has not begun. What the agent before this one had proven is proven.
+    #[must_use]
+    pub fn new(
+        context: Arc<Context>,
+        resumed: &Resumed,
+        status: watch::Sender<Arc<MemberStatus>>,
+        refresh: mpsc::Receiver<Refresh>,
+    ) -> Self {
+        let proven = resumed.epoch.clone().filter(|_| resumed.proven);
+        let memory = Memory {
+            proven: proven.clone(),
+            checkpointed: proven,
+            ..Memory::default()
+        };
+        Self {
+            context,
+            memory,
+            known: Known::default(),
+            job: JoinSet::new(),
+            checkpoint: JoinSet::new(),
+            upkeep: Upkeep::default(),
+            status,
+            refresh,
+            last_reason: None,
+            reloads_seen: 0,
+            ever_in_touch: false,
+        }
+    }
+
+    /// Runs until a decision is to leave; gives the exit code.
+    pub async fn run(mut self) -> u8 {
+        loop {
+            let before = Woke::now(&self.context);
+            let (seen, decision) = match observe(&self.context, &self.known).await {
+                Ok(seen) => {
+                    self.take_note(&seen);
+                    let decision = decide(&seen, &self.memory, Boottime::now());
+                    (seen, decision)
+                }
+                Err(error) => {
+                    tracing::error!("observing: {}", error.chain());
+                    self.wait(before, Some(AFTER_FAILURE)).await;
+                    continue;
+                }
+            };
+            self.say(&decision);
+            self.publish_status(&seen, &decision.reason);
+            let acted = match decision.step {
+                None => None,
+                Some(step) => Some(self.act(&seen, step).await),
+            };
+            if let Some(act::Acted::Leave(code)) = acted {
+                return code;
+            }
+            self.upkeep(&seen).await;
+            let again_after = match acted {
+                Some(act::Acted::Done) => Some(Duration::ZERO),
+                Some(act::Acted::Failed) => Some(AFTER_FAILURE),
+                Some(act::Acted::Leave(_) | act::Acted::Started) | None => decision.again_after,
+            };
+            self.wait(before, again_after).await;
+        }
+    }
+
+    fn say(&mut self, decision: &Decision) {
+        if self.last_reason.as_ref() == Some(&decision.reason) {
+            return;
+        }
+        // What repeats by itself while something is awaited would only fill the log.
+        match &decision.reason {
+            Reason::Polling | Reason::Busy(JobKind::Poll) => {}
+            reason => tracing::info!("{} {reason}", self.context.config.name),
+        }
+        self.last_reason = Some(decision.reason.clone());
+    }
+
+    /// Carries facts over from cycle to cycle.
+    fn take_note(&mut self, seen: &Observation) {
+        self.known.data = Some(seen.data.clone());
+        if seen.lease != LeaseSeen::Free {
+            self.memory.free_since = None;
+            self.memory.poll = None;
+        } else if self.memory.free_since.is_none() {
+            self.memory.free_since = Some(Boottime::now());
+        }
+        if let Postgres::Running(_) = seen.postgres
+            && seen.job.is_none()
+        {
+            self.memory.start_failures = 0;
+        }
+        let health = self.context.view.health().borrow().clone();
+        match health {
+            SourceHealth::Following => self.ever_in_touch = true,
+            SourceHealth::Failing(StoreError::Auth { what }) if !self.ever_in_touch => {
+                self.memory.fatal = Some(format!(
+                    "etcd refuses the credentials ({what}): set etcd3.username and etcd3.password to those of an etcd user"
+                ));
+            }
+            SourceHealth::Failing(_) | SourceHealth::Starting => {}
+        }
+        let reloads = self.context.keeper.instance().borrow().reloads;
+        if reloads != self.reloads_seen {
+            self.reloads_seen = reloads;
+            tracing::info!("asked to reload: PostgreSQL's files are written again; the YAML is read at the next start");
+            self.upkeep.forget_configuration();
+        }
+    }
+
+    fn status_of(&self, seen: &Observation, reason: &Reason) -> MemberStatus {
+        let now = Boottime::now();
+        let lease = self.context.lease.state().borrow().clone();
+        let system_id = match &seen.data {
+            DataDir::Cluster { control, .. } => Some(control.system_id),
+            DataDir::Empty | DataDir::Foreign(_) => None,
+        };
+        MemberStatus {
+            name: self.context.config.name.clone(),
+            scope: self.context.config.scope.clone(),
+            state: published_state(seen, &self.memory),
+            role: published_role(seen, &self.memory),
+            server: match &seen.postgres {
+                Postgres::Running(server) => Some((**server).clone()),
+                Postgres::Down | Postgres::Ending | Postgres::Silent { .. } => None,
+            },
+            holding: holding(&seen.lease, &lease, now),
+            tags: self.context.config.tags.clone(),
+            system_id,
+            dcs_last_seen: dcs_last_seen(&lease, now),
+            next_cycle_at: now + self.context.timing().loop_wait(),
+            reason: reason.to_string(),
+        }
+    }
+
+    fn publish_status(&self, seen: &Observation, reason: &Reason) {
+        self.status.send_replace(Arc::new(self.status_of(seen, reason)));
+    }
+
+    /// Waits for a fact, a job, or the next period; answers those who ask for a fresh status meanwhile.
+    async fn wait(&mut self, before: Woke, again_after: Option<Duration>) {
+        let period = self.context.timing().loop_wait();
+        let until = Instant::now() + again_after.unwrap_or(period).min(period);
+        loop {
+            let context = Arc::clone(&self.context);
+            let woken = tokio::select! {
+                biased;
+                Some(Ok((kind, result))) = self.job.join_next() => Woken::Job(kind, result),
+                Some(Ok(epoch)) = self.checkpoint.join_next() => Woken::Checkpointed(epoch),
+                () = before.changed(&context) => Woken::Fact,
+                Some(refresh) = self.refresh.recv() => Woken::Refresh(refresh),
+                () = sleep_until(until) => Woken::Fact,
+            };
+            match woken {
+                Woken::Fact => return,
+                Woken::Job(kind, result) => return self.job_ended(kind, result),
+                Woken::Checkpointed(epoch) => {
+                    self.memory.checkpointed = epoch.or(self.memory.checkpointed.take());
+                    return;
+                }
+                Woken::Refresh(refresh) => self.answer(refresh).await,
+            }
+        }
+    }
+
+    /// Observes PostgreSQL anew for somebody who asks; everything else is as of the last cycle.
+    async fn answer(&self, refresh: Refresh) {
+        let last = self.status.borrow().clone();
+        let running = self.context.keeper.instance().borrow().postmaster.is_some();
+        let asked = timeout(AFTER_FAILURE, self.context.sql.status());
+        let server = if running {
+            asked.await.ok().and_then(Result::ok)
+        } else {
+            None
+        };
+        let fresh = match server {
+            Some(server) => MemberStatus {
+                server: Some(server),
+                ..(*last).clone()
+            },
+            None if running => (*last).clone(),
+            None => MemberStatus {
+                server: None,
+                ..(*last).clone()
+            },
+        };
+        let _ = refresh.send(Arc::new(fresh)); // Who asked may have given up.
+    }
+
+    fn start(&mut self, job: Job) {
+        let kind = job.kind();
+        self.known.job = Some(kind);
+        let context = Arc::clone(&self.context);
+        self.job.spawn(async move { (kind, job.run(context).await) });
+    }
+
+    /// Drops the job that is under way, with the programs that it runs.
+    async fn drop_job(&mut self) {
+        self.job.shutdown().await;
+        self.known.job = None;
+    }
+
+    fn job_ended(&mut self, kind: JobKind, result: Result<Outcome, JobError>) {
+        self.known.job = None;
+        match result {
+            Ok(Outcome::Proven(epoch)) => {
+                tracing::info!("{} takes writes as {epoch}", self.context.config.name);
+                self.memory.start_failures = 0;
+                self.proven(epoch);
+            }
+            Ok(Outcome::Polled(poll)) => self.memory.poll = Some(poll),
+            Ok(Outcome::Rejoin(epoch, verdict)) => self.memory.rejoin = Some((epoch, verdict)),
+            Ok(Outcome::Done) => {
+                if matches!(kind, JobKind::Clone | JobKind::StartStandby) {
+                    self.memory.start_failures = 0;
+                }
+                if kind == JobKind::Clone {
+                    self.memory.rejoin = None; // What was compared is not there any more.
+                }
+            }
+            Err(error) => {
+                tracing::warn!("{kind} failed: {error}");
+                self.after_failure(kind);
+            }
+        }
+    }
+
+    fn after_failure(&mut self, kind: JobKind) {
+        match kind {
+            JobKind::StartPrimary => self.memory.start_failures += 1,
+            JobKind::Initdb | JobKind::Clone | JobKind::StartStandby | JobKind::CheckRejoin => {
+                self.memory.backoff_until = Some(Boottime::now() + BACKOFF);
+            }
+            JobKind::Promote | JobKind::Switchover | JobKind::HandOver | JobKind::Stop | JobKind::Poll => {}
+        }
+        // A standby whose start failed on what it has may have what the leader has not.
+        if kind == JobKind::StartStandby && matches!(self.memory.rejoin, Some((_, Rejoin::Follows))) {
+            self.memory.rejoin = None;
+        }
+    }
+
+    fn proven(&mut self, epoch: Epoch) {
+        self.memory.proven = Some(epoch.clone());
+        let target = crate::context::local_target(&self.context.config);
+        // On a connection of its own: the loop's must stay free to answer.
+        self.checkpoint.spawn(async move {
+            let limit = Duration::from_secs(3600);
+            let done =
+                crate::postgres::sql::ask_once(&target, "writing the first checkpoint", "CHECKPOINT", limit).await;
+            match done {
+                Ok(_) => Some(epoch),
+                Err(error) => {
+                    tracing::warn!("the first checkpoint of this timeline: {}", error.chain());
+                    None
+                }
+            }
+        });
+    }
+}
+
+fn holding(lease: &LeaseSeen, state: &LeaseState, now: Boottime) -> Option<Holding> {
+    let proven = state.proven(now)?;
+    matches!(lease, LeaseSeen::Mine(epoch) if *epoch == proven.epoch).then_some(proven)
+}
+
+fn dcs_last_seen(lease: &LeaseState, now: Boottime) -> u64 {
+    let Some(answered_at) = lease.answered_at else { return 0 };
+    let wall = wall_now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    wall.saturating_sub(now.since(answered_at)).as_secs()
+}
+
+/// The facts that a cycle started from; it is woken when they are no longer so.
+struct Woke {
+    view: Fingerprint,
+    lease: (Option<i64>, Option<Epoch>, bool),
+    instance: crate::keeper::Instance,
+    health: SourceHealth,
+}
+
+/// What in a view is worth a cycle at once. Positions move all the time and are looked at when the period is over.
+#[derive(PartialEq)]
+struct Fingerprint {
+    leader: Option<Epoch>,
+    initialize: Option<pgherd_cluster::view::Initialize>,
+    guarded: [i64; 4],
+    members: Vec<(MemberName, String, Role, PgState)>,
+}
+
+impl Fingerprint {
+    fn of(view: &View) -> Self {
+        let member = |member: &pgherd_cluster::view::Member| {
+            (
+                member.name.clone(),
+                member.record.conn_url.clone(),
+                member.record.role,
+                member.record.state,
+            )
+        };
+        Self {
+            leader: view.epoch().cloned(),
+            initialize: view.initialize,
+            guarded: [
+                view.sync.mod_revision,
+                view.failsafe_revision,
+                view.failover.mod_revision,
+                view.config.mod_revision,
+            ],
+            members: view.members.values().map(member).collect(),
+        }
+    }
+}
+
+fn lease_facts(state: &LeaseState) -> (Option<i64>, Option<Epoch>, bool) {
+    let held = state.holding.as_ref();
+    (
+        state.lease,
+        held.map(|held| held.epoch.clone()),
+        held.is_some_and(|held| held.deadline.is_some()),
+    )
+}
+
+impl Woke {
+    fn now(context: &Context) -> Self {
+        Self {
+            view: Fingerprint::of(&context.view.load()),
+            lease: lease_facts(&context.lease.state().borrow()),
+            instance: context.keeper.instance().borrow().clone(),
+            health: context.view.health().borrow().clone(),
+        }
+    }
+
+    /// Resolves when any of the facts has changed since.
+    async fn changed(&self, context: &Context) {
+        let (mut view, mut lease) = (context.view.subscribe(), context.lease.state());
+        let (mut instance, mut health) = (context.keeper.instance(), context.view.health());
+        // A sender that is gone ends the process elsewhere; here it is only a reason to look.
+        tokio::select! {
+            _ = view.wait_for(|view| Fingerprint::of(view) != self.view) => {}
+            _ = lease.wait_for(|state| lease_facts(state) != self.lease) => {}
+            _ = instance.wait_for(|instance| *instance != self.instance) => {}
+            _ = health.wait_for(|health| *health != self.health) => {}
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! What a cycle does without deciding: publishing, slots, history, configuration. Nothing here may fail a cycle.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use pgherd_cluster::clock::Boottime;
+use pgherd_cluster::key::Key;
+use pgherd_cluster::record::{MemberRecord, Status};
+use pgherd_cluster::source::SourceHealth;
+use pgherd_cluster::timing::LeaseTiming;
+
+use super::Cycle;
+use crate::context::timing_of;
+use crate::jobs::reload_if_changed;
+use crate::lease::Resumed;
+use crate::observation::{LeaseSeen, Observation, Postgres};
+use crate::postgres::DataDir;
+use crate::record::{history_of, leader_status, member_record};
+use crate::slots;
+use crate::status::WalStatus;
+
+/// What was last written, so that it is written again only when it differs.
+#[derive(Default)]
+pub(super) struct Upkeep {
+    record: Option<(MemberRecord, i64, Boottime)>,
+    status: Option<(Status, Boottime)>,
+    slots_seen: BTreeMap<String, Boottime>,
+    config_revision: Option<i64>,
+    timing: Option<LeaseTiming>,
+    memo: Resumed,
+    standby_slots_dropped: bool,
+}
+
+impl Upkeep {
+    pub(super) fn forget_configuration(&mut self) {
+        self.config_revision = None;
+    }
+}
+
+impl Cycle {
+    pub(super) async fn upkeep(&mut self, seen: &Observation) {
+        self.remember();
+        self.retime(seen).await;
+        self.reload_configuration(seen);
+        let in_touch = *self.context.view.health().borrow() == SourceHealth::Following;
+        if in_touch {
+            self.publish_member(seen).await;
+        }
+        let Postgres::Running(server) = &seen.postgres else {
+            return;
+        };
+        match (&server.wal, &seen.lease) {
+            (WalStatus::Primary { location }, LeaseSeen::Mine(epoch)) if self.memory.proven.as_ref() == Some(epoch) => {
+                self.upkeep.standby_slots_dropped = false;
+                if in_touch && seen.job.is_none() {
+                    self.publish_leader(seen, *location).await;
+                }
+            }
+            (WalStatus::Standby { .. }, LeaseSeen::Theirs(_)) if !self.upkeep.standby_slots_dropped => {
+                match slots::drop_on_standby(&self.context).await {
+                    Ok(()) => self.upkeep.standby_slots_dropped = true,
+                    Err(error) => tracing::warn!("dropping old slots: {}", error.chain()),
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Tells the keeper what an agent after this one needs, when it has changed.
+    pub(super) fn remember(&mut self) {
+        let state = self.context.lease.state().borrow().clone();
+        let epoch = state.holding.map(|held| held.epoch);
+        let proven = epoch.is_some() && self.memory.proven == epoch;
+        let memo = Resumed {
+            lease: state.lease,
+            epoch,
+            proven,
+        };
+        if memo != self.upkeep.memo {
+            self.context.keeper.remember(memo.to_memo());
+            self.upkeep.memo = memo;
+        }
+    }
+
+    async fn retime(&mut self, seen: &Observation) {
+        let timing = timing_of(&seen.view);
+        if self.upkeep.timing != Some(timing) && seen.view.config.value.is_some() {
+            self.context.lease.retime(timing).await;
+            self.upkeep.timing = Some(timing);
+        }
+    }
+
+    fn reload_configuration(&mut self, seen: &Observation) {
+        let revision = seen.view.config.mod_revision;
+        let known = self.upkeep.config_revision == Some(revision);
+        if known || seen.job.is_some() || !matches!(seen.postgres, Postgres::Running(_)) {
+            return;
+        }
+        let floors = match &seen.data {
+            DataDir::Cluster { control, .. } if !self.known.writable => Some(control),
+            _ => None,
+        };
+        match reload_if_changed(&self.context, self.known.upstream.as_ref(), floors) {
+            Ok(changed) => {
+                if changed {
+                    tracing::info!("PostgreSQL's configuration has changed and is read again");
+                }
+                self.upkeep.config_revision = Some(revision);
+            }
+            Err(error) => tracing::warn!("writing PostgreSQL's configuration: {error}"),
+        }
+    }
+
+    async fn publish_member(&mut self, seen: &Observation) {
+        let Some(lease) = self.context.lease.state().borrow().lease else {
+            return;
+        };
+        let record = member_record(&self.context.config, seen, &self.memory);
+        let now = Boottime::now();
+        if let Some((last, last_lease, written_at)) = &self.upkeep.record
+            && *last_lease == lease
+            && seen.view.members.contains_key(&self.context.config.name)
+        {
+            let period = self.context.timing().loop_wait();
+            // Positions are published once a period; what others act on, at once.
+            let only_moved = without_positions(last) == without_positions(&record);
+            if *last == record || (only_moved && now.since(*written_at) + SLACK < period) {
+                return;
+            }
+        }
+        let key = self.context.key(&Key::Member(self.context.config.name.clone()));
+        let Ok(value) = serde_json::to_string(&record) else {
+            return;
+        };
+        match self.context.etcd.put(&key, &value, lease, self.context.budget()).await {
+            Ok(()) => self.upkeep.record = Some((record, lease, now)),
+            Err(error) => tracing::warn!("writing our member key: {error}"),
+        }
+    }
+
+    async fn publish_leader(&mut self, seen: &Observation, position: pgherd_cluster::name::Lsn) {
+        let now = Boottime::now();
+        let period = self.context.timing().loop_wait();
+        if self
+            .upkeep
+            .status
+            .as_ref()
+            .is_some_and(|(_, written_at)| now.since(*written_at) + SLACK < period)
+        {
+            return;
+        }
+        let slots = match slots::ensure(&self.context).await {
+            Ok(slots) => slots,
+            Err(error) => {
+                tracing::warn!("looking after the slots: {}", error.chain());
+                BTreeMap::new()
+            }
+        };
+        let own = &self.context.config.name;
+        let status = leader_status(own, position, slots, &seen.view, &mut self.upkeep.slots_seen, now);
+        if self.upkeep.status.as_ref().is_none_or(|(last, _)| *last != status) {
+            let value = serde_json::to_string(&status).unwrap_or_default();
+            if let Err(error) = self
+                .context
+                .etcd
+                .put(&self.context.key(&Key::Status), &value, 0, self.context.budget())
+                .await
+            {
+                tracing::warn!("writing the status key: {error}");
+                return;
+            }
+        }
+        self.upkeep.status = Some((status, now));
+        self.publish_history(seen).await;
+    }
+
+    async fn publish_history(&self, seen: &Observation) {
+        let Postgres::Running(server) = &seen.postgres else {
+            return;
+        };
+        let Some(timeline) = server.timeline else { return };
+        let known = seen.view.history.clone();
+        // The first timeline has no history; the key is written only to correct one that says otherwise.
+        if known
+            .as_ref()
+            .map_or(timeline.0 == 1, |history| history.timeline() == timeline)
+        {
+            return;
+        }
+        let config = seen.view.config.value.clone().unwrap_or_default();
+        let data_dir = &self.context.config.postgresql.data_dir;
+        let known = known.unwrap_or_default();
+        let keep = config.max_timelines_history();
+        let Some(history) = history_of(data_dir, timeline, &self.context.config.name, &known, keep) else {
+            return;
+        };
+        let value = history.to_json().to_string();
+        if let Err(error) = self
+            .context
+            .etcd
+            .put(&self.context.key(&Key::History), &value, 0, self.context.budget())
+            .await
+        {
+            tracing::warn!("writing the history key: {error}");
+        }
+    }
+}
+
+/// A period that is over within this is over: a timer never fires early, but a cycle may begin a moment before it.
+const SLACK: Duration = Duration::from_millis(100);
+
+fn without_positions(record: &MemberRecord) -> MemberRecord {
+    MemberRecord {
+        xlog_location: None,
+        replay_lsn: None,
+        receive_lsn: None,
+        ..record.clone()
+    }
+}

@@ -1,0 +1,68 @@
+//! PostgreSQL is down, whole, and there is data.
+
+use pgherd_cluster::clock::Boottime;
+use pgherd_cluster::view::Epoch;
+
+use super::{Decision, Reason, SOON, Step, abandon, backing_off, guards};
+use crate::observation::{LeaseSeen, Memory, Observation, Rejoin};
+
+/// Two failed crash recoveries in a row: the third would not do better, and a replica could lead meanwhile.
+const START_FAILURES_MAX: u32 = 2;
+
+pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime, standby_data: bool) -> Decision {
+    let cannot_start = memory.start_failures >= START_FAILURES_MAX;
+    match &seen.lease {
+        LeaseSeen::Mine(epoch) if cannot_start => {
+            Decision::act(Reason::CannotStart, Step::Release { epoch: epoch.clone() })
+        }
+        LeaseSeen::Mine(_) if standby_data => start_standby(None, memory, now),
+        LeaseSeen::Mine(_) => Decision::act(Reason::RestartingInPlace, Step::StartPrimary),
+        LeaseSeen::MineUnproven(_) => Decision::wait(Reason::ProvingLease),
+        // All that was acknowledged here is here: to lead again loses nothing, which nobody else can say.
+        LeaseSeen::Stale { epoch, lease } if !standby_data && !cannot_start && seen.view.failover.value.is_none() => {
+            let step = Step::WinAnew {
+                epoch: epoch.clone(),
+                lease: *lease,
+                guards: guards(&seen.view),
+            };
+            Decision::act(Reason::WinningAnew, step)
+        }
+        LeaseSeen::Stale { epoch, lease } => abandon(epoch, *lease),
+        LeaseSeen::Theirs(leader) if standby_data => start_standby(Some(leader), memory, now),
+        LeaseSeen::Theirs(leader) => rejoin(seen, memory, leader, now),
+        // The member that makes the cluster has nobody to ask.
+        LeaseSeen::Free if seen.bootstrap_unfinished => Decision::act(Reason::Bidding, Step::Bid(guards(&seen.view))),
+        LeaseSeen::Free => start_standby(None, memory, now),
+        LeaseSeen::Unknown if standby_data => start_standby(None, memory, now),
+        LeaseSeen::Unknown => Decision::wait(Reason::StoreUnreachable),
+    }
+}
+
+fn start_standby(leader: Option<&Epoch>, memory: &Memory, now: Boottime) -> Decision {
+    if backing_off(memory, now) {
+        return Decision::wait_for(Reason::BackingOff, SOON);
+    }
+    let upstream = leader.map(|leader| leader.holder.clone());
+    Decision::act(Reason::StartingStandby, Step::StartStandby { upstream })
+}
+
+/// A former primary meets another's lease. Only the leader's history tells whether its data fits.
+fn rejoin(seen: &Observation, memory: &Memory, leader: &Epoch, now: Boottime) -> Decision {
+    let name = leader.holder.clone();
+    if seen.view.writable_leader().is_none() {
+        return Decision::wait_for(Reason::WaitingForLeader(name), SOON);
+    }
+    if backing_off(memory, now) {
+        return Decision::wait_for(Reason::BackingOff, SOON);
+    }
+    match &memory.rejoin {
+        Some((asked, Rejoin::Follows)) if asked == leader => start_standby(Some(leader), memory, now),
+        Some((asked, Rejoin::Diverged)) if asked == leader => {
+            Decision::act(Reason::Diverged(name.clone()), Step::Clone { from: name })
+        }
+        _ => Decision::act(
+            Reason::WaitingForLeader(name),
+            Step::CheckRejoin { leader: leader.clone() },
+        ),
+    }
+}

@@ -1,0 +1,181 @@
+//! Why a member does what it does. Log, REST, page and tests all speak from this.
+
+use std::fmt;
+
+use pgherd_cluster::name::MemberName;
+
+use crate::observation::JobKind;
+
+/// The reason of a decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Takes writes under its own lease.
+    Leading,
+    /// Streams from the leader, or is about to.
+    Following(MemberName),
+    /// Is configured to stream from the leader and does not.
+    NotStreaming(MemberName),
+    /// A key names a leader that is not up yet.
+    WaitingForLeader(MemberName),
+    /// Another member bootstraps, or nobody may.
+    WaitingForBootstrap,
+    /// Only a former primary may name the cluster's system identifier.
+    WaitingForPrimaryToInitialize,
+    /// This member makes the cluster.
+    Bootstrapping,
+    /// This member writes the cluster's first keys.
+    Initializing,
+    /// Copies another member's data.
+    Cloning(MemberName),
+    /// Its data holds what the leader's does not: it is cloned anew.
+    Diverged(MemberName),
+    /// Starts with the data that it has.
+    StartingStandby,
+    /// A leader that died restarts where it is.
+    RestartingInPlace,
+    /// A leader that cannot be started gives the key up.
+    CannotStart,
+    /// Its deadline has passed, PostgreSQL has ended, and the key is still its own.
+    WinningAnew,
+    /// The key names this member from an earlier life.
+    KeyFromBefore,
+    /// It holds the key and has no data.
+    LeadsWithoutData,
+    /// The key is another's or nobody's.
+    LostLease,
+    /// The lease of an earlier agent is being proven.
+    ProvingLease,
+    /// It won, and its standby becomes primary.
+    Promoting,
+    /// It bids for the key.
+    Bidding,
+    /// It asks the others.
+    Polling,
+    /// Another member is ahead.
+    Behind {
+        /// Who.
+        of: MemberName,
+        /// By how many bytes.
+        bytes: u64,
+    },
+    /// Another member, as far, comes first by its priority.
+    Outranked(MemberName),
+    /// Further behind the last known position of the leader than is allowed.
+    LagTooGreat {
+        /// How far.
+        bytes: u64,
+        /// How far it may be.
+        bytes_max: u64,
+    },
+    /// On an older timeline than the cluster, which is checked here.
+    OldTimeline,
+    /// A primary answers, although nobody holds the key.
+    PrimaryAlive(MemberName),
+    /// Its tags say so.
+    MayNotLead,
+    /// A switchover names another member.
+    LeavesItTo(MemberName),
+    /// A switchover's former leader comes last.
+    FormerLeaderWaits,
+    /// A switchover is under way.
+    SwitchingOver(Option<MemberName>),
+    /// A switchover waits for its time.
+    SwitchoverScheduled,
+    /// A request names another leader than the one there is.
+    RequestNamesAnother,
+    /// Long work is under way.
+    Busy(JobKind),
+    /// A failed try is repeated a little later.
+    BackingOff,
+    /// Processes of PostgreSQL are being ended.
+    PostgresEnding,
+    /// The postmaster runs and does not answer SQL.
+    PostgresSilent,
+    /// etcd does not answer.
+    StoreUnreachable,
+    /// The cluster is in maintenance.
+    Paused,
+    /// The data directory holds something else.
+    ForeignFiles(Vec<String>),
+    /// The process was told to stop.
+    Stopping,
+    /// It cannot go on.
+    Fatal(String),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Leading => f.write_str("leads"),
+            Self::Following(leader) => write!(f, "follows {leader}"),
+            Self::NotStreaming(leader) => write!(f, "does not stream from {leader} yet"),
+            Self::WaitingForLeader(leader) => write!(f, "waits for {leader} to take writes"),
+            Self::WaitingForBootstrap => f.write_str("waits for a member to make the cluster"),
+            Self::WaitingForPrimaryToInitialize => {
+                f.write_str("waits for a former primary to initialize the cluster's keys")
+            }
+            Self::Bootstrapping => f.write_str("makes a new cluster"),
+            Self::Initializing => f.write_str("writes the cluster's first keys"),
+            Self::Cloning(from) => write!(f, "has no data and is cloned from {from}"),
+            Self::Diverged(from) => write!(f, "has data that {from} has not, and is cloned anew"),
+            Self::StartingStandby => f.write_str("starts PostgreSQL as a standby"),
+            Self::RestartingInPlace => f.write_str("PostgreSQL died: restarts it in place, which loses nothing"),
+            Self::CannotStart => f.write_str("cannot start PostgreSQL as primary and gives the lease up"),
+            Self::WinningAnew => f.write_str("its deadline passed and PostgreSQL was ended: wins the lease anew"),
+            Self::KeyFromBefore => f.write_str("the leader key names it from before: deletes it"),
+            Self::LeadsWithoutData => f.write_str("holds the lease without data and gives it up"),
+            Self::LostLease => f.write_str("does not hold the lease any more: PostgreSQL is ended"),
+            Self::ProvingLease => f.write_str("proves the lease of the agent before it"),
+            Self::Promoting => f.write_str("holds the lease and is promoted"),
+            Self::Bidding => f.write_str("nobody leads and nobody is ahead: bids for the lease"),
+            Self::Polling => f.write_str("nobody leads: asks the other members"),
+            Self::Behind { of, bytes } => write!(f, "nobody leads, but {of} is {bytes} bytes ahead"),
+            Self::Outranked(by) => write!(f, "nobody leads, but {by} has a higher failover_priority"),
+            Self::LagTooGreat { bytes, bytes_max } => {
+                write!(
+                    f,
+                    "nobody leads, but it is {bytes} bytes behind the last leader, the limit is {bytes_max}"
+                )
+            }
+            Self::OldTimeline => f.write_str("nobody leads, but it is on an older timeline than the cluster"),
+            Self::PrimaryAlive(name) => write!(f, "nobody holds the lease, but {name} still runs a primary"),
+            Self::MayNotLead => f.write_str("nobody leads, and its tags forbid it to"),
+            Self::LeavesItTo(candidate) => write!(f, "nobody leads: leaves it to {candidate}, which was asked for"),
+            Self::FormerLeaderWaits => f.write_str("nobody leads: it just handed over and waits for the others"),
+            Self::SwitchingOver(Some(candidate)) => write!(f, "hands over to {candidate}"),
+            Self::SwitchingOver(None) => f.write_str("hands over to the best candidate"),
+            Self::SwitchoverScheduled => f.write_str("leads; a switchover is scheduled"),
+            Self::RequestNamesAnother => f.write_str("a switchover was asked for that does not fit, and is cleared"),
+            Self::Busy(job) => write!(f, "is busy: {job}"),
+            Self::BackingOff => f.write_str("waits a little before it tries again"),
+            Self::PostgresEnding => f.write_str("waits for the last process of PostgreSQL to end"),
+            Self::PostgresSilent => f.write_str("PostgreSQL runs and does not answer"),
+            Self::StoreUnreachable => f.write_str("etcd does not answer"),
+            Self::Paused => f.write_str("the cluster is paused"),
+            Self::ForeignFiles(files) => write!(
+                f,
+                "the data directory is not PostgreSQL's and not empty ({}): move these files away",
+                files.join(", ")
+            ),
+            Self::Stopping => f.write_str("stops as asked"),
+            Self::Fatal(why) => f.write_str(why),
+        }
+    }
+}
+
+impl fmt::Display for JobKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Initdb => "initdb",
+            Self::Clone => "cloning",
+            Self::StartPrimary => "starting as primary",
+            Self::StartStandby => "starting as standby",
+            Self::Promote => "promoting",
+            Self::Switchover => "switching over",
+            Self::HandOver => "handing over",
+            Self::Stop => "stopping",
+            Self::Poll => "asking the other members",
+            Self::CheckRejoin => "asking the leader for its history",
+        })
+    }
+}

@@ -1,0 +1,25 @@
+//! Making a data directory.
+
+use pgherd_cluster::name::MemberName;
+
+use super::{JobError, Outcome};
+use crate::context::Context;
+use crate::decide::upstream_address;
+use crate::postgres::{bootstrap, clone};
+
+pub(super) async fn initdb(context: &Context) -> Result<Outcome, JobError> {
+    bootstrap::initdb(&context.programs, &context.config).await?;
+    Ok(Outcome::Done)
+}
+
+/// Clones while an old data directory, if there is one, stays where it is until the copy is whole.
+pub(super) async fn clone(context: &Context, from: &MemberName) -> Result<Outcome, JobError> {
+    let source = upstream_address(&context.view(), from).ok_or_else(|| JobError::NoSuchMember(from.clone()))?;
+    // What is to be replaced must not run; a former leader's server has ended long before, a standby's has not.
+    context.keeper.end().await?;
+    context.keeper.disarm().await?;
+    if let Some(aside) = clone::clone_from(&context.programs, &context.config, &source).await? {
+        tracing::warn!(aside = %aside.display(), "the former data directory was moved aside");
+    }
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,135 @@
+//! Long work, one piece at a time: each is a future that the loop owns and may drop.
+
+mod handover;
+mod make;
+mod poll;
+mod rejoin;
+mod serve;
+
+use std::sync::Arc;
+
+use pgherd_cluster::clock::Boottime;
+use pgherd_cluster::name::MemberName;
+use pgherd_cluster::view::Epoch;
+
+use crate::context::Context;
+use crate::keeper::OrderError;
+use crate::observation::{JobKind, Poll, Rejoin};
+use crate::postgres::ToolError;
+use pgherd_cluster::etcd::StoreError;
+
+pub(crate) use self::handover::{clear_request, release_key};
+pub use self::serve::{configure, reload_if_changed};
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub enum Job {
+    /// Run initdb.
+    Initdb,
+    /// Clone from a member.
+    Clone(MemberName),
+    /// Start as primary and prove that it takes writes.
+    StartPrimary(Epoch),
+    /// Start as standby.
+    StartStandby(Option<MemberName>),
+    /// Promote and prove that it takes writes.
+    Promote(Epoch),
+    /// Hand over to a candidate, as requested.
+    Switchover {
+        /// The holding to give up.
+        epoch: Epoch,
+        /// To whom; to the best when nobody is named.
+        candidate: Option<MemberName>,
+    },
+    /// Stop and hand over, before the process ends.
+    HandOver(Option<Epoch>),
+    /// Stop a standby.
+    Stop,
+    /// Ask the other members.
+    Poll,
+    /// Ask the leader whether our data can follow it.
+    CheckRejoin(Epoch),
+}
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// It is done.
+    Done,
+    /// The server takes writes under this holding.
+    Proven(Epoch),
+    /// The others' answers.
+    Polled(Poll),
+    /// Whether our data can follow the leader.
+    Rejoin(Epoch, Rejoin),
+}
+
+/// Why it failed.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    /// A program, a file or a query.
+    #[error("{}", .0.chain())]
+    Tool(#[from] ToolError),
+    /// The keeper.
+    #[error(transparent)]
+    Keeper(#[from] OrderError),
+    /// etcd.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The server ended while it was being started or promoted.
+    #[error("PostgreSQL ended while it was starting; its log says why")]
+    ServerEnded,
+    /// The server did not get there in time.
+    #[error("PostgreSQL {what} within {} s", .limit.as_secs())]
+    TooSlow {
+        /// What it did not do.
+        what: &'static str,
+        /// How long it had.
+        limit: std::time::Duration,
+    },
+    /// The member has no key, or says nothing usable in it.
+    #[error("member {0} has no usable key")]
+    NoSuchMember(MemberName),
+    /// Nobody can take over.
+    #[error("no candidate can take over: {0}")]
+    NoCandidate(String),
+}
+
+impl Job {
+    /// Its kind.
+    #[must_use]
+    pub const fn kind(&self) -> JobKind {
+        match self {
+            Self::Initdb => JobKind::Initdb,
+            Self::Clone(_) => JobKind::Clone,
+            Self::StartPrimary(_) => JobKind::StartPrimary,
+            Self::StartStandby(_) => JobKind::StartStandby,
+            Self::Promote(_) => JobKind::Promote,
+            Self::Switchover { .. } => JobKind::Switchover,
+            Self::HandOver(_) => JobKind::HandOver,
+            Self::Stop => JobKind::Stop,
+            Self::Poll => JobKind::Poll,
+            Self::CheckRejoin(_) => JobKind::CheckRejoin,
+        }
+    }
+
+    /// Does it.
+    ///
+    /// # Errors
+    /// See [`JobError`].
+    pub async fn run(self, context: Arc<Context>) -> Result<Outcome, JobError> {
+        let context = &*context;
+        match self {
+            Self::Initdb => make::initdb(context).await,
+            Self::Clone(from) => make::clone(context, &from).await,
+            Self::StartPrimary(epoch) => serve::start_primary(context, epoch).await,
+            Self::StartStandby(upstream) => serve::start_standby(context, upstream.as_ref()).await,
+            Self::Promote(epoch) => serve::promote(context, epoch).await,
+            Self::Switchover { epoch, candidate } => handover::switchover(context, &epoch, candidate).await,
+            Self::HandOver(epoch) => handover::before_leaving(context, epoch.as_ref()).await,
+            Self::Stop => handover::stop(context).await,
+            Self::Poll => Ok(Outcome::Polled(poll::ask_all(context, Boottime::now()).await?)),
+            Self::CheckRejoin(leader) => rejoin::check(context, leader).await,
+        }
+    }
+}

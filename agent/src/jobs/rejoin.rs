@@ -1,0 +1,167 @@
+//! Can our data follow the leader? Its history file tells where each timeline ended.
+
+use std::time::Duration;
+
+use pgherd_cluster::name::{Lsn, Timeline};
+use pgherd_cluster::view::Epoch;
+
+use super::{JobError, Outcome};
+use crate::context::Context;
+use crate::decide::upstream_address;
+use crate::observation::Rejoin;
+use crate::postgres::control::inspect;
+use crate::postgres::sql::{Target, ask_once};
+use crate::postgres::{Control, ControlState, DataDir};
+use crate::status::WalStatus;
+
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+
+/// Asks the leader for its timeline and history, and compares them with what is here.
+pub(super) async fn check(context: &Context, leader: Epoch) -> Result<Outcome, JobError> {
+    let address = upstream_address(&context.view(), &leader.holder)
+        .ok_or_else(|| JobError::NoSuchMember(leader.holder.clone()))?;
+    let postgresql = &context.config.postgresql;
+    let target = Target::new(&address, &postgresql.database, &postgresql.superuser);
+    // A standby that is asked by mistake answers with no row, and nothing is decided on that.
+    let sql = "WITH now AS (SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) AS timeline WHERE NOT pg_is_in_recovery()) \
+               SELECT timeline, pg_read_file('pg_wal/' || timeline || '.history', 0, 1048576, true) FROM now";
+    let rows = ask_once(&target, "asking the leader for its history", sql, ANSWER_MAX).await?;
+    let row = rows
+        .into_iter()
+        .next()
+        .ok_or_else(|| JobError::NoSuchMember(leader.holder.clone()))?;
+    let text = |index: usize| row.get(index).and_then(Option::as_deref).unwrap_or_default();
+    let Ok(leaders_timeline) = u32::from_str_radix(text(0), 16) else {
+        return Err(JobError::NoSuchMember(leader.holder));
+    };
+    let history = History::parse(Timeline(leaders_timeline), text(1));
+    let ours = match inspect(&context.programs, &postgresql.data_dir).await? {
+        DataDir::Cluster { control, standby } => our_end(context, &control, standby).await,
+        DataDir::Empty | DataDir::Foreign(_) => OurEnd::Unknown,
+    };
+    let verdict = history.judge(&ours);
+    tracing::info!(leader = %leader, ?verdict, ?ours, "compared our data with the leader's history");
+    Ok(Outcome::Rejoin(leader, verdict))
+}
+
+/// How far what we have reaches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum OurEnd {
+    /// A standby: replayed this far, on this timeline.
+    Replayed { timeline: Timeline, lsn: Lsn },
+    /// A primary that was stopped in order: its last record begins here.
+    ShutDownAt { timeline: Timeline, checkpoint: Lsn },
+    /// A primary that was ended, or anything else: it may reach further than can be told.
+    Unknown,
+}
+
+async fn our_end(context: &Context, control: &Control, standby: bool) -> OurEnd {
+    if standby {
+        return match context.sql.status().await {
+            Ok(server) => match (server.timeline, server.wal) {
+                (Some(timeline), WalStatus::Standby { replayed, .. }) => OurEnd::Replayed {
+                    timeline,
+                    lsn: replayed,
+                },
+                _ => OurEnd::Unknown,
+            },
+            // Not up yet: its checkpoint is the least that it has, and following will show the rest.
+            Err(_) => OurEnd::Replayed {
+                timeline: control.timeline,
+                lsn: control.checkpoint,
+            },
+        };
+    }
+    match control.state {
+        ControlState::ShutDown => OurEnd::ShutDownAt {
+            timeline: control.timeline,
+            checkpoint: control.checkpoint,
+        },
+        _ => OurEnd::Unknown,
+    }
+}
+
+/// Where timelines ended on the way to the leader's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct History {
+    current: Timeline,
+    ended: Vec<(Timeline, Lsn)>,
+}
+
+impl History {
+    /// Reads a history file: a timeline, the position where it ended, and a reason, on each line.
+    fn parse(current: Timeline, text: &str) -> Self {
+        let line = |line: &str| {
+            let mut words = line.split_whitespace();
+            let timeline = words.next()?.parse().ok()?;
+            Some((Timeline(timeline), words.next()?.parse().ok()?))
+        };
+        Self {
+            current,
+            ended: text.lines().filter_map(line).collect(),
+        }
+    }
+
+    fn end_of(&self, timeline: Timeline) -> Option<Lsn> {
+        self.ended
+            .iter()
+            .find(|(ended, _)| *ended == timeline)
+            .map(|(_, lsn)| *lsn)
+    }
+
+    fn judge(&self, ours: &OurEnd) -> Rejoin {
+        let follows = match *ours {
+            // The same timeline is the same history: two leaders never share one.
+            OurEnd::Replayed { timeline, .. } if timeline == self.current => true,
+            OurEnd::Replayed { timeline, lsn } => self.end_of(timeline).is_some_and(|end| lsn <= end),
+            // The last record begins before the end of the timeline, which is a record's end: it is in the history.
+            OurEnd::ShutDownAt { timeline, checkpoint } => self.end_of(timeline).is_some_and(|end| checkpoint < end),
+            OurEnd::Unknown => false,
+        };
+        if follows { Rejoin::Follows } else { Rejoin::Diverged }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn history() -> History {
+        History::parse(
+            Timeline(3),
+            "1\t0/3000000\tno recovery target specified\n\n2\t0/5000000\tno recovery target specified\n",
+        )
+    }
+
+    #[test]
+    fn a_standby_follows_while_it_has_not_replayed_past_the_fork() {
+        let at = |timeline, lsn| OurEnd::Replayed {
+            timeline: Timeline(timeline),
+            lsn: Lsn(lsn),
+        };
+        for (ours, verdict) in [
+            (at(2, 0x500_0000), Rejoin::Follows),
+            (at(2, 0x500_0001), Rejoin::Diverged),
+            (at(1, 0x200_0000), Rejoin::Follows),
+            (at(3, 0x900_0000), Rejoin::Follows),
+            (at(4, 0x100_0000), Rejoin::Diverged),
+        ] {
+            assert_eq!(history().judge(&ours), verdict, "{ours:?}");
+        }
+    }
+
+    #[test]
+    fn a_leader_that_was_stopped_in_order_follows_when_its_last_record_was_taken_over() {
+        let at = |checkpoint| OurEnd::ShutDownAt {
+            timeline: Timeline(2),
+            checkpoint: Lsn(checkpoint),
+        };
+        assert_eq!(history().judge(&at(0x4FF_FF88)), Rejoin::Follows);
+        assert_eq!(history().judge(&at(0x500_0000)), Rejoin::Diverged);
+    }
+
+    #[test]
+    fn a_leader_that_was_ended_has_to_be_cloned() {
+        assert_eq!(history().judge(&OurEnd::Unknown), Rejoin::Diverged);
+    }
+}

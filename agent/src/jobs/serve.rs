@@ -1,0 +1,217 @@
+//! Starting and promoting PostgreSQL.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use pgherd_cluster::name::MemberName;
+use pgherd_cluster::record::Address;
+use pgherd_cluster::view::Epoch;
+use pgherd_keeper::protocol::PostmasterSignal;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::{JobError, Outcome};
+use crate::context::Context;
+use crate::decide::upstream_address;
+use crate::keeper::Instance;
+use crate::postgres::bootstrap::{UNFINISHED_MARKER, make_roles};
+use crate::postgres::clone::write_pgpass;
+use crate::postgres::control::inspect;
+use crate::postgres::settings::{Inputs, Settings};
+use crate::postgres::{Control, DataDir, ToolError, files};
+use crate::slots;
+use crate::status::{ServerStatus, WalStatus};
+
+/// How often a server that is about to answer is asked.
+const ASK_EVERY: Duration = Duration::from_millis(10);
+/// A promotion that comes while the walreceiver is ending can sleep through a whole retry interval; a signal wakes it.
+const NUDGE_EVERY: Duration = Duration::from_millis(50);
+const PROMOTE_MAX: Duration = Duration::from_secs(60);
+
+/// Writes the configuration files for the next start or reload. Says whether anything changed, and what was rendered.
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub fn configure(
+    context: &Context,
+    upstream: Option<&Address>,
+    floors: Option<&Control>,
+) -> Result<(Settings, bool), ToolError> {
+    let postgresql = &context.config.postgresql;
+    let dir = &postgresql.data_dir;
+    let dynamic = context.dynamic();
+    let inputs = Inputs {
+        scope: &context.config.scope,
+        name: &context.config.name,
+        postgresql,
+        dynamic: &dynamic,
+        upstream,
+        floors,
+    };
+    let (settings, warnings) = Settings::render(inputs);
+    let (conf, base) = (dir.join("postgresql.conf"), dir.join("postgresql.base.conf"));
+    if !base.exists() && conf.exists() {
+        // What initdb or an administrator wrote stays in force under what is written here.
+        std::fs::rename(&conf, &base).map_err(|source| ToolError::File {
+            what: "keeping the original configuration",
+            path: conf.clone(),
+            source,
+        })?;
+    }
+    let mut changed = files::write_whole(&conf, &settings.conf, 0o600)?;
+    for (name, lines) in [
+        ("pg_hba.conf", &postgresql.pg_hba),
+        ("pg_ident.conf", &postgresql.pg_ident),
+    ] {
+        if let Some(lines) = lines {
+            let text = format!("# Written by pgherd from the configuration.\n{}\n", lines.join("\n"));
+            changed |= files::write_whole(&dir.join(name), &text, 0o600)?;
+        }
+    }
+    if let Some(upstream) = upstream {
+        write_pgpass(postgresql, upstream)?;
+    }
+    if changed {
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+    }
+    Ok((settings, changed))
+}
+
+/// Writes the configuration of a running server, and has it read when anything changed.
+///
+/// # Errors
+/// When a file cannot be written or the keeper cannot be told.
+pub fn reload_if_changed(
+    context: &Context,
+    upstream: Option<&Address>,
+    floors: Option<&Control>,
+) -> Result<bool, JobError> {
+    let (_, changed) = configure(context, upstream, floors)?;
+    if changed {
+        context.keeper.signal(PostmasterSignal::Reload)?;
+    }
+    Ok(changed)
+}
+
+/// Starts as primary. The keeper refuses unless a deadline lies ahead.
+pub(super) async fn start_primary(context: &Context, epoch: Epoch) -> Result<Outcome, JobError> {
+    let dir = &context.config.postgresql.data_dir;
+    files::remove_if_there(&dir.join("standby.signal"))?;
+    files::remove_if_there(&dir.join("promote"))?;
+    launch(context, None, true).await?;
+    wait_until(
+        context,
+        "did not take writes",
+        context.config.postgresql.start_timeout,
+        is_primary,
+    )
+    .await?;
+    settle(context, epoch).await
+}
+
+/// Starts as standby, of nobody while nobody leads.
+pub(super) async fn start_standby(context: &Context, upstream: Option<&MemberName>) -> Result<Outcome, JobError> {
+    let dir = &context.config.postgresql.data_dir;
+    files::write_whole(&dir.join("standby.signal"), "", 0o600)?;
+    files::remove_if_there(&dir.join("promote"))?;
+    // A deadline that is still in force would end the standby when it passes.
+    context.keeper.disarm().await?;
+    let view = context.view();
+    let upstream = upstream.and_then(|name| upstream_address(&view, name));
+    launch(context, upstream.as_ref(), false).await?;
+    wait_until(
+        context,
+        "did not answer",
+        context.config.postgresql.start_timeout,
+        |_| true,
+    )
+    .await?;
+    Ok(Outcome::Done)
+}
+
+async fn launch(context: &Context, upstream: Option<&Address>, writable: bool) -> Result<(), JobError> {
+    context.sql.disconnect().await;
+    let dir = &context.config.postgresql.data_dir;
+    let floors = match inspect(&context.programs, dir).await? {
+        DataDir::Cluster { control, .. } => Some(control),
+        DataDir::Empty | DataDir::Foreign(_) => None,
+    };
+    let (settings, _) = configure(context, upstream, floors.as_ref().filter(|_| !writable))?;
+    let arguments = settings.arguments(dir).into_iter().map(OsString::from).collect();
+    context
+        .keeper
+        .start(writable, context.programs.path("postgres"), arguments)
+        .await?;
+    Ok(())
+}
+
+/// Promotes a standby, or takes over a primary whose proof is still to come.
+pub(super) async fn promote(context: &Context, epoch: Epoch) -> Result<Outcome, JobError> {
+    let standby = context.sql.status().await.is_ok_and(|server| !is_primary(&server));
+    if standby {
+        files::write_whole(&context.config.postgresql.data_dir.join("promote"), "", 0o600)?;
+        context.keeper.signal(PostmasterSignal::Promote)?;
+        wait_until(context, "was not promoted", PROMOTE_MAX, is_primary).await?;
+    }
+    settle(context, epoch).await
+}
+
+/// What must be so before the route to a new primary opens: roles, slots for the others, and a write that went through.
+async fn settle(context: &Context, epoch: Epoch) -> Result<Outcome, JobError> {
+    let marker = context.config.postgresql.data_dir.join(UNFINISHED_MARKER);
+    if marker.exists() {
+        make_roles(&context.sql, &context.config).await?;
+        files::remove_if_there(&marker)?;
+    }
+    context.sql.prove_writable().await?;
+    if let Err(error) = slots::ensure(context).await {
+        tracing::warn!(%error, "not all slots could be made yet; the next cycle tries again");
+    }
+    Ok(Outcome::Proven(epoch))
+}
+
+fn is_primary(server: &ServerStatus) -> bool {
+    matches!(server.wal, WalStatus::Primary { .. })
+}
+
+/// Resolves when the postmaster has gone.
+async fn gone(instance: &mut watch::Receiver<Instance>) {
+    // Keepers that are gone end the process elsewhere.
+    let _ = instance.wait_for(|instance| instance.postmaster.is_none()).await;
+}
+
+/// Asks until the server is as wanted, nudging it meanwhile; ends when the server does.
+async fn wait_until(
+    context: &Context,
+    what: &'static str,
+    limit: Duration,
+    wanted: impl Fn(&ServerStatus) -> bool,
+) -> Result<(), JobError> {
+    let deadline = Instant::now() + limit;
+    let mut instance = context.keeper.instance();
+    let mut ask = interval(ASK_EVERY);
+    ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut nudge = interval(NUDGE_EVERY);
+    nudge.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut answered = false;
+    loop {
+        tokio::select! {
+            () = gone(&mut instance) => return Err(JobError::ServerEnded),
+            _ = ask.tick() => {
+                if let Ok(server) = context.sql.status().await {
+                    answered = true;
+                    if wanted(&server) {
+                        return Ok(());
+                    }
+                }
+            }
+            // Only a server that is up is nudged: one that starts reads its configuration anyway.
+            _ = nudge.tick(), if answered => context.keeper.signal(PostmasterSignal::Reload)?,
+        }
+        if Instant::now() > deadline {
+            return Err(JobError::TooSlow { what, limit });
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! The agent's side of its keeper: requests with answers, and the state of the instance as the keeper tells it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pgherd_keeper::KeeperLink;
+use pgherd_keeper::protocol::{ExitKind, Hello, PostmasterSignal, Refusal, Report, Request, RequestKind, Start};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use tokio::sync::{oneshot, watch};
+use tokio::time::timeout;
+
+/// The instance and the agent's own orders, as the keeper last told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Instance {
+    /// The postmaster, while it runs.
+    pub postmaster: Option<i32>,
+    /// Whether any process of PostgreSQL is left.
+    pub left: bool,
+    /// How the last postmaster ended.
+    pub last_exit: Option<ExitKind>,
+    /// How many postmasters have ended since this agent began.
+    pub exits: u64,
+    /// How many postmasters have been started since this agent began.
+    pub starts: u64,
+    /// The last term that became final.
+    pub fenced: Option<u64>,
+    /// The last refusal, with the number of refusals so far.
+    pub refused: Option<(RequestKind, Refusal)>,
+    /// See above.
+    pub refusals: u64,
+    /// Whether a deadline is in force.
+    pub armed: bool,
+    /// The keeper was told to stop.
+    pub stopping: bool,
+    /// How many times it was told to reload.
+    pub reloads: u64,
+}
+
+/// Why an order to the keeper failed.
+#[derive(Debug, thiserror::Error)]
+pub enum OrderError {
+    /// The keeper said no.
+    #[error("the keeper refused: {0:?}")]
+    Refused(Refusal),
+    /// No answer.
+    #[error("the keeper did not do it within {0:?}")]
+    Timeout(Duration),
+    /// The link is broken.
+    #[error("the link to the keeper")]
+    Link(#[from] std::io::Error),
+    /// The reader has ended.
+    #[error("the keeper is gone")]
+    Gone,
+}
+
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+
+/// A handle on the keeper.
+#[derive(Clone)]
+pub struct Keeper {
+    link: Arc<KeeperLink>,
+    state: watch::Receiver<Instance>,
+}
+
+impl Keeper {
+    /// Waits for the keeper's greeting, and starts the thread that reads what it says from then on.
+    ///
+    /// A thread, because the safe way to wait for a socket of this kind is to block on it; it ends with the link.
+    ///
+    /// # Errors
+    /// When the thread cannot be made, the link breaks, or no greeting comes.
+    pub async fn greet(link: KeeperLink) -> Result<(Self, Hello), OrderError> {
+        let link = Arc::new(link);
+        let (state_tx, mut state) = watch::channel(Instance::default());
+        let (hello_tx, hello) = oneshot::channel();
+        let reader = Reader {
+            link: Arc::clone(&link),
+            state: state_tx,
+        };
+        std::thread::Builder::new()
+            .name("keeper-link".to_owned())
+            .spawn(move || reader.run(hello_tx))?;
+        let hello = match timeout(ANSWER_MAX, hello).await {
+            Ok(Ok(hello)) => hello,
+            Ok(Err(_)) => return Err(OrderError::Gone),
+            Err(_) => return Err(OrderError::Timeout(ANSWER_MAX)),
+        };
+        state.mark_unchanged();
+        Ok((Self { link, state }, hello))
+    }
+
+    /// Resolves when the keeper is gone.
+    pub async fn gone(&self) {
+        let mut state = self.state.clone();
+        // The sender is dropped when the link ends.
+        while state.changed().await.is_ok() {}
+    }
+
+    /// The link, for the lease's thread.
+    #[must_use]
+    pub fn link(&self) -> Arc<KeeperLink> {
+        Arc::clone(&self.link)
+    }
+
+    /// The newest state of the instance, and changes of it.
+    #[must_use]
+    pub fn instance(&self) -> watch::Receiver<Instance> {
+        self.state.clone()
+    }
+
+    /// Starts the postmaster; its process exists when this returns.
+    ///
+    /// # Errors
+    /// When the keeper refuses, as it does for a writable start without a deadline ahead.
+    pub async fn start(&self, writable: bool, program: PathBuf, args: Vec<OsString>) -> Result<(), OrderError> {
+        let before = self.state.borrow().clone();
+        self.link.send(&Request::Start(Start {
+            writable,
+            program,
+            args,
+            env: Vec::new(),
+        }))?;
+        self.wait(ANSWER_MAX, RequestKind::Start, &before, |instance| {
+            instance.starts > before.starts
+        })
+        .await
+    }
+
+    /// Signals the postmaster.
+    ///
+    /// # Errors
+    /// When the link is broken; a refusal shows in the state of the instance.
+    pub fn signal(&self, signal: PostmasterSignal) -> Result<(), OrderError> {
+        Ok(self.link.send(&Request::Signal(signal))?)
+    }
+
+    /// Ends PostgreSQL whole, without a checkpoint, and waits until nothing of it is left.
+    ///
+    /// # Errors
+    /// When something is left after a while.
+    pub async fn end(&self) -> Result<(), OrderError> {
+        self.link.send(&Request::End)?;
+        self.wait_ended(ANSWER_MAX).await
+    }
+
+    /// Waits until nothing of PostgreSQL is left.
+    ///
+    /// # Errors
+    /// When something is left after `limit`.
+    pub async fn wait_ended(&self, limit: Duration) -> Result<(), OrderError> {
+        let mut state = self.state.clone();
+        let ended = state.wait_for(|instance| !instance.left);
+        match timeout(limit, ended).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(OrderError::Gone),
+            Err(_) => Err(OrderError::Timeout(limit)),
+        }
+    }
+
+    /// Takes the deadline away. PostgreSQL must have ended.
+    ///
+    /// # Errors
+    /// When the keeper refuses.
+    pub async fn disarm(&self) -> Result<(), OrderError> {
+        let before = self.state.borrow().clone();
+        self.link.send(&Request::Disarm)?;
+        self.wait(ANSWER_MAX, RequestKind::Disarm, &before, |instance| !instance.armed)
+            .await
+    }
+
+    /// Has the keeper remember what the next agent needs.
+    pub fn remember(&self, memo: Vec<u8>) {
+        if let Err(error) = self.link.send(&Request::Remember { memo }) {
+            tracing::warn!(%error, "the keeper did not take the memo");
+        }
+    }
+
+    /// Tells the keeper that this agent exits on purpose, and with which code the keeper is to follow.
+    pub fn leave(&self, code: u8) {
+        if let Err(error) = self.link.send(&Request::Leave { code }) {
+            tracing::warn!(%error, "the keeper did not hear the farewell");
+        }
+    }
+
+    async fn wait(
+        &self,
+        limit: Duration,
+        asked: RequestKind,
+        before: &Instance,
+        done: impl Fn(&Instance) -> bool,
+    ) -> Result<(), OrderError> {
+        let refusal = |instance: &Instance| match instance.refused {
+            Some((what, why)) if instance.refusals > before.refusals && what == asked => Some(why),
+            _ => None,
+        };
+        let mut state = self.state.clone();
+        let answered = state.wait_for(|instance| done(instance) || refusal(instance).is_some());
+        match timeout(limit, answered).await {
+            Ok(Ok(instance)) if done(&instance) => Ok(()),
+            Ok(Ok(instance)) => Err(refusal(&instance).map_or(OrderError::Gone, OrderError::Refused)),
+            Ok(Err(_)) => Err(OrderError::Gone),
+            Err(_) => Err(OrderError::Timeout(limit)),
+        }
+    }
+}
+
+struct Reader {
+    link: Arc<KeeperLink>,
+    state: watch::Sender<Instance>,
+}
+
+impl Reader {
+    fn run(self, hello: oneshot::Sender<Hello>) {
+        let mut hello = Some(hello);
+        loop {
+            match self.next() {
+                Ok(Report::Hello(report)) => {
+                    self.state.send_modify(|instance| instance.begin(&report));
+                    if let Some(hello) = hello.take() {
+                        let _ = hello.send(report); // Whoever asked may have given up.
+                    }
+                }
+                // A renewed deadline is reported each time and changes nothing here: it wakes nobody.
+                Ok(report) => {
+                    self.state.send_if_modified(|instance| {
+                        let before = instance.clone();
+                        instance.fold(report);
+                        *instance != before
+                    });
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the link to the keeper has ended");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn next(&self) -> std::io::Result<Report> {
+        loop {
+            if let Some(report) = self.link.try_recv()? {
+                return Ok(report);
+            }
+            let mut waits = [PollFd::new(&*self.link, PollFlags::IN)];
+            // Without end on purpose: the kernel ends this process together with its keeper.
+            match poll(&mut waits, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+impl Instance {
+    fn begin(&mut self, hello: &Hello) {
+        self.postmaster = hello.postmaster.map(|pid| pid.as_raw_nonzero().get());
+        self.left = hello.instance_left;
+        self.armed = hello.armed.is_some();
+        self.fenced = hello.fenced;
+        self.stopping = hello.stopping;
+    }
+
+    fn fold(&mut self, report: Report) {
+        match report {
+            Report::Hello(_) => {}
+            Report::Armed { .. } => self.armed = true,
+            Report::Disarmed => self.armed = false,
+            Report::Started { pid } => {
+                self.postmaster = Some(pid.as_raw_nonzero().get());
+                self.left = true;
+                self.starts += 1;
+            }
+            Report::Refused { what, why } => {
+                self.refused = Some((what, why));
+                self.refusals += 1;
+            }
+            Report::PostmasterExited { status, .. } => {
+                self.postmaster = None;
+                self.last_exit = Some(status);
+                self.exits += 1;
+            }
+            Report::Ended => {
+                self.left = false;
+                self.postmaster = None;
+            }
+            Report::Fenced { term } => {
+                self.fenced = Some(term);
+                self.armed = false;
+            }
+            Report::Stop => self.stopping = true,
+            Report::Reload => self.reloads += 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dead_postmaster_is_not_a_dead_instance() {
+        let mut instance = Instance::default();
+        let pid = rustix::process::Pid::from_raw(7).expect("not zero");
+        instance.fold(Report::Started { pid });
+        instance.fold(Report::PostmasterExited {
+            pid,
+            status: ExitKind::Signal(9),
+        });
+        assert_eq!((instance.postmaster, instance.left), (None, true));
+        instance.fold(Report::Ended);
+        assert!(!instance.left);
+    }
+}

@@ -1,0 +1,164 @@
+//! What a decision rests on: plain data, gathered by `observe`, read by `decide`.
+
+use std::sync::Arc;
+
+use pgherd_cluster::clock::Boottime;
+use pgherd_cluster::name::{Lsn, MemberName, Timeline};
+use pgherd_cluster::record::Address;
+use pgherd_cluster::view::{Epoch, View};
+
+use crate::postgres::DataDir;
+use crate::status::ServerStatus;
+
+/// Everything that one decision looks at.
+#[derive(Clone, Debug)]
+pub struct Observation {
+    /// This member's name.
+    pub me: MemberName,
+    /// The newest view.
+    pub view: Arc<View>,
+    /// The leader key, as far as this member may rely on it.
+    pub lease: LeaseSeen,
+    /// What lies in the data directory.
+    pub data: DataDir,
+    /// Whether initdb ran here and the roles were not made yet.
+    pub bootstrap_unfinished: bool,
+    /// PostgreSQL.
+    pub postgres: Postgres,
+    /// The one long job that is under way.
+    pub job: Option<JobKind>,
+    /// The address that our standby is configured to stream from.
+    pub upstream: Option<Address>,
+    /// Whether this member may never lead.
+    pub nofailover: bool,
+    /// This member's rank among equals in an election.
+    pub failover_priority: i64,
+    /// Whether the requested switchover's time has come.
+    pub request_due: bool,
+    /// Whether the process was told to stop.
+    pub stopping: bool,
+}
+
+/// The leader key, as far as this member may rely on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LeaseSeen {
+    /// Ours, proven, with the deadline ahead.
+    Mine(Epoch),
+    /// Ours by an earlier agent's word; the proof is under way.
+    MineUnproven(Epoch),
+    /// It names us, but no deadline may rest on it: ours has passed, or it is from before this machine's start.
+    Stale {
+        /// The holding.
+        epoch: Epoch,
+        /// The lease that the key is bound to.
+        lease: i64,
+    },
+    /// Another member's.
+    Theirs(Epoch),
+    /// Nobody's.
+    Free,
+    /// etcd does not answer.
+    Unknown,
+}
+
+/// PostgreSQL, as seen from outside and by SQL.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Postgres {
+    /// No postmaster and no process of it.
+    Down,
+    /// No postmaster, but processes of it are left; the keeper is ending them.
+    Ending,
+    /// A postmaster that does not answer SQL. It came up writable, or as a standby.
+    Silent {
+        /// Whether it may take writes.
+        writable: bool,
+    },
+    /// A postmaster that answers.
+    Running(Box<ServerStatus>),
+}
+
+/// Long work, one at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobKind {
+    /// initdb.
+    Initdb,
+    /// A base backup.
+    Clone,
+    /// Starting PostgreSQL as primary.
+    StartPrimary,
+    /// Starting PostgreSQL as standby.
+    StartStandby,
+    /// Promotion.
+    Promote,
+    /// Planned switchover, on the leader.
+    Switchover,
+    /// Handing over before a stop.
+    HandOver,
+    /// Stopping a standby before the process ends.
+    Stop,
+    /// Asking the other members in an election.
+    Poll,
+    /// Asking the leader whether our data can follow it.
+    CheckRejoin,
+}
+
+/// What the decisions remember from cycle to cycle.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// Since when the leader key has been seen free.
+    pub free_since: Option<Boottime>,
+    /// How many starts as primary have failed in a row.
+    pub start_failures: u32,
+    /// Before this, no clone, initdb or start is tried again.
+    pub backoff_until: Option<Boottime>,
+    /// The last poll of an election.
+    pub poll: Option<Poll>,
+    /// Whether our data can follow the leader of an epoch.
+    pub rejoin: Option<(Epoch, Rejoin)>,
+    /// The epoch under which our primary has been proven to take writes.
+    pub proven: Option<Epoch>,
+    /// The epoch whose first checkpoint is done.
+    pub checkpointed: Option<Epoch>,
+    /// The system identifier that a fatal mismatch was found with; the process ends.
+    pub fatal: Option<String>,
+}
+
+/// The answer to "can our data follow this leader?".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejoin {
+    /// Its history contains all that we have.
+    Follows,
+    /// We have something that it has not.
+    Diverged,
+}
+
+/// What the other members said when asked in an election.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Poll {
+    /// When they were asked.
+    pub asked_at: Boottime,
+    /// Our own position, read after their answers: what they said can then only be older, and two candidates under live
+    /// WAL cannot both see the other ahead.
+    pub own_position: Lsn,
+    /// Those that answered.
+    pub peers: Vec<Peer>,
+    /// How many did not.
+    pub silent: usize,
+}
+
+/// A member's answer in an election.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its name.
+    pub name: MemberName,
+    /// Whether its PostgreSQL is a primary.
+    pub primary: bool,
+    /// Its position; nothing when its PostgreSQL does not answer.
+    pub position: Option<Lsn>,
+    /// Its timeline.
+    pub timeline: Option<Timeline>,
+    /// Whether it may never lead.
+    pub nofailover: bool,
+    /// Its rank among equals.
+    pub failover_priority: i64,
+}

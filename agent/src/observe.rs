@@ -1,0 +1,251 @@
+//! Gathers an [`Observation`]: everything in parallel, each answer with a deadline, and "unknown" is an answer.
+
+use pgherd_cluster::clock::{Boottime, wall_now};
+use pgherd_cluster::name::MemberName;
+use pgherd_cluster::record::{Address, FailoverRequest, MemberRecord};
+use pgherd_cluster::source::SourceHealth;
+use pgherd_cluster::view::View;
+
+use crate::context::Context;
+use crate::keeper::Instance;
+use crate::lease::{LeaseState, term_of};
+use crate::observation::{JobKind, LeaseSeen, Observation, Postgres};
+use crate::postgres::bootstrap::UNFINISHED_MARKER;
+use crate::postgres::control::inspect;
+use crate::postgres::{DataDir, ToolError};
+
+/// What the loop knows that no question tells.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// The job under way.
+    pub job: Option<JobKind>,
+    /// What our standby is configured to stream from.
+    pub upstream: Option<Address>,
+    /// Whether the running server came up writable or was promoted.
+    pub writable: bool,
+    /// What the data directory was last seen to hold; it does not change while a postmaster runs on it.
+    pub data: Option<DataDir>,
+}
+
+/// Observes.
+///
+/// # Errors
+/// When the data directory cannot be read: nothing can be decided on a guess about data.
+pub async fn observe(context: &Context, known: &Known) -> Result<Observation, ToolError> {
+    let instance = context.keeper.instance().borrow().clone();
+    let data_dir = &context.config.postgresql.data_dir;
+    let data = async {
+        match &known.data {
+            Some(data) if instance.postmaster.is_some() => Ok(data.clone()),
+            _ => inspect(&context.programs, data_dir).await,
+        }
+    };
+    let (data, postgres) = tokio::join!(data, postgres(context, &instance, known));
+    let view = context.view();
+    let in_touch = *context.view.health().borrow() == SourceHealth::Following;
+    let lease = lease_seen(
+        &view,
+        in_touch,
+        &context.lease.state().borrow(),
+        &instance,
+        &context.config.name,
+        Boottime::now(),
+    );
+    let me = as_record(context);
+    Ok(Observation {
+        me: context.config.name.clone(),
+        request_due: view.failover.value.as_ref().is_none_or(is_due),
+        view,
+        lease,
+        data: data?,
+        bootstrap_unfinished: data_dir.join(UNFINISHED_MARKER).exists(),
+        postgres,
+        job: known.job,
+        upstream: known.upstream.clone(),
+        nofailover: me.nofailover(),
+        failover_priority: me.failover_priority(),
+        stopping: instance.stopping,
+    })
+}
+
+async fn postgres(context: &Context, instance: &Instance, known: &Known) -> Postgres {
+    match (instance.postmaster, instance.left) {
+        (None, false) => Postgres::Down,
+        (None, true) => Postgres::Ending,
+        (Some(_), _) => match context.sql.status().await {
+            Ok(server) => Postgres::Running(Box::new(server)),
+            Err(error) => {
+                tracing::debug!(error = error.chain(), "PostgreSQL does not answer");
+                Postgres::Silent {
+                    writable: known.writable || instance.armed,
+                }
+            }
+        },
+    }
+}
+
+fn as_record(context: &Context) -> MemberRecord {
+    MemberRecord {
+        tags: context.config.tags.clone(),
+        ..MemberRecord::new(String::new(), String::new())
+    }
+}
+
+fn is_due(request: &FailoverRequest) -> bool {
+    let Some(at) = &request.scheduled_at else { return true };
+    // A time that cannot be read is a request that cannot be meant: REST refuses it, so nobody waits for it.
+    let Ok(at) = at.parse::<jiff::Timestamp>() else {
+        return false;
+    };
+    jiff::Timestamp::try_from(wall_now()).is_ok_and(|now| at <= now)
+}
+
+/// What this member may rely on of the leader key.
+fn lease_seen(
+    view: &View,
+    in_touch: bool,
+    state: &LeaseState,
+    instance: &Instance,
+    me: &MemberName,
+    now: Boottime,
+) -> LeaseSeen {
+    if let Some(held) = &state.holding {
+        // The view may still be from before our bid; once it has reached it, it must agree.
+        let contradicted = in_touch && view.revision >= held.epoch.create_revision && view.epoch() != Some(&held.epoch);
+        let fenced = instance.fenced == Some(term_of(&held.epoch));
+        if !contradicted && !fenced {
+            return match held.deadline {
+                Some(deadline) if now < deadline => LeaseSeen::Mine(held.epoch.clone()),
+                Some(_) => LeaseSeen::Unknown,
+                None => LeaseSeen::MineUnproven(held.epoch.clone()),
+            };
+        }
+    }
+    if !in_touch {
+        return LeaseSeen::Unknown;
+    }
+    match &view.leader {
+        None => LeaseSeen::Free,
+        Some(leader) if leader.epoch.holder == *me => LeaseSeen::Stale {
+            epoch: leader.epoch.clone(),
+            lease: leader.lease,
+        },
+        Some(leader) => LeaseSeen::Theirs(leader.epoch.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use pgherd_cluster::name::Scope;
+    use pgherd_cluster::view::{Epoch, Leader};
+
+    use super::*;
+    use crate::lease::Held;
+
+    fn name(text: &str) -> MemberName {
+        MemberName::new(text).expect("a plain name")
+    }
+
+    fn epoch(holder: &str, create_revision: i64) -> Epoch {
+        Epoch {
+            holder: name(holder),
+            create_revision,
+        }
+    }
+
+    fn view(leader: Option<Epoch>, revision: i64) -> View {
+        let leader = leader.map(|epoch| Leader {
+            epoch,
+            lease: 7,
+            mod_revision: revision,
+        });
+        View {
+            leader,
+            revision,
+            ..View::empty(Scope::new("c").expect("a plain name"))
+        }
+    }
+
+    fn held(epoch: Epoch, deadline: Option<u64>) -> LeaseState {
+        let deadline = deadline.map(|seconds| Boottime::default() + Duration::from_secs(seconds));
+        LeaseState {
+            holding: Some(Held { epoch, deadline }),
+            ..LeaseState::default()
+        }
+    }
+
+    fn seen(view: &View, in_touch: bool, state: &LeaseState, fenced: Option<u64>) -> LeaseSeen {
+        let instance = Instance {
+            fenced,
+            ..Instance::default()
+        };
+        lease_seen(
+            view,
+            in_touch,
+            state,
+            &instance,
+            &name("n1"),
+            Boottime::default() + Duration::from_secs(10),
+        )
+    }
+
+    #[test]
+    fn a_proof_counts_until_its_deadline_and_not_once_the_keeper_has_fenced() {
+        let key = view(Some(epoch("n1", 5)), 9);
+        let mine = LeaseSeen::Mine(epoch("n1", 5));
+        assert_eq!(seen(&key, true, &held(epoch("n1", 5), Some(11)), None), mine);
+        assert_eq!(seen(&key, false, &held(epoch("n1", 5), Some(11)), None), mine);
+        assert_eq!(
+            seen(&key, true, &held(epoch("n1", 5), Some(10)), None),
+            LeaseSeen::Unknown
+        );
+        assert_eq!(
+            seen(&key, true, &held(epoch("n1", 5), None), None),
+            LeaseSeen::MineUnproven(epoch("n1", 5))
+        );
+        let stale = LeaseSeen::Stale {
+            epoch: epoch("n1", 5),
+            lease: 7,
+        };
+        assert_eq!(seen(&key, true, &held(epoch("n1", 5), Some(11)), Some(5)), stale);
+    }
+
+    #[test]
+    fn a_view_from_before_the_bid_does_not_contradict_it_and_a_later_one_does() {
+        let mine = held(epoch("n1", 5), Some(11));
+        assert_eq!(seen(&view(None, 4), true, &mine, None), LeaseSeen::Mine(epoch("n1", 5)));
+        assert_eq!(seen(&view(None, 6), true, &mine, None), LeaseSeen::Free);
+        assert_eq!(
+            seen(&view(Some(epoch("n2", 6)), 6), true, &mine, None),
+            LeaseSeen::Theirs(epoch("n2", 6))
+        );
+    }
+
+    #[test]
+    fn without_etcd_nothing_is_known_of_others() {
+        let none = LeaseState::default();
+        assert_eq!(
+            seen(&view(Some(epoch("n2", 5)), 9), false, &none, None),
+            LeaseSeen::Unknown
+        );
+        assert_eq!(
+            seen(&view(Some(epoch("n2", 5)), 9), true, &none, None),
+            LeaseSeen::Theirs(epoch("n2", 5))
+        );
+        assert_eq!(seen(&view(None, 9), true, &none, None), LeaseSeen::Free);
+    }
+
+    #[test]
+    fn a_scheduled_request_is_due_at_its_time() {
+        let at = |text: &str| FailoverRequest {
+            scheduled_at: Some(text.to_owned()),
+            ..FailoverRequest::default()
+        };
+        assert!(is_due(&FailoverRequest::default()));
+        assert!(is_due(&at("2000-01-01T00:00:00+00:00")));
+        assert!(!is_due(&at("2999-01-01T00:00:00+00:00")));
+        assert!(!is_due(&at("tomorrow")));
+    }
+}

@@ -1,0 +1,12 @@
+//! All that touches PostgreSQL: its programs, its files, its configuration, SQL on it. Processes are the keeper's.
+
+pub mod bootstrap;
+pub mod clone;
+pub mod control;
+pub mod files;
+pub mod programs;
+pub mod settings;
+pub mod sql;
+
+pub use self::control::{Control, ControlState, DataDir};
+pub use self::programs::{Programs, ToolError};

@@ -1,0 +1,180 @@
+//! PostgreSQL's programs, run with a deadline and with their words kept for the error.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use tokio::process::Command;
+use tokio::time::timeout;
+
+/// Why a program did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum ToolError {
+    /// It could not be started.
+    #[error("starting {program}")]
+    Spawn {
+        /// Which.
+        program: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It was still running at the deadline, and was killed.
+    #[error("{program} did not finish within {limit:?}")]
+    Timeout {
+        /// Which.
+        program: String,
+        /// How long it had.
+        limit: Duration,
+    },
+    /// It failed.
+    #[error("{program} failed: {said}")]
+    Failed {
+        /// Which.
+        program: String,
+        /// The end of what it wrote to stderr.
+        said: String,
+    },
+    /// It succeeded, and what it wrote is not what was expected.
+    #[error("{program} wrote something unexpected: {what}")]
+    Unexpected {
+        /// Which.
+        program: String,
+        /// What was missing.
+        what: String,
+    },
+    /// A file could not be read or written.
+    #[error("{what}: {}", .path.display())]
+    File {
+        /// What was being done.
+        what: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A query failed.
+    #[error("{what}")]
+    Sql {
+        /// What was being done.
+        what: &'static str,
+        /// Why it failed.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+}
+
+impl ToolError {
+    /// The error with its causes, on one line.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    }
+}
+
+/// Where PostgreSQL's programs are.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    bin_dir: Option<PathBuf>,
+}
+
+impl Programs {
+    /// In `bin_dir`, or on `PATH` without one.
+    #[must_use]
+    pub const fn new(bin_dir: Option<PathBuf>) -> Self {
+        Self { bin_dir }
+    }
+
+    /// The path of one program.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.bin_dir
+            .as_deref()
+            .map_or_else(|| PathBuf::from(name), |dir| dir.join(name))
+    }
+
+    /// Runs a program to its end. Dropped midway, it is killed.
+    ///
+    /// # Errors
+    /// See [`ToolError`].
+    pub async fn run<A: AsRef<OsStr>>(
+        &self,
+        name: &str,
+        args: &[A],
+        env: &[(&str, &OsStr)],
+        limit: Duration,
+    ) -> Result<Output, ToolError> {
+        let program = || name.to_owned();
+        let child = Command::new(self.path(name))
+            .args(args)
+            .env("LC_ALL", "C") // What it writes is read by us.
+            .envs(env.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|source| ToolError::Spawn {
+                program: program(),
+                source,
+            })?;
+        let output = timeout(limit, child.wait_with_output())
+            .await
+            .map_err(|_| ToolError::Timeout {
+                program: program(),
+                limit,
+            })?
+            .map_err(|source| ToolError::Spawn {
+                program: program(),
+                source,
+            })?;
+        if output.status.success() {
+            return Ok(output);
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        let last_lines: Vec<&str> = said.lines().rev().take(4).collect();
+        let said = last_lines.into_iter().rev().collect::<Vec<_>>().join(" | ");
+        Err(ToolError::Failed {
+            program: program(),
+            said,
+        })
+    }
+
+    /// The major version of the programs, such as 15.
+    ///
+    /// # Errors
+    /// See [`ToolError`].
+    pub async fn major_version(&self) -> Result<u32, ToolError> {
+        let output = self
+            .run("postgres", &["--version"], &[], Duration::from_secs(10))
+            .await?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        // "postgres (PostgreSQL) 15.18 (Debian ...)"
+        let digits: String = text
+            .split("PostgreSQL) ")
+            .nth(1)
+            .unwrap_or_default()
+            .chars()
+            .take_while(char::is_ascii_digit)
+            .collect();
+        digits.parse().map_err(|_| ToolError::Unexpected {
+            program: "postgres".to_owned(),
+            what: text.trim().to_owned(),
+        })
+    }
+}
+
+/// Attaches what was being done to a file error.
+pub(crate) fn file_error(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ToolError {
+    let path = path.to_owned();
+    move |source| ToolError::File { what, path, source }
+}

@@ -1,0 +1,329 @@
+//! PostgreSQL's configuration: what goes on the command line, what into `postgresql.conf`. Pure.
+//!
+//! As with Patroni, the parameters on which members must agree are taken from the dynamic configuration only, and are
+//! passed on the command line, where ALTER SYSTEM cannot override them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use pgherd_cluster::name::{MemberName, Scope};
+use pgherd_cluster::record::{Address, DynamicConfig};
+use serde_json::Value;
+
+use super::control::Control;
+use crate::config::PostgresConfig;
+
+/// What the configuration is rendered from.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// The cluster's name.
+    pub scope: &'a Scope,
+    /// This member's name.
+    pub name: &'a MemberName,
+    /// The local part.
+    pub postgresql: &'a PostgresConfig,
+    /// The dynamic part.
+    pub dynamic: &'a DynamicConfig,
+    /// The member that is streamed from; nothing for a primary, or while nobody leads.
+    pub upstream: Option<&'a Address>,
+    /// For a standby: what it may not undercut.
+    pub floors: Option<&'a Control>,
+}
+
+/// A rendered configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Arguments of `postgres`, after `-D` and `--config-file`.
+    pub controlled: Vec<(String, String)>,
+    /// The text of `postgresql.conf`.
+    pub conf: String,
+}
+
+/// A parameter that only the dynamic configuration may set: name, default, and what a value must be.
+struct Controlled {
+    name: &'static str,
+    default: &'static str,
+    accepts: Accepts,
+}
+
+enum Accepts {
+    AtLeast(u32),
+    OneOf(&'static [&'static str]),
+    Switch,
+}
+
+/// Reference: Patroni's table of controlled parameters, same defaults and minimums.
+const CONTROLLED: [Controlled; 10] = [
+    Controlled {
+        name: "wal_level",
+        default: "replica",
+        accepts: Accepts::OneOf(&["replica", "hot_standby", "logical"]),
+    },
+    Controlled {
+        name: "hot_standby",
+        default: "on",
+        accepts: Accepts::OneOf(&["on"]),
+    },
+    Controlled {
+        name: "max_connections",
+        default: "100",
+        accepts: Accepts::AtLeast(25),
+    },
+    Controlled {
+        name: "max_wal_senders",
+        default: "10",
+        accepts: Accepts::AtLeast(3),
+    },
+    Controlled {
+        name: "max_prepared_transactions",
+        default: "0",
+        accepts: Accepts::AtLeast(0),
+    },
+    Controlled {
+        name: "max_locks_per_transaction",
+        default: "64",
+        accepts: Accepts::AtLeast(32),
+    },
+    Controlled {
+        name: "track_commit_timestamp",
+        default: "off",
+        accepts: Accepts::Switch,
+    },
+    Controlled {
+        name: "max_replication_slots",
+        default: "10",
+        accepts: Accepts::AtLeast(4),
+    },
+    Controlled {
+        name: "max_worker_processes",
+        default: "8",
+        accepts: Accepts::AtLeast(2),
+    },
+    Controlled {
+        name: "wal_log_hints",
+        default: "on",
+        accepts: Accepts::Switch,
+    },
+];
+
+/// Parameters that are ours alone, wherever they are set.
+const NEVER: [&str; 6] = [
+    "listen_addresses",
+    "port",
+    "cluster_name",
+    "config_file",
+    "hba_file",
+    "ident_file",
+];
+
+/// Recovery settings that follow from the cluster's state, wherever they are set.
+const RECOVERY: [&str; 9] = [
+    "primary_conninfo",
+    "primary_slot_name",
+    "recovery_target",
+    "recovery_target_lsn",
+    "recovery_target_name",
+    "recovery_target_time",
+    "recovery_target_timeline",
+    "recovery_target_xid",
+    "promote_trigger_file",
+];
+
+impl Settings {
+    /// Renders the configuration, and the warnings about values that were replaced.
+    #[must_use]
+    pub fn render(inputs: Inputs<'_>) -> (Self, Vec<String>) {
+        let dynamic = inputs.dynamic.parameters();
+        let mut warnings = Vec::new();
+        let mut controlled = vec![
+            (
+                "listen_addresses".to_owned(),
+                inputs.postgresql.listen_addresses.join(","),
+            ),
+            ("port".to_owned(), inputs.postgresql.port.to_string()),
+            ("cluster_name".to_owned(), inputs.scope.to_string()),
+        ];
+        for parameter in CONTROLLED {
+            let value = parameter.value(dynamic.get(parameter.name), &mut warnings);
+            controlled.push((
+                parameter.name.to_owned(),
+                inputs.at_least_the_floor(parameter.name, value),
+            ));
+        }
+        let conf = render_conf(inputs, &controlled);
+        (Self { controlled, conf }, warnings)
+    }
+
+    /// All arguments of `postgres` for a data directory.
+    #[must_use]
+    pub fn arguments(&self, data_dir: &Path) -> Vec<String> {
+        let mut arguments = vec![
+            "-D".to_owned(),
+            data_dir.display().to_string(),
+            format!("--config-file={}", data_dir.join("postgresql.conf").display()),
+        ];
+        arguments.extend(self.controlled.iter().map(|(name, value)| format!("--{name}={value}")));
+        arguments
+    }
+}
+
+impl Inputs<'_> {
+    fn at_least_the_floor(&self, name: &str, value: String) -> String {
+        let floor = self
+            .floors
+            .and_then(|control| control.floors.iter().find(|(floor, _)| *floor == name));
+        match (floor, value.parse::<u32>()) {
+            (Some((_, floor)), Ok(wanted)) if *floor > wanted => floor.to_string(),
+            _ => value,
+        }
+    }
+}
+
+impl Controlled {
+    fn value(&self, configured: Option<&Value>, warnings: &mut Vec<String>) -> String {
+        let Some(configured) = configured else {
+            return self.default.to_owned();
+        };
+        let text = value_text(configured);
+        let accepted = match self.accepts {
+            Accepts::AtLeast(minimum) => text.parse::<u32>().is_ok_and(|number| number >= minimum),
+            Accepts::OneOf(words) => words.contains(&text.as_str()),
+            Accepts::Switch => matches!(
+                text.to_lowercase().as_str(),
+                "on" | "off" | "true" | "false" | "yes" | "no" | "1" | "0"
+            ),
+        };
+        if accepted {
+            return if text == "hot_standby" {
+                "replica".to_owned()
+            } else {
+                text
+            };
+        }
+        warnings.push(format!(
+            "postgresql.parameters.{}: {text:?} is not allowed, {} is used",
+            self.name, self.default
+        ));
+        self.default.to_owned()
+    }
+}
+
+fn render_conf(inputs: Inputs<'_>, controlled: &[(String, String)]) -> String {
+    let dynamic = inputs.dynamic.parameters();
+    let mut parameters: BTreeMap<String, String> = BTreeMap::new();
+    // A standby that lost its upstream asks again this soon. PostgreSQL's own 5 s would be slept through in full by a
+    // promotion that arrives while the walreceiver is ending.
+    parameters.insert("wal_retrieve_retry_interval".to_owned(), "200ms".to_owned());
+    parameters.insert("wal_keep_size".to_owned(), "128MB".to_owned());
+    for (name, value) in dynamic.iter().chain(&inputs.postgresql.parameters) {
+        let ours = NEVER.contains(&name.as_str()) || RECOVERY.contains(&name.as_str());
+        if ours || controlled.iter().any(|(controlled, _)| controlled == name) {
+            continue;
+        }
+        match (name.as_str(), value_text(value).parse::<u64>()) {
+            // Gone since PostgreSQL 13; a segment is 16 MB.
+            ("wal_keep_segments", Ok(segments)) => {
+                parameters.insert("wal_keep_size".to_owned(), format!("{}MB", segments * 16));
+            }
+            _ => {
+                parameters.insert(name.clone(), value_text(value));
+            }
+        }
+    }
+    parameters.extend(controlled.iter().cloned());
+
+    let data_dir = &inputs.postgresql.data_dir;
+    let mut conf = String::from(
+        "# Written by pgherd. Do not edit: it is overwritten. Use the dynamic configuration or the member's YAML.\n\
+         include 'postgresql.base.conf'\n\n",
+    );
+    for (name, value) in &parameters {
+        push_setting(&mut conf, name, value);
+    }
+    push_setting(
+        &mut conf,
+        "hba_file",
+        &data_dir.join("pg_hba.conf").display().to_string(),
+    );
+    push_setting(
+        &mut conf,
+        "ident_file",
+        &data_dir.join("pg_ident.conf").display().to_string(),
+    );
+    conf.push_str("\n# Recovery: in force while standby.signal is there.\n");
+    push_setting(
+        &mut conf,
+        "primary_conninfo",
+        &inputs
+            .upstream
+            .map(|upstream| conninfo(inputs, upstream))
+            .unwrap_or_default(),
+    );
+    let slot = if inputs.upstream.is_some() && use_slots(inputs.dynamic) {
+        inputs.name.slot_name()
+    } else {
+        String::new()
+    };
+    push_setting(&mut conf, "primary_slot_name", &slot);
+    push_setting(&mut conf, "recovery_target_timeline", "latest");
+    conf
+}
+
+/// Whether members have physical slots: dynamic only, on unless switched off.
+#[must_use]
+pub fn use_slots(dynamic: &DynamicConfig) -> bool {
+    !matches!(dynamic.postgresql().get("use_slots"), Some(Value::Bool(false)))
+}
+
+fn conninfo(inputs: Inputs<'_>, upstream: &Address) -> String {
+    let replication = &inputs.postgresql.replication;
+    let mut text = format!(
+        "dbname={} user={}",
+        quote(&inputs.postgresql.database),
+        quote(&replication.username)
+    );
+    if replication.password.is_some() {
+        text.push_str(&format!(
+            " passfile={}",
+            quote(&inputs.postgresql.pgpass.display().to_string())
+        ));
+    }
+    text.push_str(&format!(
+        " host={} port={} sslmode=prefer application_name={} gssencmode=prefer channel_binding=prefer",
+        quote(&upstream.host),
+        upstream.port,
+        quote(inputs.name.as_str()),
+    ));
+    text
+}
+
+/// A value of a connection string, quoted where libpq's grammar needs it.
+#[must_use]
+pub fn quote(value: &str) -> String {
+    let plain = !value.is_empty() && value.chars().all(|c| !c.is_whitespace() && c != '\'' && c != '\\');
+    if plain {
+        value.to_owned()
+    } else {
+        format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
+    }
+}
+
+fn push_setting(conf: &mut String, name: &str, value: &str) {
+    // In postgresql.conf a backslash in quotes begins an escape, and a quote is doubled.
+    let value = value.replace('\\', "\\\\").replace('\'', "''");
+    conf.push_str(&format!("{name} = '{value}'\n"));
+}
+
+fn value_text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Bool(true) => "on".to_owned(),
+        Value::Bool(false) => "off".to_owned(),
+        Value::Null => String::new(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+#[path = "settings_tests.rs"]
+mod tests;

@@ -1,0 +1,172 @@
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pgherd_cluster::name::{Lsn, SystemId, Timeline};
+use serde_json::{Map, json};
+
+use super::*;
+use crate::config::Credentials;
+use crate::postgres::ControlState;
+
+fn local(parameters: Value) -> PostgresConfig {
+    PostgresConfig {
+        listen_addresses: vec!["127.0.0.1".to_owned()],
+        port: 5432,
+        connect_address: Address {
+            host: "127.0.0.1".to_owned(),
+            port: 5432,
+        },
+        data_dir: PathBuf::from("/data/n1"),
+        bin_dir: None,
+        pgpass: PathBuf::from("/run/pgpass"),
+        database: "postgres".to_owned(),
+        superuser: Credentials {
+            username: "postgres".to_owned(),
+            password: None,
+        },
+        replication: Credentials {
+            username: "replicator".to_owned(),
+            password: Some("secret".to_owned()),
+        },
+        rewind: None,
+        parameters: parameters.as_object().cloned().unwrap_or_default(),
+        pg_hba: None,
+        pg_ident: None,
+        start_timeout: Duration::from_secs(60),
+    }
+}
+
+fn dynamic(parameters: Value) -> DynamicConfig {
+    let document = json!({ "postgresql": { "parameters": parameters } });
+    DynamicConfig::new(document.as_object().cloned().unwrap_or_else(Map::new))
+}
+
+fn render(
+    local_parameters: Value,
+    dynamic_parameters: Value,
+    upstream: Option<&Address>,
+    floors: Option<&Control>,
+) -> (Settings, Vec<String>) {
+    Settings::render(Inputs {
+        scope: &Scope::new("batman").expect("a plain name"),
+        name: &MemberName::new("n1").expect("a plain name"),
+        postgresql: &local(local_parameters),
+        dynamic: &dynamic(dynamic_parameters),
+        upstream,
+        floors,
+    })
+}
+
+fn controlled(settings: &Settings, name: &str) -> String {
+    settings
+        .controlled
+        .iter()
+        .find(|(known, _)| known == name)
+        .map(|(_, value)| value.clone())
+        .unwrap_or_default()
+}
+
+#[test]
+fn controlled_parameters_come_from_the_dynamic_configuration_only() {
+    let (settings, warnings) = render(
+        json!({"max_connections": 999, "wal_level": "logical"}),
+        json!({"max_connections": 60}),
+        None,
+        None,
+    );
+    assert_eq!(controlled(&settings, "max_connections"), "60");
+    assert_eq!(controlled(&settings, "wal_level"), "replica");
+    assert!(settings.conf.contains("max_connections = '60'\n"));
+    assert!(warnings.is_empty());
+}
+
+#[test]
+fn a_value_that_is_not_allowed_gives_the_default_and_a_warning() {
+    let (settings, warnings) = render(
+        json!({}),
+        json!({"max_connections": 5, "wal_level": "minimal"}),
+        None,
+        None,
+    );
+    assert_eq!(controlled(&settings, "max_connections"), "100");
+    assert_eq!(warnings.len(), 2);
+    assert!(
+        warnings
+            .iter()
+            .any(|warning| warning.contains("postgresql.parameters.wal_level")),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn other_parameters_merge_with_the_local_ones_on_top() {
+    let (settings, _) = render(
+        json!({"work_mem": "8MB", "log_line_prefix": "it's \\ %m", "port": 1}),
+        json!({"work_mem": "4MB", "jit": false, "wal_keep_segments": 4, "primary_conninfo": "x"}),
+        None,
+        None,
+    );
+    let conf = settings.conf;
+    for line in [
+        "work_mem = '8MB'\n",
+        "jit = 'off'\n",
+        "wal_keep_size = '64MB'\n",
+        "log_line_prefix = 'it''s \\\\ %m'\n",
+        "port = '5432'\n",
+    ] {
+        assert!(conf.contains(line), "{line} in {conf}");
+    }
+    assert!(!conf.contains("'x'"));
+}
+
+#[test]
+fn a_standby_never_undercuts_its_primary() {
+    let control = Control {
+        state: ControlState::InArchiveRecovery,
+        system_id: SystemId(1),
+        checkpoint: Lsn(1),
+        timeline: Timeline(1),
+        floors: vec![("max_connections", 200), ("max_wal_senders", 3)],
+    };
+    let (settings, _) = render(json!({}), json!({"max_connections": 60}), None, Some(&control));
+    assert_eq!(controlled(&settings, "max_connections"), "200");
+    assert_eq!(controlled(&settings, "max_wal_senders"), "10");
+}
+
+#[test]
+fn a_standby_streams_from_its_upstream_by_its_own_name_and_slot() {
+    let upstream = Address {
+        host: "127.0.0.2".to_owned(),
+        port: 5433,
+    };
+    let (settings, _) = render(json!({}), json!({}), Some(&upstream), None);
+    assert!(settings.conf.contains(
+        "primary_conninfo = 'dbname=postgres user=replicator passfile=/run/pgpass host=127.0.0.2 port=5433 sslmode=prefer \
+         application_name=n1 gssencmode=prefer channel_binding=prefer'\n"
+    ));
+    assert!(settings.conf.contains("primary_slot_name = 'n1'\n"));
+    assert!(
+        !settings.conf.contains("secret"),
+        "a password belongs into the password file"
+    );
+}
+
+#[test]
+fn arguments_are_those_that_patroni_passes() {
+    let (settings, _) = render(json!({}), json!({}), None, None);
+    let arguments = settings.arguments(Path::new("/data/n1")).join(" ");
+    assert_eq!(
+        arguments,
+        "-D /data/n1 --config-file=/data/n1/postgresql.conf --listen_addresses=127.0.0.1 --port=5432 --cluster_name=batman \
+         --wal_level=replica --hot_standby=on --max_connections=100 --max_wal_senders=10 --max_prepared_transactions=0 \
+         --max_locks_per_transaction=64 --track_commit_timestamp=off --max_replication_slots=10 --max_worker_processes=8 \
+         --wal_log_hints=on"
+    );
+}
+
+#[test]
+fn conninfo_values_are_quoted_where_needed() {
+    assert_eq!(quote("plain"), "plain");
+    assert_eq!(quote(""), "''");
+    assert_eq!(quote("it's a \\"), r"'it\'s a \\'");
+}

@@ -1,0 +1,358 @@
+//! SQL on PostgreSQL: one kept connection to our own server, short ones to others. Every question has a deadline, also
+//! against a backend that is stopped and will never answer.
+
+use std::time::Duration;
+
+use pgherd_cluster::name::{Lsn, Timeline};
+use pgherd_cluster::record::Address;
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow};
+
+use super::programs::ToolError;
+use crate::config::Credentials;
+use crate::status::{ServerStatus, WalSender, WalStatus};
+
+const CONNECT_MAX: Duration = Duration::from_secs(3);
+const STATUS_MAX: Duration = Duration::from_secs(2);
+
+/// A row of a simple query: texts and nulls.
+pub type Row = Vec<Option<String>>;
+
+/// How to reach a server.
+#[derive(Clone)]
+pub struct Target {
+    config: tokio_postgres::Config,
+}
+
+impl Target {
+    /// As `user` to `database` at `address`.
+    #[must_use]
+    pub fn new(address: &Address, database: &str, user: &Credentials) -> Self {
+        let mut config = tokio_postgres::Config::new();
+        config
+            .host(&address.host)
+            .port(address.port)
+            .dbname(database)
+            .user(&user.username)
+            .application_name("pgherd")
+            .connect_timeout(CONNECT_MAX)
+            .tcp_user_timeout(CONNECT_MAX)
+            .options("-c statement_timeout=0 -c synchronous_commit=local -c search_path=pg_catalog");
+        if let Some(password) = &user.password {
+            config.password(password);
+        }
+        Self { config }
+    }
+}
+
+struct Kept {
+    client: Client,
+    /// Drives the connection; dropping it closes the socket.
+    _driver: JoinSet<()>,
+}
+
+/// Our own server. Connects when first asked, and again after an error.
+pub struct Sql {
+    target: Target,
+    kept: Mutex<Option<Kept>>,
+}
+
+async fn connect(target: &Target) -> Result<Kept, ToolError> {
+    let what = "connecting to PostgreSQL";
+    let connecting = timeout(CONNECT_MAX, target.config.connect(NoTls));
+    let (client, connection) = connecting
+        .await
+        .map_err(|_| ToolError::Timeout {
+            program: what.to_owned(),
+            limit: CONNECT_MAX,
+        })?
+        .map_err(|source| ToolError::Sql { what, source })?;
+    let mut driver = JoinSet::new();
+    driver.spawn(async move {
+        // An error here is seen by whoever waits for an answer.
+        let _ = connection.await;
+    });
+    Ok(Kept {
+        client,
+        _driver: driver,
+    })
+}
+
+async fn ask(client: &Client, what: &'static str, sql: &str, limit: Duration) -> Result<Vec<Row>, ToolError> {
+    let messages = timeout(limit, client.simple_query(sql))
+        .await
+        .map_err(|_| ToolError::Timeout {
+            program: what.to_owned(),
+            limit,
+        })?
+        .map_err(|source| ToolError::Sql { what, source })?;
+    Ok(messages
+        .iter()
+        .filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row_texts(row)),
+            _ => None,
+        })
+        .collect())
+}
+
+fn row_texts(row: &SimpleQueryRow) -> Row {
+    (0..row.len()).map(|index| row.get(index).map(str::to_owned)).collect()
+}
+
+/// One question on a connection of its own.
+///
+/// # Errors
+/// When connecting or asking fails or takes too long.
+pub async fn ask_once(target: &Target, what: &'static str, sql: &str, limit: Duration) -> Result<Vec<Row>, ToolError> {
+    let kept = connect(target).await?;
+    ask(&kept.client, what, sql, limit).await
+}
+
+impl Sql {
+    /// A connection to be made when first needed.
+    #[must_use]
+    pub fn new(target: Target) -> Self {
+        Self {
+            target,
+            kept: Mutex::new(None),
+        }
+    }
+
+    /// Asks, on the kept connection. `what` says what for, in an error.
+    ///
+    /// # Errors
+    /// When connecting or asking fails or takes too long; the connection is given up then.
+    pub async fn ask(&self, what: &'static str, sql: &str, limit: Duration) -> Result<Vec<Row>, ToolError> {
+        // Held across the question on purpose: one connection, one question at a time, each with its deadline.
+        let mut kept = self.kept.lock().await;
+        let current = match kept.take() {
+            Some(current) if !current.client.is_closed() => current,
+            _ => connect(&self.target).await?,
+        };
+        let answer = ask(&current.client, what, sql, limit).await;
+        let usable = match &answer {
+            Ok(_) => true,
+            // The server said no; the connection is fine.
+            Err(ToolError::Sql { source, .. }) => source.as_db_error().is_some() && !current.client.is_closed(),
+            Err(_) => false,
+        };
+        if usable {
+            *kept = Some(current);
+        }
+        answer
+    }
+
+    /// Forgets the connection: before a stop, so that it is not what a shutdown waits for.
+    pub async fn disconnect(&self) {
+        self.kept.lock().await.take();
+    }
+
+    /// What the server tells of itself.
+    ///
+    /// # Errors
+    /// As for [`Self::ask`].
+    pub async fn status(&self) -> Result<ServerStatus, ToolError> {
+        let rows = self.ask("asking PostgreSQL for its status", STATUS, STATUS_MAX).await?;
+        let row = rows.first().ok_or_else(|| unexpected("no status row"))?;
+        parse_status(row)
+    }
+
+    /// Proves that the server takes writes, by one: a transactional message in the log, which touches no table.
+    ///
+    /// # Errors
+    /// As for [`Self::ask`]; a server in recovery refuses it.
+    pub async fn prove_writable(&self) -> Result<(), ToolError> {
+        let sql = "SELECT pg_logical_emit_message(true, 'pgherd', 'writable')";
+        self.ask("proving that PostgreSQL takes writes", sql, STATUS_MAX)
+            .await
+            .map(|_| ())
+    }
+}
+
+fn unexpected(what: &str) -> ToolError {
+    ToolError::Unexpected {
+        program: "PostgreSQL".to_owned(),
+        what: what.to_owned(),
+    }
+}
+
+/// One row: role, start, version, positions in bytes, timeline, receiver, and the walsenders as JSON.
+const STATUS: &str = "SELECT pg_is_in_recovery(), \
+    to_char(pg_postmaster_start_time() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US\"+00:00\"'), \
+    current_setting('server_version_num'), \
+    CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::bigint END, \
+    CASE WHEN pg_is_in_recovery() THEN NULL ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END, \
+    pg_wal_lsn_diff(greatest(pg_last_wal_receive_lsn(), r.written_lsn), '0/0')::bigint, \
+    pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::bigint, \
+    CASE WHEN pg_is_in_recovery() THEN pg_last_xact_replay_timestamp() END, \
+    CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() END, \
+    r.status, r.received_tli, pg_wal_lsn_diff(r.latest_end_lsn, '0/0')::bigint, \
+    greatest((pg_control_checkpoint()).timeline_id, (pg_control_recovery()).min_recovery_end_timeline), \
+    current_setting('restore_command') <> '', \
+    (SELECT json_agg(json_build_array(usename, application_name, client_addr, state, sync_state, sync_priority)) \
+       FROM pg_stat_replication) \
+    FROM (SELECT 1) AS one LEFT JOIN pg_stat_get_wal_receiver() AS r ON r.pid IS NOT NULL";
+
+fn parse_status(row: &Row) -> Result<ServerStatus, ToolError> {
+    let text = |index: usize| row.get(index).and_then(Option::as_deref);
+    let number = |index: usize| text(index).and_then(|text| text.parse::<u64>().ok());
+    let lsn = |index: usize| number(index).map(Lsn);
+    let switched_on = |index: usize| text(index) == Some("t");
+    let standby = switched_on(0);
+    let streaming = text(9) == Some("streaming");
+    let control_timeline = number(12).and_then(|number| u32::try_from(number).ok());
+    let timeline = if standby {
+        number(10)
+            .and_then(|number| u32::try_from(number).ok())
+            .or(control_timeline)
+    } else {
+        text(4).and_then(|hex| u32::from_str_radix(hex, 16).ok())
+    };
+    let wal = if standby {
+        let replayed = lsn(6).unwrap_or_default();
+        WalStatus::Standby {
+            received: lsn(5).unwrap_or(replayed),
+            replayed,
+            replayed_at: text(7).map(str::to_owned),
+            paused: switched_on(8),
+            latest_end: lsn(11),
+        }
+    } else {
+        WalStatus::Primary {
+            location: lsn(3).ok_or_else(|| unexpected("a primary without a position"))?,
+        }
+    };
+    let replication_state = match (standby, streaming, switched_on(13)) {
+        (true, true, _) => Some("streaming".to_owned()),
+        (true, false, true) => Some("in archive recovery".to_owned()),
+        _ => None,
+    };
+    Ok(ServerStatus {
+        postmaster_start_time: text(1).unwrap_or_default().to_owned(),
+        server_version: number(2)
+            .and_then(|number| u32::try_from(number).ok())
+            .unwrap_or_default(),
+        wal,
+        timeline: timeline.map(Timeline),
+        replication_state,
+        replication: text(14).map(parse_wal_senders).unwrap_or_default(),
+    })
+}
+
+fn parse_wal_senders(json: &str) -> Vec<WalSender> {
+    let rows: Vec<Vec<serde_json::Value>> = serde_json::from_str(json).unwrap_or_default();
+    let text =
+        |value: Option<&serde_json::Value>| value.and_then(|value| value.as_str()).unwrap_or_default().to_owned();
+    rows.iter()
+        .map(|row| WalSender {
+            usename: text(row.first()),
+            application_name: text(row.get(1)),
+            client_addr: text(row.get(2)),
+            state: text(row.get(3)),
+            sync_state: text(row.get(4)),
+            sync_priority: row
+                .get(5)
+                .and_then(serde_json::Value::as_i64)
+                .and_then(|number| i32::try_from(number).ok())
+                .unwrap_or_default(),
+        })
+        .collect()
+}
+
+/// A string as an SQL literal, whatever `standard_conforming_strings` says.
+#[must_use]
+pub fn literal(text: &str) -> String {
+    let quoted = text.replace('\'', "''");
+    if quoted.contains('\\') {
+        format!(" E'{}'", quoted.replace('\\', "\\\\"))
+    } else {
+        format!("'{quoted}'")
+    }
+}
+
+/// A name as a quoted SQL identifier.
+#[must_use]
+pub fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(values: &[Option<&str>]) -> Row {
+        values.iter().map(|value| value.map(str::to_owned)).collect()
+    }
+
+    #[test]
+    fn a_primarys_row_is_read() {
+        let senders = r#"[["replicator","n2","127.0.0.1","streaming","async",0]]"#;
+        let values = [
+            Some("f"),
+            Some("2026-11-20 23:44:29.498882+00:00"),
+            Some("150018"),
+            Some("67108960"),
+            Some("0000000A"),
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            Some("10"),
+            Some("f"),
+            Some(senders),
+        ];
+        let status = parse_status(&row(&values)).expect("a whole row");
+        assert_eq!(
+            status.wal,
+            WalStatus::Primary {
+                location: Lsn(67_108_960)
+            }
+        );
+        assert_eq!(status.timeline, Some(Timeline(10)));
+        assert_eq!(
+            status
+                .replication
+                .first()
+                .map(|sender| sender.application_name.as_str()),
+            Some("n2")
+        );
+        assert_eq!(status.replication_state, None);
+    }
+
+    #[test]
+    fn a_standby_is_as_far_as_it_received_or_replayed() {
+        let values = [
+            Some("t"),
+            Some("x"),
+            Some("150018"),
+            None,
+            None,
+            Some("100"),
+            Some("200"),
+            None,
+            Some("f"),
+            Some("streaming"),
+            Some("2"),
+            Some("300"),
+            Some("1"),
+            Some("f"),
+            None,
+        ];
+        let status = parse_status(&row(&values)).expect("a whole row");
+        assert_eq!(status.wal.position(), Lsn(200));
+        assert_eq!(status.timeline, Some(Timeline(2)));
+        assert_eq!(status.replication_state.as_deref(), Some("streaming"));
+    }
+
+    #[test]
+    fn literals_and_identifiers_are_quoted() {
+        assert_eq!(literal("it's"), "'it''s'");
+        assert_eq!(literal(r"a\b'"), r" E'a\\b'''");
+        assert_eq!(identifier("a\"b"), "\"a\"\"b\"");
+    }
+}

@@ -1,0 +1,296 @@
+//! The REST interface: Patroni's paths, codes and bodies, and ours beside them.
+//!
+//! What is answered is pure and lives in `evaluate`, `body`, `metrics`, `route` and the checks of `switchover`, over
+//! `facts`; `server` owns the sockets. Only the write endpoints and `/failsafe` talk to the store. `/primary` keeps
+//! Patroni's meaning, the leader key alone; who needs to know whether a member takes writes asks `/api/v1/warrant`.
+
+mod access;
+mod answer;
+mod body;
+mod evaluate;
+mod events;
+mod facts;
+#[cfg(test)]
+mod fixtures;
+mod json;
+mod metrics;
+mod query;
+mod route;
+mod server;
+mod settings;
+mod stall;
+mod switchover;
+#[cfg(test)]
+mod tests;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::Request;
+use hyper::body::Body;
+use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, TRANSFER_ENCODING};
+use pgherd_cluster::clock::Boottime;
+use pgherd_cluster::etcd::{Budget, Etcd, StoreError};
+use pgherd_cluster::key::{Key, Keys};
+use pgherd_cluster::source::{SourceHealth, ViewHandle};
+use pgherd_cluster::view::Entry;
+use serde_json::{Map, Value};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use self::access::Guard;
+use self::answer::{Answer, code_only, document, error_page, plain, sentence, unauthorized};
+use self::events::EventStream;
+use self::facts::Facts;
+use self::query::Query;
+use self::route::Route;
+pub use self::server::serve;
+use self::switchover::Action;
+use crate::config::Credentials;
+use crate::context::timing_of;
+use crate::status::MemberStatus;
+
+/// How long an answer waits for a fresh observation before it speaks from the last one.
+const FRESH_MAX: Duration = Duration::from_millis(500);
+/// The longest body that is read.
+const BODY_BYTES_MAX: usize = 64 << 10;
+/// How long a body may take to arrive.
+const BODY_MAX: Duration = Duration::from_secs(10);
+/// How many may follow the view at once; each holds a connection, and checks must find some left.
+const SUBSCRIBERS_MAX: usize = 32;
+
+const OUT_OF_TOUCH: &str = "the cluster's state is not known: etcd does not answer";
+const NOT_IN_THIS_VERSION: &str = "not in this version";
+
+/// Where fresh observations are asked for.
+pub type RefreshSender = mpsc::Sender<oneshot::Sender<Arc<MemberStatus>>>;
+
+/// What the interface is made of.
+pub struct ApiParts {
+    /// The newest status of this member.
+    pub status: watch::Receiver<Arc<MemberStatus>>,
+    /// The view.
+    pub view: ViewHandle,
+    /// For the write endpoints.
+    pub etcd: Etcd,
+    /// This cluster's keys.
+    pub keys: Keys,
+    /// What unsafe requests must present.
+    pub credentials: Option<Credentials>,
+    /// Asks the agent for a fresh observation.
+    pub refresh: RefreshSender,
+}
+
+/// The interface of one member.
+pub struct Api {
+    status: watch::Receiver<Arc<MemberStatus>>,
+    view: ViewHandle,
+    etcd: Etcd,
+    keys: Keys,
+    guard: Guard,
+    refresh: RefreshSender,
+    subscribers: Arc<Semaphore>,
+    /// Nanoseconds of the [`Boottime`] since when the source of the view fails; 0 while it does not.
+    failing_since: AtomicU64,
+}
+
+impl Api {
+    /// An interface that [`serve`] can serve.
+    #[must_use]
+    pub fn new(parts: ApiParts) -> Self {
+        Self {
+            status: parts.status,
+            view: parts.view,
+            etcd: parts.etcd,
+            keys: parts.keys,
+            guard: Guard::new(parts.credentials.as_ref()),
+            refresh: parts.refresh,
+            subscribers: Arc::new(Semaphore::new(SUBSCRIBERS_MAX)),
+            failing_since: AtomicU64::new(0),
+        }
+    }
+
+    /// Keeps note of since when the source of the view fails.
+    async fn note_outages(&self) -> Infallible {
+        let mut health = self.view.health();
+        loop {
+            let fails = matches!(*health.borrow_and_update(), SourceHealth::Failing(_));
+            self.note_outage(fails);
+            if health.changed().await.is_err() {
+                self.note_outage(true); // Without a source the view only ages.
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    fn note_outage(&self, fails: bool) {
+        if !fails {
+            return self.failing_since.store(0, Ordering::Release);
+        }
+        let now = Boottime::now().as_nanos();
+        // One failure after another is one outage, and keeps its beginning.
+        let _ = self
+            .failing_since
+            .compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    fn facts(&self) -> Facts {
+        self.facts_with(Arc::clone(&self.status.borrow()))
+    }
+
+    async fn fresh_facts(&self) -> Facts {
+        let (reply, answer) = oneshot::channel();
+        let asking = async {
+            self.refresh.send(reply).await.ok()?;
+            answer.await.ok()
+        };
+        match timeout(FRESH_MAX, asking).await {
+            Ok(Some(status)) => self.facts_with(status),
+            Ok(None) | Err(_) => self.facts(),
+        }
+    }
+
+    fn facts_with(&self, status: Arc<MemberStatus>) -> Facts {
+        let failing_since = self.failing_since.load(Ordering::Acquire);
+        Facts {
+            status,
+            view: self.view.load_full(),
+            failing_since: (failing_since > 0).then(|| Boottime::from_nanos(failing_since)),
+            now: Boottime::now(), // Last, so that no deadline is measured from before it was read.
+        }
+    }
+
+    async fn answer<B>(&self, request: Request<B>, stop: &CancellationToken) -> Answer
+    where
+        B: Body,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let path = request.uri().path();
+        let query = Query::parse(request.uri().query().unwrap_or_default());
+        let route = Route::of(request.method(), path);
+        if route.is_guarded()
+            && let Err(text) = self.guard.check(request.headers().get(AUTHORIZATION))
+        {
+            return unauthorized(text);
+        }
+        match route {
+            Route::Health { with_body } => {
+                let facts = self.fresh_facts().await;
+                let code = evaluate::evaluate(path, &query, &facts);
+                if with_body {
+                    document(code, &body::status(&facts))
+                } else {
+                    code_only(code)
+                }
+            }
+            Route::Status => document(200, &body::status(&self.fresh_facts().await)),
+            Route::Metrics => plain(200, metrics::page(&self.fresh_facts().await)),
+            Route::Role => plain(200, format!("{}\n", self.fresh_facts().await.role().as_str())),
+            // A question about the loop must not wait for the loop.
+            Route::Liveness => code_only(evaluate::liveness(&self.facts())),
+            Route::Readiness => code_only(evaluate::readiness(&query, &self.fresh_facts().await)),
+            Route::Cluster => self.cluster(),
+            Route::History => document(200, &body::history(&self.view.load())),
+            Route::Config => self.config(),
+            Route::Failsafe => self.failsafe().await,
+            Route::Warrant => {
+                let (code, warrant) = body::warrant(&self.facts());
+                document(code, &warrant)
+            }
+            Route::Events => self.events(stop),
+            Route::DropSwitchover => switchover::unschedule(self).await,
+            Route::Switchover | Route::Failover | Route::PatchConfig | Route::PutConfig => {
+                match read_object(request).await {
+                    Ok(body) => self.change(route, body).await,
+                    Err(refusal) => refusal,
+                }
+            }
+            Route::NotInThisVersion { .. } => error_page(501, NOT_IN_THIS_VERSION),
+            Route::Unsupported => error_page(501, &format!("Unsupported method ('{}')", request.method())),
+        }
+    }
+
+    async fn change(&self, route: Route, body: Map<String, Value>) -> Answer {
+        match route {
+            Route::Switchover => switchover::serve(self, Action::Switchover, &body).await,
+            Route::Failover => switchover::serve(self, Action::Failover, &body).await,
+            Route::PatchConfig => settings::patch(self, &body).await,
+            _ => settings::replace(self, body).await,
+        }
+    }
+
+    fn cluster(&self) -> Answer {
+        match self.facts().known_view() {
+            Some(view) => document(200, &body::cluster(view)),
+            None => sentence(503, OUT_OF_TOUCH),
+        }
+    }
+
+    fn config(&self) -> Answer {
+        match &self.view.load().config.value {
+            Some(config) => document(200, &Value::Object(config.document().clone())),
+            None => error_page(502, "Bad Gateway"),
+        }
+    }
+
+    /// The view keeps only the revision of this key, so its value is read when somebody asks.
+    async fn failsafe(&self) -> Answer {
+        let absent = || error_page(502, "Bad Gateway");
+        if self.view.load().failsafe_revision == 0 {
+            return absent();
+        }
+        let Ok(stored) = self.read(&self.keys.of(&Key::Failsafe)).await else {
+            return sentence(503, OUT_OF_TOUCH);
+        };
+        let members = stored.and_then(|entry| serde_json::from_str::<Value>(&entry.value).ok());
+        let members = members.filter(Value::is_object);
+        members.map_or_else(absent, |members| document(200, &members))
+    }
+
+    /// One key as the store has it now.
+    async fn read(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        let snapshot = self.etcd.read(key, self.budget()).await?;
+        Ok(snapshot.entries.into_iter().next())
+    }
+
+    fn budget(&self) -> Budget {
+        let timing = timing_of(&self.view.load());
+        Budget::new(timing.retry_timeout(), self.etcd.endpoint_count())
+    }
+
+    fn events(&self, stop: &CancellationToken) -> Answer {
+        match Arc::clone(&self.subscribers).try_acquire_owned() {
+            Ok(slot) => answer::events(EventStream::new(self.view.clone(), slot, stop.clone())),
+            Err(_) => sentence(503, "too many subscribers"),
+        }
+    }
+}
+
+/// The JSON object that a request carries, or why there is none.
+async fn read_object<B>(request: Request<B>) -> Result<Map<String, Value>, Answer>
+where
+    B: Body,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let announced = [CONTENT_LENGTH, TRANSFER_ENCODING]
+        .iter()
+        .any(|name| request.headers().contains_key(name));
+    if !announced {
+        return Err(error_page(411, "Length Required"));
+    }
+    let body = timeout(BODY_MAX, Limited::new(request.into_body(), BODY_BYTES_MAX).collect());
+    let bytes = match body.await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(error_page(413, "Content Too Large")),
+        Ok(Err(_)) => return Err(error_page(400, "Bad Request")),
+        Err(_) => return Err(error_page(408, "Request Timeout")),
+    };
+    match serde_json::from_slice(&bytes) {
+        Ok(Value::Object(object)) if !object.is_empty() => Ok(object),
+        Ok(_) | Err(_) => Err(error_page(400, "Bad Request")),
+    }
+}

@@ -1,0 +1,140 @@
+//! Which handler a request goes to. Pure.
+//!
+//! Patroni's rule: the first path element picks a handler per method; any other GET, and every OPTIONS and HEAD, is a
+//! health check, so `OPTIONS /liveness` answers 503 where `GET /liveness` works.
+
+use hyper::Method;
+
+/// Where a request goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    /// The generic health check, for GET with the status as body.
+    Health {
+        with_body: bool,
+    },
+    Status,
+    Cluster,
+    History,
+    Config,
+    Metrics,
+    Failsafe,
+    Liveness,
+    Readiness,
+    Role,
+    Warrant,
+    Events,
+    Switchover,
+    Failover,
+    DropSwitchover,
+    PatchConfig,
+    PutConfig,
+    /// Patroni has it, this version does not.
+    NotInThisVersion {
+        guarded: bool,
+    },
+    /// Nobody has it.
+    Unsupported,
+}
+
+impl Route {
+    pub(super) fn of(method: &Method, path: &str) -> Self {
+        let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+        match *method {
+            Method::GET => Self::of_get(path, first),
+            Method::OPTIONS | Method::HEAD => Self::Health { with_body: false },
+            Method::POST => match first {
+                "switchover" => Self::Switchover,
+                "failover" => Self::Failover,
+                "reload" | "failsafe" | "sigterm" | "restart" | "reinitialize" | "citus" => {
+                    Self::NotInThisVersion { guarded: true }
+                }
+                "mpp" => Self::NotInThisVersion { guarded: false },
+                _ => Self::Unsupported,
+            },
+            Method::PATCH if first == "config" => Self::PatchConfig,
+            Method::PUT if first == "config" => Self::PutConfig,
+            Method::DELETE if first == "switchover" => Self::DropSwitchover,
+            Method::DELETE if first == "restart" => Self::NotInThisVersion { guarded: true },
+            _ => Self::Unsupported,
+        }
+    }
+
+    fn of_get(path: &str, first: &str) -> Self {
+        match path {
+            "/api/v1/warrant" => return Self::Warrant,
+            "/api/v1/events" => return Self::Events,
+            _ => {}
+        }
+        match first {
+            "patroni" => Self::Status,
+            "cluster" => Self::Cluster,
+            "history" => Self::History,
+            "config" => Self::Config,
+            "metrics" => Self::Metrics,
+            "failsafe" => Self::Failsafe,
+            "liveness" => Self::Liveness,
+            "readiness" => Self::Readiness,
+            "role" => Self::Role,
+            _ => Self::Health { with_body: true },
+        }
+    }
+
+    /// Whether credentials are demanded, when any are configured.
+    pub(super) const fn is_guarded(self) -> bool {
+        match self {
+            Self::Switchover | Self::Failover | Self::DropSwitchover | Self::PatchConfig | Self::PutConfig => true,
+            Self::NotInThisVersion { guarded } => guarded,
+            Self::Health { .. }
+            | Self::Status
+            | Self::Cluster
+            | Self::History
+            | Self::Config
+            | Self::Metrics
+            | Self::Failsafe
+            | Self::Liveness
+            | Self::Readiness
+            | Self::Role
+            | Self::Warrant
+            | Self::Events
+            | Self::Unsupported => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_path_element_picks_the_handler() {
+        let check = Route::Health { with_body: false };
+        let health = Route::Health { with_body: true };
+        for (method, path, route) in [
+            (Method::GET, "/", health),
+            (Method::GET, "/patroni", Route::Status),
+            (Method::GET, "/patroni/", Route::Status),
+            (Method::GET, "//patroni", Route::Status),
+            (Method::GET, "/config/extra", Route::Config),
+            (Method::GET, "/nosuch", health),
+            (Method::GET, "/switchover", health),
+            (Method::GET, "/api/v1/warrant", Route::Warrant),
+            (Method::GET, "/api/v1/other", health),
+            (Method::HEAD, "/patroni", check),
+            (Method::OPTIONS, "/liveness", check),
+            (Method::OPTIONS, "/api/v1/events", check),
+            (Method::OPTIONS, "*", check),
+            (Method::POST, "/switchover/", Route::Switchover),
+            (Method::POST, "/failover", Route::Failover),
+            (Method::POST, "/restart", Route::NotInThisVersion { guarded: true }),
+            (Method::POST, "/mpp", Route::NotInThisVersion { guarded: false }),
+            (Method::POST, "/", Route::Unsupported),
+            (Method::POST, "/config", Route::Unsupported),
+            (Method::PATCH, "/config", Route::PatchConfig),
+            (Method::PUT, "/config", Route::PutConfig),
+            (Method::DELETE, "/switchover", Route::DropSwitchover),
+            (Method::DELETE, "/config", Route::Unsupported),
+        ] {
+            assert_eq!(Route::of(&method, path), route, "{method} {path}");
+        }
+    }
+}

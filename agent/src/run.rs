@@ -1,0 +1,269 @@
+//! Wires one agent and runs it to its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pgherd_cluster::clock::Boottime;
+use pgherd_cluster::etcd::{Budget, Etcd, StoreError};
+use pgherd_cluster::http::{Ask, ask};
+use pgherd_cluster::key::{Key, Keys};
+use pgherd_cluster::record::{MemberRecord, PgState, Role};
+use pgherd_cluster::source::{EtcdSource, SourceHealth, ViewHandle};
+use pgherd_cluster::timing::LeaseTiming;
+use pgherd_keeper::KeeperLink;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::AgentConfig;
+use crate::context::{Context, local_target};
+use crate::cycle::{Cycle, Refresh};
+use crate::keeper::{Keeper, OrderError};
+use crate::lease::{Lease, Resumed};
+use crate::postgres::Programs;
+use crate::postgres::sql::Sql;
+use crate::rest::{Api, ApiParts, serve};
+use crate::status::MemberStatus;
+
+/// Why an agent could not begin or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The keeper.
+    #[error("speaking to the keeper: {0}")]
+    Keeper(#[from] OrderError),
+    /// A port or a directory.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// Another process is this member.
+    #[error("a member named {name} of cluster {scope} already runs and answers at {url}; give this one another name")]
+    Duplicate {
+        /// The name.
+        name: String,
+        /// The cluster.
+        scope: String,
+        /// Where the other answers.
+        url: String,
+    },
+}
+
+const LAST_WORDS_MAX: Duration = Duration::from_secs(2);
+
+/// Runs until it is told to stop, or cannot go on; gives the exit code that the keeper was told too.
+///
+/// # Errors
+/// When something is missing from the start, or the keeper is gone.
+pub async fn run(config: AgentConfig, link: KeeperLink) -> Result<u8, AgentError> {
+    let (keeper, hello) = Keeper::greet(link).await?;
+    let io = |what: String| move |source| AgentError::Io { what, source };
+    let rest_address = config.restapi.listen.to_string();
+    let listener = TcpListener::bind(wildcard(&rest_address))
+        .await
+        .map_err(io(format!("restapi.listen: binding {rest_address}")))?;
+
+    let keys = Keys::new(&config.namespace, &config.scope);
+    let etcd = Etcd::new(config.etcd.clone());
+    let (source, view) = EtcdSource::new(etcd.separate(), keys.clone(), config.scope.clone(), false);
+    let resumed = Resumed::from_memo(&hello.memo);
+    let timing = LeaseTiming::DEFAULT;
+    let lease = Lease::start(
+        &etcd,
+        &keys,
+        config.name.clone(),
+        timing,
+        keeper.link(),
+        resumed.clone(),
+    )
+    .map_err(io("starting the lease's thread".to_owned()))?;
+    let context = Arc::new(Context {
+        programs: Programs::new(config.postgresql.bin_dir.clone()),
+        sql: Sql::new(local_target(&config)),
+        config,
+        etcd,
+        keys,
+        view,
+        keeper,
+        lease,
+    });
+
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(source.run(stop.clone()));
+    tasks.spawn(report_missing_etcd(
+        context.etcd.clone(),
+        context.view.clone(),
+        stop.clone(),
+    ));
+    let (status_tx, status) = watch::channel(Arc::new(first_status(&context)));
+    let (refresh_tx, refresh) = mpsc::channel(16);
+    let api = api_of(&context, status, refresh_tx);
+    tasks.spawn(serve(listener, Arc::new(api), stop.clone()));
+
+    let cycle = async {
+        refuse_duplicate(&context, &resumed).await?;
+        Ok(Cycle::new(Arc::clone(&context), &resumed, status_tx, refresh)
+            .run()
+            .await)
+    };
+    let ended = tokio::select! {
+        // The sentinel ends PostgreSQL; an agent without a keeper has no business.
+        () = context.keeper.gone() => Err(AgentError::Keeper(OrderError::Gone)),
+        code = cycle => code,
+    };
+    match &ended {
+        Ok(code) => context.keeper.leave(*code),
+        Err(AgentError::Duplicate { .. }) => context.keeper.leave(64),
+        Err(_) => {}
+    }
+    if ended.is_ok() {
+        // Others see at once that we went on purpose; the key itself lives until its lease ends.
+        let _ = timeout(LAST_WORDS_MAX, say_stopped(&context)).await;
+    }
+    stop.cancel();
+    tasks.shutdown().await;
+    ended
+}
+
+fn api_of(context: &Context, status: watch::Receiver<Arc<MemberStatus>>, refresh: mpsc::Sender<Refresh>) -> Api {
+    Api::new(ApiParts {
+        status,
+        view: context.view.clone(),
+        etcd: context.etcd.clone(),
+        keys: context.keys.clone(),
+        credentials: context.config.restapi.credentials.clone(),
+        refresh,
+    })
+}
+
+/// `*` is every address, as in PostgreSQL's own setting.
+fn wildcard(address: &str) -> String {
+    address.replacen("*:", "0.0.0.0:", 1)
+}
+
+fn first_status(context: &Context) -> MemberStatus {
+    MemberStatus {
+        name: context.config.name.clone(),
+        scope: context.config.scope.clone(),
+        state: PgState::Unknown,
+        role: Role::Uninitialized,
+        server: None,
+        holding: None,
+        tags: context.config.tags.clone(),
+        system_id: None,
+        dcs_last_seen: 0,
+        next_cycle_at: Boottime::now() + context.timing().loop_wait(),
+        reason: "is starting".to_owned(),
+    }
+}
+
+/// While etcd has never answered, says each second how much of it does.
+async fn report_missing_etcd(etcd: Etcd, view: ViewHandle, stop: CancellationToken) {
+    let (mut health, last) = (view.health(), view.health());
+    let mut tick = interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tick.tick().await; // The first is at once; a healthy etcd answers before the second.
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = settled(&mut health) => return,
+            _ = tick.tick() => {
+                let all = etcd.endpoint_count();
+                let answering = etcd.answering(Duration::from_millis(700)).await;
+                let seen = last.borrow().clone();
+                let trouble = match seen {
+                    SourceHealth::Failing(error) => format!(" ({error})"),
+                    SourceHealth::Starting | SourceHealth::Following => String::new(),
+                };
+                tracing::warn!("etcd: {answering} of {all} members answer, quorum needs {}; waiting{trouble}", all / 2 + 1);
+            }
+        }
+    }
+}
+
+/// Resolves when etcd has answered, or has refused us for good.
+async fn settled(health: &mut watch::Receiver<SourceHealth>) {
+    let settled = |health: &SourceHealth| {
+        matches!(
+            health,
+            SourceHealth::Following | SourceHealth::Failing(StoreError::Auth { .. })
+        )
+    };
+    // A source that is gone ends the process elsewhere.
+    let _ = health.wait_for(settled).await;
+}
+
+/// Two processes with one name would both take the leader key for their own.
+async fn refuse_duplicate(context: &Context, resumed: &Resumed) -> Result<(), AgentError> {
+    let name = &context.config.name;
+    let key = context.key(&Key::Member(name.clone()));
+    let budget = Budget::new(Duration::from_secs(2), context.etcd.endpoint_count());
+    let Ok(snapshot) = context.etcd.read(&key, budget).await else {
+        return Ok(());
+    };
+    let Some(entry) = snapshot
+        .entries
+        .first()
+        .filter(|entry| Some(entry.lease) != resumed.lease)
+    else {
+        return Ok(());
+    };
+    let record = MemberRecord::parse(&entry.value);
+    let Some(address) = record.api_address() else {
+        return Ok(());
+    };
+    // At our own address it is we who would answer: the port is ours, so it was an earlier life of this member.
+    let ours = &context.config.restapi;
+    if address == ours.connect_address || address == ours.listen {
+        return Ok(());
+    }
+    match ask(&address, Ask::get("/liveness"), Duration::from_secs(3)).await {
+        Ok(_) => Err(AgentError::Duplicate {
+            name: name.to_string(),
+            scope: context.config.scope.to_string(),
+            url: record.api_url,
+        }),
+        Err(_) => Ok(()),
+    }
+}
+
+async fn say_stopped(context: &Context) {
+    let Some(lease) = context.lease.state().borrow().lease else {
+        return;
+    };
+    let name = &context.config.name;
+    let Some(mut record) = context
+        .view
+        .load()
+        .members
+        .get(name)
+        .map(|member| member.record.clone())
+    else {
+        return;
+    };
+    record.state = PgState::Stopped;
+    record.role = if record.role == Role::Replica {
+        Role::Replica
+    } else {
+        Role::Demoted
+    };
+    record.replication_state = None;
+    (
+        record.xlog_location,
+        record.receive_lsn,
+        record.replay_lsn,
+        record.timeline,
+    ) = (None, None, None, None);
+    let Ok(value) = serde_json::to_string(&record) else {
+        return;
+    };
+    let key = context.key(&Key::Member(name.clone()));
+    if let Err(error) = context.etcd.put(&key, &value, lease, context.budget()).await {
+        tracing::debug!(%error, "could not say that this member has stopped");
+    }
+}
