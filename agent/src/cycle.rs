@@ -43,7 +43,7 @@ pub struct Cycle {
     job: JoinSet<(JobKind, Result<Outcome, JobError>)>,
     checkpoint: JoinSet<Option<Epoch>>,
     upkeep: Upkeep,
-    status: watch::Sender<Arc<MemberStatus>>,
+    status: Arc<watch::Sender<Arc<MemberStatus>>>,
     refresh: mpsc::Receiver<Refresh>,
     last_reason: Option<Reason>,
     reloads_seen: u64,
@@ -68,7 +68,7 @@ impl Cycle {
     pub fn new(
         context: Arc<Context>,
         resumed: &Resumed,
-        status: watch::Sender<Arc<MemberStatus>>,
+        status: Arc<watch::Sender<Arc<MemberStatus>>>,
         refresh: mpsc::Receiver<Refresh>,
     ) -> Self {
         let proven = resumed.epoch.clone().filter(|_| resumed.proven);

@@ -21,11 +21,11 @@ use crate::config::AgentConfig;
 use crate::context::{Context, local_target};
 use crate::cycle::{Cycle, Refresh};
 use crate::keeper::{Keeper, OrderError};
-use crate::lease::{Lease, Resumed};
+use crate::lease::{Lease, LeaseState, Resumed};
 use crate::postgres::Programs;
 use crate::postgres::sql::Sql;
 use crate::rest::{Api, ApiParts, serve};
-use crate::status::MemberStatus;
+use crate::status::{Holding, MemberStatus};
 
 /// Why an agent could not begin or go on.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +101,8 @@ pub async fn run(config: AgentConfig, link: KeeperLink) -> Result<u8, AgentError
         stop.clone(),
     ));
     let (status_tx, status) = watch::channel(Arc::new(first_status(&context)));
+    let status_tx = Arc::new(status_tx);
+    tasks.spawn(follow_proofs(context.lease.state(), Arc::clone(&status_tx)));
     let (refresh_tx, refresh) = mpsc::channel(16);
     let api = api_of(&context, status, refresh_tx);
     tasks.spawn(serve(listener, Arc::new(api), stop.clone()));
@@ -139,6 +141,33 @@ fn api_of(context: &Context, status: watch::Receiver<Arc<MemberStatus>>, refresh
         credentials: context.config.restapi.credentials.clone(),
         refresh,
     })
+}
+
+/// Keeps the published deadline as new as the last proof, also while the loop waits for something: who asks for a warrant
+/// must not be told of a lapse that is none, nor of a holding that has been given up.
+async fn follow_proofs(mut lease: watch::Receiver<LeaseState>, status: Arc<watch::Sender<Arc<MemberStatus>>>) {
+    while lease.changed().await.is_ok() {
+        let held = lease.borrow_and_update().holding.clone();
+        status.send_if_modified(|status| {
+            let Some(published) = &status.holding else { return false };
+            let newer = held
+                .as_ref()
+                .filter(|held| held.epoch == published.epoch)
+                .and_then(|held| held.deadline);
+            let holding = newer.map(|deadline| Holding {
+                epoch: published.epoch.clone(),
+                deadline,
+            });
+            let changed = status.holding != holding;
+            if changed {
+                *status = Arc::new(MemberStatus {
+                    holding,
+                    ..(**status).clone()
+                });
+            }
+            changed
+        });
+    }
 }
 
 /// `*` is every address, as in PostgreSQL's own setting.

@@ -16,6 +16,7 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime, standby
             Decision::act(Reason::CannotStart, Step::Release { epoch: epoch.clone() })
         }
         LeaseSeen::Mine(_) if standby_data => start_standby(None, memory, now),
+        LeaseSeen::Mine(_) if seen.bootstrap_unfinished => Decision::act(Reason::Bootstrapping, Step::StartPrimary),
         LeaseSeen::Mine(_) => Decision::act(Reason::RestartingInPlace, Step::StartPrimary),
         LeaseSeen::MineUnproven(_) => Decision::wait(Reason::ProvingLease),
         // All that was acknowledged here is here: to lead again loses nothing, which nobody else can say.

@@ -22,8 +22,10 @@ use crate::postgres::{Control, DataDir, ToolError, files};
 use crate::slots;
 use crate::status::{ServerStatus, WalStatus};
 
-/// How often a server that is about to answer is asked.
-const ASK_EVERY: Duration = Duration::from_millis(10);
+/// How often a standby that is being promoted is asked; every one of these is part of an outage.
+const ASK_PROMOTED_EVERY: Duration = Duration::from_millis(10);
+/// How often a server that starts is asked. It logs each refusal, so this is not shorter than it needs to be.
+const ASK_STARTED_EVERY: Duration = Duration::from_millis(30);
 /// A promotion that comes while the walreceiver is ending can sleep through a whole retry interval; a signal wakes it.
 const NUDGE_EVERY: Duration = Duration::from_millis(50);
 const PROMOTE_MAX: Duration = Duration::from_secs(60);
@@ -104,6 +106,7 @@ pub(super) async fn start_primary(context: &Context, epoch: Epoch) -> Result<Out
     wait_until(
         context,
         "did not take writes",
+        ASK_STARTED_EVERY,
         context.config.postgresql.start_timeout,
         is_primary,
     )
@@ -124,6 +127,7 @@ pub(super) async fn start_standby(context: &Context, upstream: Option<&MemberNam
     wait_until(
         context,
         "did not answer",
+        ASK_STARTED_EVERY,
         context.config.postgresql.start_timeout,
         |_| true,
     )
@@ -153,7 +157,7 @@ pub(super) async fn promote(context: &Context, epoch: Epoch) -> Result<Outcome, 
     if standby {
         files::write_whole(&context.config.postgresql.data_dir.join("promote"), "", 0o600)?;
         context.keeper.signal(PostmasterSignal::Promote)?;
-        wait_until(context, "was not promoted", PROMOTE_MAX, is_primary).await?;
+        wait_until(context, "was not promoted", ASK_PROMOTED_EVERY, PROMOTE_MAX, is_primary).await?;
     }
     settle(context, epoch).await
 }
@@ -186,12 +190,13 @@ async fn gone(instance: &mut watch::Receiver<Instance>) {
 async fn wait_until(
     context: &Context,
     what: &'static str,
+    ask_every: Duration,
     limit: Duration,
     wanted: impl Fn(&ServerStatus) -> bool,
 ) -> Result<(), JobError> {
     let deadline = Instant::now() + limit;
     let mut instance = context.keeper.instance();
-    let mut ask = interval(ASK_EVERY);
+    let mut ask = interval(ask_every);
     ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut nudge = interval(NUDGE_EVERY);
     nudge.set_missed_tick_behavior(MissedTickBehavior::Delay);

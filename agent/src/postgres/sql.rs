@@ -1,6 +1,8 @@
 //! SQL on PostgreSQL: one kept connection to our own server, short ones to others. Every question has a deadline, also
 //! against a backend that is stopped and will never answer.
 
+use std::ffi::OsString;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use pgherd_cluster::name::{Lsn, Timeline};
@@ -10,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow};
 
-use super::programs::ToolError;
+use super::programs::{Programs, ToolError};
 use crate::config::Credentials;
 use crate::status::{ServerStatus, WalSender, WalStatus};
 
@@ -57,6 +59,9 @@ struct Kept {
 pub struct Sql {
     target: Target,
     kept: Mutex<Option<Kept>>,
+    /// The timeline that a running standby is known to be on, with its postmaster's start. SQL tells it only while WAL
+    /// is being received, and the control file lags behind.
+    standby_timeline: std::sync::Mutex<Option<(String, Timeline)>>,
 }
 
 async fn connect(target: &Target) -> Result<Kept, ToolError> {
@@ -117,6 +122,7 @@ impl Sql {
         Self {
             target,
             kept: Mutex::new(None),
+            standby_timeline: std::sync::Mutex::new(None),
         }
     }
 
@@ -156,7 +162,34 @@ impl Sql {
     pub async fn status(&self) -> Result<ServerStatus, ToolError> {
         let rows = self.ask("asking PostgreSQL for its status", STATUS, STATUS_MAX).await?;
         let row = rows.first().ok_or_else(|| unexpected("no status row"))?;
-        parse_status(row)
+        let mut server = parse_status(row)?;
+        if let WalStatus::Standby { .. } = server.wal {
+            if row.get(RECEIVED_TIMELINE).is_some_and(Option::is_some) {
+                self.note_timeline(&server, server.timeline);
+            } else {
+                server.timeline = server.timeline.max(self.noted_timeline(&server));
+            }
+        }
+        Ok(server)
+    }
+
+    /// The timeline that this start of a standby is known to be on; nothing when it has not been seen receiving.
+    #[must_use]
+    pub fn noted_timeline(&self, server: &ServerStatus) -> Option<Timeline> {
+        let noted = self.standby_timeline.lock().unwrap_or_else(PoisonError::into_inner);
+        noted
+            .as_ref()
+            .filter(|(start, _)| *start == server.postmaster_start_time)
+            .map(|(_, timeline)| *timeline)
+    }
+
+    /// Notes what another source told of a standby's timeline. It only ever grows during one start.
+    pub fn note_timeline(&self, server: &ServerStatus, timeline: Option<Timeline>) {
+        let Some(timeline) = timeline.max(self.noted_timeline(server)) else {
+            return;
+        };
+        let mut noted = self.standby_timeline.lock().unwrap_or_else(PoisonError::into_inner);
+        *noted = Some((server.postmaster_start_time.clone(), timeline));
     }
 
     /// Proves that the server takes writes, by one: a transactional message in the log, which touches no table.
@@ -169,6 +202,33 @@ impl Sql {
             .await
             .map(|_| ())
     }
+}
+
+/// What IDENTIFY_SYSTEM tells of a server's timeline: for a standby the one that it replays. A replication command, which
+/// the SQL client does not speak; psql does.
+///
+/// # Errors
+/// When psql fails or takes too long.
+pub async fn identify_timeline(
+    programs: &Programs,
+    address: &Address,
+    user: &Credentials,
+) -> Result<Timeline, ToolError> {
+    let conninfo = format!(
+        "host={} port={} user={} dbname=postgres replication=1 connect_timeout=2 application_name=pgherd",
+        super::settings::quote(&address.host),
+        address.port,
+        super::settings::quote(&user.username),
+    );
+    let password = OsString::from(user.password.clone().unwrap_or_default());
+    let env = [("PGPASSWORD", password.as_os_str())];
+    let args = ["-XAtw", "-d", &conninfo, "-c", "IDENTIFY_SYSTEM"];
+    let output = programs.run("psql", &args, &env, STATUS_MAX).await?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let timeline = text.trim().split('|').nth(1).and_then(|timeline| timeline.parse().ok());
+    timeline
+        .map(Timeline)
+        .ok_or_else(|| unexpected("no timeline from IDENTIFY_SYSTEM"))
 }
 
 fn unexpected(what: &str) -> ToolError {
@@ -194,6 +254,9 @@ const STATUS: &str = "SELECT pg_is_in_recovery(), \
     (SELECT json_agg(json_build_array(usename, application_name, client_addr, state, sync_state, sync_priority)) \
        FROM pg_stat_replication) \
     FROM (SELECT 1) AS one LEFT JOIN pg_stat_get_wal_receiver() AS r ON r.pid IS NOT NULL";
+
+/// The column of [`STATUS`] that is there only while WAL is being received.
+const RECEIVED_TIMELINE: usize = 10;
 
 fn parse_status(row: &Row) -> Result<ServerStatus, ToolError> {
     let text = |index: usize| row.get(index).and_then(Option::as_deref);
