@@ -152,6 +152,8 @@ pub fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
     }
     match &seen.data {
         DataDir::Foreign(files) => Decision::wait(Reason::ForeignFiles(files.clone())),
+        // A server whose data was taken away keeps nothing: what it acknowledges is gone with it.
+        DataDir::Empty if seen.postgres != Postgres::Down => Decision::act(Reason::DataGone, Step::End),
         DataDir::Empty => without_data(seen, memory, now),
         DataDir::Cluster { control, standby } => match seen.view.initialize {
             _ if seen.lease == LeaseSeen::Unknown => with_data(seen, memory, now, *standby),
@@ -408,3 +410,6 @@ pub fn published_role(seen: &Observation, memory: &Memory) -> Role {
         },
     }
 }
+
+#[cfg(test)]
+mod tests;

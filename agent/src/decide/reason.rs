@@ -39,6 +39,8 @@ pub enum Reason {
     WinningAnew,
     /// The key names this member from an earlier life.
     KeyFromBefore,
+    /// PostgreSQL runs, and its data directory is gone.
+    DataGone,
     /// It holds the key and has no data.
     LeadsWithoutData,
     /// The key is another's or nobody's.
@@ -123,6 +125,7 @@ impl fmt::Display for Reason {
             Self::CannotStart => f.write_str("cannot start PostgreSQL as primary and gives the lease up"),
             Self::WinningAnew => f.write_str("its deadline passed and PostgreSQL was ended: wins the lease anew"),
             Self::KeyFromBefore => f.write_str("the leader key names it from before: deletes it"),
+            Self::DataGone => f.write_str("the data directory is gone under a running PostgreSQL, which is ended"),
             Self::LeadsWithoutData => f.write_str("holds the lease without data and gives it up"),
             Self::LostLease => f.write_str("does not hold the lease any more: PostgreSQL is ended"),
             Self::ProvingLease => f.write_str("proves the lease of the agent before it"),

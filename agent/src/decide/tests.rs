@@ -1,0 +1,710 @@
+use std::sync::Arc;
+
+use pgherd_cluster::name::{Lsn, Scope, SystemId, Timeline};
+use pgherd_cluster::record::{DynamicConfig, FailoverRequest, MemberRecord, PgState, Status};
+use pgherd_cluster::view::{Leader, Member, Revised};
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::observation::{Peer, Poll};
+use crate::postgres::{Control, ControlState};
+use crate::status::ServerStatus;
+
+const NOW: Boottime = Boottime::from_nanos(100_000_000_000);
+
+fn name(text: &str) -> MemberName {
+    MemberName::new(text).expect("a plain name")
+}
+
+fn epoch(holder: &str) -> Epoch {
+    Epoch {
+        holder: name(holder),
+        create_revision: 10,
+    }
+}
+
+fn member(text: &str, role: Role) -> Member {
+    let number = text.trim_start_matches('n');
+    let mut record = MemberRecord::new(
+        format!("postgres://127.0.0.{number}:5432/postgres"),
+        format!("http://127.0.0.{number}:8008/patroni"),
+    );
+    record.role = role;
+    record.state = PgState::Running;
+    Member {
+        name: name(text),
+        record,
+        mod_revision: 20,
+    }
+}
+
+/// Three members, initialized and configured, with `leader` holding the key.
+fn view(leader: Option<&str>) -> View {
+    let mut view = View::empty(Scope::new("c").expect("a plain name"));
+    for text in ["n1", "n2", "n3"] {
+        let role = if leader == Some(text) {
+            Role::Primary
+        } else {
+            Role::Replica
+        };
+        view.members.insert(name(text), member(text, role));
+    }
+    view.initialize = Some(Initialize::Done(SystemId(7)));
+    view.leader = leader.map(|leader| Leader {
+        epoch: epoch(leader),
+        lease: 5,
+        mod_revision: 10,
+    });
+    view.config = Revised {
+        value: Some(DynamicConfig::default()),
+        mod_revision: 2,
+    };
+    view.revision = 30;
+    view
+}
+
+fn data(state: ControlState, standby: bool) -> DataDir {
+    let control = Control {
+        state,
+        system_id: SystemId(7),
+        checkpoint: Lsn(50),
+        timeline: Timeline(1),
+        floors: Vec::new(),
+    };
+    DataDir::Cluster { control, standby }
+}
+
+fn server(wal: WalStatus, replication_state: Option<&str>) -> Postgres {
+    Postgres::Running(Box::new(ServerStatus {
+        postmaster_start_time: "x".to_owned(),
+        server_version: 150_018,
+        wal,
+        timeline: Some(Timeline(1)),
+        replication_state: replication_state.map(str::to_owned),
+        replication: Vec::new(),
+    }))
+}
+
+fn standby_at(position: u64) -> Postgres {
+    let lsn = Lsn(position);
+    let wal = WalStatus::Standby {
+        received: lsn,
+        replayed: lsn,
+        replayed_at: None,
+        paused: false,
+        latest_end: None,
+    };
+    server(wal, Some("streaming"))
+}
+
+fn primary() -> Postgres {
+    server(WalStatus::Primary { location: Lsn(100) }, None)
+}
+
+/// n1, a standby at 100 that streams from n2.
+fn seen(lease: LeaseSeen) -> Observation {
+    let leader = match &lease {
+        LeaseSeen::Mine(epoch) | LeaseSeen::MineUnproven(epoch) | LeaseSeen::Theirs(epoch) => {
+            Some(epoch.holder.to_string())
+        }
+        LeaseSeen::Stale { epoch, .. } => Some(epoch.holder.to_string()),
+        LeaseSeen::Free | LeaseSeen::Unknown => None,
+    };
+    let view = view(leader.as_deref());
+    Observation {
+        me: name("n1"),
+        upstream: upstream_address(&view, &name("n2")),
+        view: Arc::new(view),
+        lease,
+        data: data(ControlState::InArchiveRecovery, true),
+        bootstrap_unfinished: false,
+        postgres: standby_at(100),
+        job: None,
+        nofailover: false,
+        failover_priority: 1,
+        request_due: true,
+        stopping: false,
+    }
+}
+
+fn with_view(mut seen: Observation, change: impl FnOnce(&mut View)) -> Observation {
+    change(Arc::make_mut(&mut seen.view));
+    seen
+}
+
+fn request(leader: Option<&str>, member: Option<&str>) -> Revised<Option<FailoverRequest>> {
+    let text = |text: Option<&str>| text.map(str::to_owned);
+    let request = FailoverRequest {
+        leader: text(leader),
+        member: text(member),
+        scheduled_at: None,
+    };
+    Revised {
+        value: Some(request),
+        mod_revision: 25,
+    }
+}
+
+fn peer(text: &str, position: Option<u64>) -> Peer {
+    Peer {
+        name: name(text),
+        primary: false,
+        position: position.map(Lsn),
+        timeline: Some(Timeline(1)),
+        nofailover: false,
+        failover_priority: 1,
+    }
+}
+
+fn polled(peers: Vec<Peer>) -> Memory {
+    let poll = Poll {
+        asked_at: NOW,
+        own_position: Lsn(100),
+        peers,
+        silent: 0,
+    };
+    Memory {
+        free_since: Some(NOW),
+        poll: Some(poll),
+        ..Memory::default()
+    }
+}
+
+fn reason(seen: &Observation, memory: &Memory) -> Reason {
+    decide(seen, memory, NOW).reason
+}
+
+fn step(seen: &Observation, memory: &Memory) -> Option<Step> {
+    decide(seen, memory, NOW).step
+}
+
+#[test]
+fn a_primary_without_its_lease_is_ended() {
+    let stale = LeaseSeen::Stale {
+        epoch: epoch("n1"),
+        lease: 5,
+    };
+    for lease in [LeaseSeen::Free, LeaseSeen::Theirs(epoch("n2")), stale] {
+        for postgres in [primary(), Postgres::Silent { writable: true }] {
+            let seen = Observation {
+                postgres,
+                ..seen(lease.clone())
+            };
+            assert_eq!(step(&seen, &Memory::default()), Some(Step::End), "{lease:?}");
+        }
+    }
+}
+
+#[test]
+fn a_primary_whose_etcd_is_silent_is_left_to_its_deadline() {
+    let seen = Observation {
+        postgres: primary(),
+        ..seen(LeaseSeen::Unknown)
+    };
+    assert_eq!(step(&seen, &Memory::default()), None);
+}
+
+#[test]
+fn a_promotion_is_over_when_a_write_has_been_proven_under_this_holding() {
+    let seen = Observation {
+        postgres: primary(),
+        ..seen(LeaseSeen::Mine(epoch("n1")))
+    };
+    assert_eq!(step(&seen, &Memory::default()), Some(Step::Promote(epoch("n1"))));
+    assert_eq!(published_role(&seen, &Memory::default()), Role::Promoted);
+    let proven = Memory {
+        proven: Some(epoch("n1")),
+        ..Memory::default()
+    };
+    assert_eq!((step(&seen, &proven), reason(&seen, &proven)), (None, Reason::Leading));
+    assert_eq!(published_role(&seen, &proven), Role::Primary);
+    let earlier = Memory {
+        proven: Some(Epoch {
+            create_revision: 9,
+            ..epoch("n1")
+        }),
+        ..Memory::default()
+    };
+    assert_eq!(published_role(&seen, &earlier), Role::Promoted);
+}
+
+#[test]
+fn a_job_that_needs_the_lease_ends_with_it() {
+    let busy = |lease, job| Observation {
+        job: Some(job),
+        ..seen(lease)
+    };
+    let memory = Memory::default();
+    assert_eq!(
+        step(&busy(LeaseSeen::Theirs(epoch("n2")), JobKind::Promote), &memory),
+        Some(Step::End)
+    );
+    assert_eq!(
+        step(&busy(LeaseSeen::Free, JobKind::StartPrimary), &memory),
+        Some(Step::End)
+    );
+    assert_eq!(step(&busy(LeaseSeen::Free, JobKind::Switchover), &memory), None);
+    assert_eq!(
+        step(&busy(LeaseSeen::Theirs(epoch("n2")), JobKind::Clone), &memory),
+        None
+    );
+}
+
+#[test]
+fn a_dead_leader_restarts_in_place_and_gives_up_after_two_failures() {
+    let down = |lease| Observation {
+        postgres: Postgres::Down,
+        data: data(ControlState::InProduction, false),
+        ..seen(lease)
+    };
+    let mine = down(LeaseSeen::Mine(epoch("n1")));
+    assert_eq!(step(&mine, &Memory::default()), Some(Step::StartPrimary));
+    let failed = Memory {
+        start_failures: 2,
+        ..Memory::default()
+    };
+    assert_eq!(step(&mine, &failed), Some(Step::Release { epoch: epoch("n1") }));
+    let stale = down(LeaseSeen::Stale {
+        epoch: epoch("n1"),
+        lease: 5,
+    });
+    assert!(matches!(
+        step(&stale, &Memory::default()),
+        Some(Step::WinAnew { lease: 5, .. })
+    ));
+    assert!(matches!(step(&stale, &failed), Some(Step::Abandon { .. })));
+}
+
+#[test]
+fn a_former_leader_asks_before_it_joins_another() {
+    let down = Observation {
+        postgres: Postgres::Down,
+        data: data(ControlState::ShutDown, false),
+        ..seen(LeaseSeen::Theirs(epoch("n2")))
+    };
+    assert_eq!(
+        step(&down, &Memory::default()),
+        Some(Step::CheckRejoin { leader: epoch("n2") })
+    );
+    let answered = |verdict| Memory {
+        rejoin: Some((epoch("n2"), verdict)),
+        ..Memory::default()
+    };
+    assert_eq!(
+        step(&down, &answered(Rejoin::Follows)),
+        Some(Step::StartStandby {
+            upstream: Some(name("n2"))
+        })
+    );
+    assert_eq!(
+        step(&down, &answered(Rejoin::Diverged)),
+        Some(Step::Clone { from: name("n2") })
+    );
+    let about_another = Memory {
+        rejoin: Some((epoch("n3"), Rejoin::Diverged)),
+        ..Memory::default()
+    };
+    assert_eq!(
+        step(&down, &about_another),
+        Some(Step::CheckRejoin { leader: epoch("n2") })
+    );
+}
+
+#[test]
+fn nothing_is_cloned_from_a_leader_that_does_not_take_writes() {
+    let promoting = |seen: Observation| {
+        with_view(seen, |view| {
+            if let Some(member) = view.members.get_mut(&name("n2")) {
+                member.record.role = Role::Promoted;
+            }
+        })
+    };
+    let theirs = || seen(LeaseSeen::Theirs(epoch("n2")));
+    let empty = promoting(Observation {
+        data: DataDir::Empty,
+        postgres: Postgres::Down,
+        ..theirs()
+    });
+    assert_eq!(step(&empty, &Memory::default()), None);
+    let diverged = Memory {
+        rejoin: Some((epoch("n2"), Rejoin::Diverged)),
+        ..Memory::default()
+    };
+    let down = Observation {
+        postgres: Postgres::Down,
+        data: data(ControlState::InProduction, false),
+        ..theirs()
+    };
+    assert_eq!(step(&promoting(down), &diverged), None);
+}
+
+#[test]
+fn another_clusters_data_ends_the_process_and_touches_nothing() {
+    let mut foreign = Observation {
+        postgres: Postgres::Down,
+        ..seen(LeaseSeen::Free)
+    };
+    foreign.view = Arc::new(View {
+        initialize: Some(Initialize::Done(SystemId(8))),
+        ..view(None)
+    });
+    assert_eq!(step(&foreign, &Memory::default()), Some(Step::Leave(64)));
+    let Reason::Fatal(why) = reason(&foreign, &Memory::default()) else {
+        panic!("it is fatal")
+    };
+    assert!(why.contains(" 7,") && why.contains(" 8;"), "{why}");
+}
+
+#[test]
+fn an_empty_member_makes_the_cluster_only_when_nobody_has() {
+    let empty = |initialize| {
+        let seen = Observation {
+            data: DataDir::Empty,
+            postgres: Postgres::Down,
+            ..seen(LeaseSeen::Free)
+        };
+        with_view(seen, |view| view.initialize = initialize)
+    };
+    assert_eq!(step(&empty(None), &Memory::default()), Some(Step::ClaimBootstrap));
+    assert_eq!(step(&empty(Some(Initialize::Pending)), &Memory::default()), None);
+    assert_eq!(
+        step(&empty(Some(Initialize::Done(SystemId(7)))), &Memory::default()),
+        None
+    );
+    let files = DataDir::Foreign(vec!["photo.jpg".to_owned()]);
+    let foreign = Observation {
+        data: files.clone(),
+        ..empty(None)
+    };
+    assert_eq!(
+        reason(&foreign, &Memory::default()),
+        Reason::ForeignFiles(vec!["photo.jpg".to_owned()])
+    );
+    assert_eq!(step(&foreign, &Memory::default()), None);
+}
+
+#[test]
+fn an_election_asks_the_others_and_goes_to_the_one_that_is_furthest() {
+    let free = seen(LeaseSeen::Free);
+    assert_eq!(
+        step(
+            &free,
+            &Memory {
+                free_since: Some(NOW),
+                ..Memory::default()
+            }
+        ),
+        Some(Step::Poll)
+    );
+    let bid = Some(Step::Bid(guards(&free.view)));
+    assert_eq!(
+        step(&free, &polled(vec![peer("n2", Some(99)), peer("n3", Some(100))])),
+        bid
+    );
+    assert_eq!(step(&free, &polled(vec![])), bid, "silent members do not matter");
+    assert_eq!(
+        step(&free, &polled(vec![peer("n2", None)])),
+        bid,
+        "nor does one whose PostgreSQL is down"
+    );
+    let ahead = polled(vec![peer("n2", Some(140))]);
+    assert_eq!(
+        reason(&free, &ahead),
+        Reason::Behind {
+            of: name("n2"),
+            bytes: 40
+        }
+    );
+    let excluded = polled(vec![Peer {
+        nofailover: true,
+        ..peer("n2", Some(140))
+    }]);
+    assert_eq!(step(&free, &excluded), bid);
+    let alive = polled(vec![Peer {
+        primary: true,
+        ..peer("n2", Some(1))
+    }]);
+    assert_eq!(reason(&free, &alive), Reason::PrimaryAlive(name("n2")));
+    let ranked = polled(vec![Peer {
+        failover_priority: 2,
+        ..peer("n2", Some(100))
+    }]);
+    assert_eq!(reason(&free, &ranked), Reason::Outranked(name("n2")));
+}
+
+#[test]
+fn a_poll_from_before_the_vacancy_or_too_old_is_asked_again() {
+    let free = seen(LeaseSeen::Free);
+    let mut old = polled(vec![]);
+    if let Some(poll) = &mut old.poll {
+        poll.asked_at = NOW - Duration::from_millis(600);
+    }
+    old.free_since = Some(NOW - Duration::from_secs(5));
+    assert_eq!(step(&free, &old), Some(Step::Poll));
+    let mut before = polled(vec![]);
+    before.free_since = Some(NOW + Duration::from_millis(1));
+    assert_eq!(step(&free, &before), Some(Step::Poll));
+}
+
+#[test]
+fn who_lags_too_far_or_may_not_lead_does_not_bid() {
+    let far = with_view(seen(LeaseSeen::Free), |view| {
+        view.status = Status {
+            optime: Some(Lsn(100 + 1_048_577)),
+            ..Status::default()
+        };
+    });
+    assert_eq!(
+        reason(&far, &polled(vec![])),
+        Reason::LagTooGreat {
+            bytes: 1_048_577,
+            bytes_max: 1_048_576
+        }
+    );
+    let excluded = Observation {
+        nofailover: true,
+        ..seen(LeaseSeen::Free)
+    };
+    assert_eq!(reason(&excluded, &polled(vec![])), Reason::MayNotLead);
+}
+
+#[test]
+fn a_switchovers_candidate_bids_at_once_and_the_others_wait_for_it() {
+    let asked = |member| {
+        with_view(seen(LeaseSeen::Free), |view| {
+            view.failover = request(Some("n2"), Some(member))
+        })
+    };
+    let memory = Memory {
+        free_since: Some(NOW),
+        ..Memory::default()
+    };
+    let candidate = asked("n1");
+    assert_eq!(step(&candidate, &memory), Some(Step::Bid(guards(&candidate.view))));
+    let other = asked("n3");
+    assert_eq!(
+        reason(&other, &polled(vec![peer("n3", Some(90))])),
+        Reason::LeavesItTo(name("n3"))
+    );
+    assert_eq!(
+        reason(&other, &polled(vec![peer("n3", None)])),
+        Reason::Bidding,
+        "a candidate that cannot does not bind"
+    );
+    let mut late = polled(vec![peer("n3", Some(90))]);
+    late.free_since = Some(NOW - Duration::from_secs(31));
+    assert_eq!(reason(&other, &late), Reason::Bidding, "nor one that does not come");
+}
+
+#[test]
+fn the_leader_that_handed_over_comes_last() {
+    let former = with_view(seen(LeaseSeen::Free), |view| view.failover = request(Some("n1"), None));
+    assert_eq!(
+        reason(&former, &polled(vec![peer("n2", Some(90))])),
+        Reason::FormerLeaderWaits
+    );
+    assert_eq!(reason(&former, &polled(vec![])), Reason::Bidding);
+}
+
+#[test]
+fn a_leader_hands_over_when_asked_and_clears_what_does_not_fit() {
+    let proven = Memory {
+        proven: Some(epoch("n1")),
+        ..Memory::default()
+    };
+    let asked = |leader, member| {
+        let seen = Observation {
+            postgres: primary(),
+            ..seen(LeaseSeen::Mine(epoch("n1")))
+        };
+        with_view(seen, |view| view.failover = request(leader, member))
+    };
+    let to = |candidate: Option<&str>| {
+        Some(Step::Switchover {
+            candidate: candidate.map(name),
+        })
+    };
+    assert_eq!(step(&asked(Some("n1"), Some("n2")), &proven), to(Some("n2")));
+    assert_eq!(step(&asked(Some("n1"), None), &proven), to(None));
+    assert_eq!(step(&asked(None, Some("n2")), &proven), to(Some("n2")));
+    assert_eq!(
+        step(&asked(Some("n2"), Some("n1")), &proven),
+        Some(Step::ClearRequest),
+        "it has been done"
+    );
+    assert_eq!(step(&asked(Some("n3"), Some("n2")), &proven), Some(Step::ClearRequest));
+    let scheduled = Observation {
+        request_due: false,
+        ..asked(Some("n1"), Some("n2"))
+    };
+    assert_eq!(step(&scheduled, &proven), None);
+}
+
+#[test]
+fn a_standby_follows_the_leader_and_is_cloned_only_when_it_cannot() {
+    let theirs = || seen(LeaseSeen::Theirs(epoch("n2")));
+    let memory = Memory::default();
+    assert_eq!(reason(&theirs(), &memory), Reason::Following(name("n2")));
+    let elsewhere = Observation {
+        upstream: None,
+        ..theirs()
+    };
+    assert_eq!(
+        step(&elsewhere, &memory),
+        Some(Step::Follow {
+            upstream: Some(name("n2"))
+        })
+    );
+    let Postgres::Running(mut server) = standby_at(100) else {
+        panic!("it runs")
+    };
+    server.replication_state = None;
+    let idle = Observation {
+        postgres: Postgres::Running(server),
+        ..theirs()
+    };
+    assert_eq!(step(&idle, &memory), Some(Step::CheckRejoin { leader: epoch("n2") }));
+    let answered = |verdict| Memory {
+        rejoin: Some((epoch("n2"), verdict)),
+        ..Memory::default()
+    };
+    assert_eq!(step(&idle, &answered(Rejoin::Follows)), None);
+    assert_eq!(
+        step(&idle, &answered(Rejoin::Diverged)),
+        Some(Step::Clone { from: name("n2") })
+    );
+    let backing_off = Memory {
+        backoff_until: Some(NOW + Duration::from_secs(1)),
+        ..answered(Rejoin::Diverged)
+    };
+    assert_eq!(step(&idle, &backing_off), None);
+}
+
+#[test]
+fn a_stop_hands_over_and_leaves_only_when_nothing_runs() {
+    let memory = Memory {
+        proven: Some(epoch("n1")),
+        ..Memory::default()
+    };
+    let stopping = |lease, postgres| Observation {
+        stopping: true,
+        postgres,
+        ..seen(lease)
+    };
+    assert_eq!(
+        step(&stopping(LeaseSeen::Mine(epoch("n1")), primary()), &memory),
+        Some(Step::HandOver)
+    );
+    assert_eq!(
+        step(&stopping(LeaseSeen::Theirs(epoch("n2")), standby_at(1)), &memory),
+        Some(Step::Stop)
+    );
+    assert_eq!(step(&stopping(LeaseSeen::Free, Postgres::Ending), &memory), None);
+    assert_eq!(
+        step(&stopping(LeaseSeen::Unknown, Postgres::Down), &memory),
+        Some(Step::Leave(0))
+    );
+    let held = stopping(LeaseSeen::Mine(epoch("n1")), Postgres::Down);
+    assert_eq!(step(&held, &memory), Some(Step::Release { epoch: epoch("n1") }));
+}
+
+#[test]
+fn in_pause_nothing_is_started_promoted_or_elected() {
+    let paused = |seen| {
+        with_view(seen, |view| {
+            let config = json!({"pause": true}).as_object().cloned().unwrap_or_default();
+            view.config.value = Some(DynamicConfig::new(config));
+        })
+    };
+    let memory = polled(vec![]);
+    assert_eq!(step(&paused(seen(LeaseSeen::Free)), &memory), None);
+    assert_eq!(step(&paused(seen(LeaseSeen::Mine(epoch("n1")))), &memory), None);
+    let down = Observation {
+        postgres: Postgres::Down,
+        ..seen(LeaseSeen::Free)
+    };
+    assert_eq!(step(&paused(down), &memory), None);
+}
+
+fn any_lease() -> impl Strategy<Value = LeaseSeen> {
+    prop_oneof![
+        Just(LeaseSeen::Mine(epoch("n1"))),
+        Just(LeaseSeen::MineUnproven(epoch("n1"))),
+        Just(LeaseSeen::Stale {
+            epoch: epoch("n1"),
+            lease: 5
+        }),
+        Just(LeaseSeen::Theirs(epoch("n2"))),
+        Just(LeaseSeen::Free),
+        Just(LeaseSeen::Unknown),
+    ]
+}
+
+fn any_postgres() -> impl Strategy<Value = Postgres> {
+    prop_oneof![
+        Just(Postgres::Down),
+        Just(Postgres::Ending),
+        any::<bool>().prop_map(|writable| Postgres::Silent { writable }),
+        Just(primary()),
+        Just(standby_at(100)),
+    ]
+}
+
+fn any_job() -> impl Strategy<Value = Option<JobKind>> {
+    prop_oneof![4 => Just(None), 1 => Just(Some(JobKind::Promote)), 1 => Just(Some(JobKind::Clone)), 1 => Just(Some(JobKind::Poll))]
+}
+
+fn any_data() -> impl Strategy<Value = DataDir> {
+    let states = prop_oneof![
+        Just(ControlState::ShutDown),
+        Just(ControlState::InProduction),
+        Just(ControlState::InArchiveRecovery)
+    ];
+    prop_oneof![
+        1 => Just(DataDir::Empty),
+        1 => Just(DataDir::Foreign(vec!["x".to_owned()])),
+        6 => (states, any::<bool>()).prop_map(|(state, standby)| data(state, standby)),
+    ]
+}
+
+proptest! {
+    /// Whatever is seen and remembered: PostgreSQL is made writable only under a proven lease, a primary whose lease is
+    /// known to be another's is ended, and data is replaced only while another leads and takes writes.
+    #[test]
+    fn no_decision_breaks_the_rules(
+        lease in any_lease(),
+        postgres in any_postgres(),
+        job in any_job(),
+        data in any_data(),
+        (stopping, nofailover, unfinished, failed, diverged) in any::<(bool, bool, bool, bool, bool)>(),
+    ) {
+        let base = seen(lease.clone());
+        let seen = Observation { postgres: postgres.clone(), job, data: data.clone(), stopping, nofailover, bootstrap_unfinished: unfinished, ..base };
+        let verdict = if diverged { Rejoin::Diverged } else { Rejoin::Follows };
+        let memory = Memory {
+            start_failures: if failed { 2 } else { 0 },
+            rejoin: Some((epoch("n2"), verdict)),
+            ..polled(vec![])
+        };
+        let decision = decide(&seen, &memory, NOW);
+        match &decision.step {
+            Some(Step::Promote(_) | Step::StartPrimary | Step::Switchover { .. }) => {
+                prop_assert_eq!(&lease, &LeaseSeen::Mine(epoch("n1")));
+            }
+            Some(Step::Clone { .. }) => {
+                prop_assert_eq!(&lease, &LeaseSeen::Theirs(epoch("n2")));
+                prop_assert!(diverged || data == DataDir::Empty);
+            }
+            Some(Step::Bid(_)) => prop_assert!(lease == LeaseSeen::Free && !nofailover || unfinished),
+            Some(Step::Release { .. } | Step::WinAnew { .. }) => prop_assert_eq!(&postgres, &Postgres::Down),
+            Some(Step::Leave(_)) => prop_assert_eq!(&postgres, &Postgres::Down),
+            _ => {}
+        }
+        let lost = matches!(lease, LeaseSeen::Theirs(_) | LeaseSeen::Free | LeaseSeen::Stale { .. });
+        let usable = matches!(data, DataDir::Cluster { .. });
+        if lost && usable && !stopping && job.is_none() && postgres == primary() {
+            prop_assert_eq!(&decision.step, &Some(Step::End));
+        }
+    }
+}
