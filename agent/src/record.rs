@@ -125,6 +125,8 @@ pub fn history_of(
     let written = std::fs::metadata(&path).and_then(|meta| meta.modified()).ok()?;
     let timestamp = jiff::Timestamp::try_from(written)
         .ok()
+        // Microseconds, as Patroni writes them.
+        .and_then(|at| jiff::Timestamp::from_microsecond(at.as_microsecond()).ok())
         .map(|at| at.display_with_offset(jiff::tz::Offset::UTC).to_string());
     let mut entries = parse_history(&text);
     if let Some(last) = entries.last_mut() {
