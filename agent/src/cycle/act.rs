@@ -96,6 +96,10 @@ impl Cycle {
                 self.start(Job::HandOver(held.map(|held| held.epoch)));
             }
             Step::Stop => self.start(Job::Stop),
+            Step::DropJob => {
+                self.drop_job().await;
+                return Ok(Acted::Done);
+            }
             Step::Leave(code) => return Ok(Acted::Leave(code)),
         }
         Ok(Acted::Started)

@@ -91,6 +91,8 @@ pub enum Step {
     HandOver,
     /// Stop a standby in order, before the process ends.
     Stop,
+    /// Drop the job that is under way.
+    DropJob,
     /// End the process.
     Leave(u8),
 }
@@ -189,6 +191,11 @@ fn during(seen: &Observation, job: JobKind) -> Decision {
     // A switchover gives the lease up as its last act.
     if needs_lease && lost && job != JobKind::Switchover {
         return Decision::act(Reason::LostLease, Step::End);
+    }
+    // A stop does not wait for a clone of hours; what a dropped job leaves is stopped or cleared next.
+    let is_the_stop = matches!(job, JobKind::HandOver | JobKind::Stop | JobKind::Switchover);
+    if seen.stopping && !is_the_stop {
+        return Decision::act(Reason::Stopping, Step::DropJob);
     }
     Decision::wait(Reason::Busy(job))
 }

@@ -605,6 +605,11 @@ fn a_stop_hands_over_and_leaves_only_when_nothing_runs() {
         step(&stopping(LeaseSeen::Unknown, Postgres::Down), &memory),
         Some(Step::Leave(0))
     );
+    let cloning = Observation {
+        job: Some(JobKind::Clone),
+        ..stopping(LeaseSeen::Theirs(epoch("n2")), Postgres::Down)
+    };
+    assert_eq!(step(&cloning, &memory), Some(Step::DropJob));
     let held = stopping(LeaseSeen::Mine(epoch("n1")), Postgres::Down);
     assert_eq!(step(&held, &memory), Some(Step::Release { epoch: epoch("n1") }));
 }
