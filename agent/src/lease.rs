@@ -25,6 +25,8 @@ use crate::status::Holding;
 pub struct LeaseState {
     /// The lease that this member's keys are bound to; nothing while there is none.
     pub lease: Option<i64>,
+    /// How long that lease lives without renewal.
+    pub lease_ttl: Duration,
     /// The holding of the leader key, with the deadline of its last proof; no deadline before the first proof.
     pub holding: Option<Held>,
     /// Why the last renewal failed, while they do.
@@ -69,6 +71,8 @@ enum Command {
 pub struct Resumed {
     /// Its lease.
     pub lease: Option<i64>,
+    /// How long that lease lives without renewal.
+    pub lease_ttl: Duration,
     /// Its holding of the leader key.
     pub epoch: Option<Epoch>,
     /// Whether PostgreSQL had been proven to take writes under it.
@@ -83,7 +87,8 @@ impl Resumed {
             .epoch
             .as_ref()
             .map(|epoch| (epoch.holder.as_str(), epoch.create_revision));
-        serde_json::json!({ "lease": self.lease, "epoch": epoch, "proven": self.proven })
+        let ttl = self.lease_ttl.as_secs();
+        serde_json::json!({ "lease": self.lease, "ttl": ttl, "epoch": epoch, "proven": self.proven })
             .to_string()
             .into_bytes()
     }
@@ -99,8 +104,12 @@ impl Resumed {
                 create_revision: memo.get("epoch")?.get(1)?.as_i64()?,
             })
         };
+        // Without its length a lease proves no deadline, and is not resumed.
+        let ttl = memo.get("ttl").and_then(serde_json::Value::as_u64).unwrap_or_default();
+        let lease = memo.get("lease").and_then(serde_json::Value::as_i64);
         Self {
-            lease: memo.get("lease").and_then(serde_json::Value::as_i64),
+            lease: lease.filter(|_| ttl > 0),
+            lease_ttl: Duration::from_secs(ttl),
             epoch: epoch(),
             proven: memo
                 .get("proven")
@@ -161,6 +170,7 @@ impl Lease {
         let holding = resumed.epoch.map(|epoch| Held { epoch, deadline: None });
         let initial = LeaseState {
             lease: resumed.lease,
+            lease_ttl: resumed.lease_ttl,
             holding,
             ..LeaseState::default()
         };
@@ -171,6 +181,7 @@ impl Lease {
             name,
             timing,
             link,
+            latest_deadline: Boottime::default(),
             state: state_tx,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -255,7 +266,20 @@ struct Renewer {
     name: MemberName,
     timing: LeaseTiming,
     link: Arc<KeeperLink>,
+    /// The latest deadline that the keeper was given: it never moves one back.
+    latest_deadline: Boottime,
     state: watch::Sender<LeaseState>,
+}
+
+/// How long a proof of a lease may be relied on. The lease lives for its own ttl, whatever the configuration says by now.
+fn proof_lasts(lease_ttl: Duration, timing: LeaseTiming) -> Duration {
+    lease_ttl.min(timing.ttl())
+}
+
+/// Whether the leader key may be bound to a lease of `new_ttl` now. A shorter lease must not carry the key while the
+/// keeper still has a deadline from the longer one that reaches beyond it.
+fn may_move(new_ttl: Duration, now: Boottime, latest_deadline: Boottime) -> bool {
+    latest_deadline <= now + new_ttl
 }
 
 /// What a renewal found.
@@ -309,11 +333,7 @@ impl Renewer {
                 false
             }
             Command::Retime(timing) => {
-                let ttl_changed = timing.ttl() != self.timing.ttl();
                 self.timing = timing;
-                if ttl_changed {
-                    self.move_to_new_lease().await;
-                }
                 true
             }
         }
@@ -326,6 +346,7 @@ impl Renewer {
             Ok(Renewal::Proven) => {
                 self.answered(asked_at);
                 self.prove(asked_at);
+                self.move_if_retimed().await;
                 true
             }
             Ok(Renewal::LeaseGone) => {
@@ -388,8 +409,8 @@ impl Renewer {
     }
 
     /// Gives the keeper the deadline of a proof that was asked for at `asked_at`.
-    fn prove(&self, asked_at: Boottime) {
-        let deadline = self.timing.deadline(asked_at);
+    fn prove(&mut self, asked_at: Boottime) {
+        let deadline = asked_at + proof_lasts(self.state.borrow().lease_ttl, self.timing);
         let term = self.state.borrow().holding.as_ref().map(|held| term_of(&held.epoch));
         let Some(term) = term else { return };
         let arm = Request::Arm {
@@ -402,6 +423,7 @@ impl Renewer {
             tracing::warn!(%error, "the keeper did not take a deadline");
             return;
         }
+        self.latest_deadline = self.latest_deadline.max(deadline);
         self.state.send_modify(|state| {
             if let Some(held) = &mut state.holding {
                 held.deadline = Some(deadline);
@@ -423,9 +445,10 @@ impl Renewer {
     }
 
     async fn grant(&self) -> bool {
-        match self.etcd.grant(self.timing.ttl(), self.budget()).await {
+        let ttl = self.timing.ttl();
+        match self.etcd.grant(ttl, self.budget()).await {
             Ok(lease) => {
-                self.state.send_modify(|state| state.lease = Some(lease));
+                self.bind(lease, ttl);
                 true
             }
             Err(error) => {
@@ -435,17 +458,29 @@ impl Renewer {
         }
     }
 
-    /// A lease cannot be given another time to live: a new one takes over the leader key, under the same create revision.
-    async fn move_to_new_lease(&self) {
-        let (old, holding) = {
-            let state = self.state.borrow();
-            (state.lease, state.holding.clone())
+    fn bind(&self, lease: i64, ttl: Duration) {
+        self.state.send_modify(|state| {
+            state.lease = Some(lease);
+            state.lease_ttl = ttl;
+        });
+    }
+
+    /// A lease cannot be given another time to live: once that is safe, a new one takes over the leader key, under the same
+    /// create revision. Until then, and if it fails, the old one stays in use.
+    async fn move_if_retimed(&self) {
+        let state = self.state.borrow().clone();
+        let ttl = self.timing.ttl();
+        let Some(old) = state.lease.filter(|_| state.lease_ttl != ttl) else {
+            return;
         };
-        if !self.grant().await {
+        let Some(held) = state.holding else {
+            self.grant().await;
+            return;
+        };
+        if !may_move(ttl, Boottime::now(), self.latest_deadline) {
             return;
         }
-        let new = self.state.borrow().lease;
-        let (Some(held), Some(old), Some(new)) = (holding, old, new) else {
+        let Ok(new) = self.etcd.grant(ttl, self.budget()).await else {
             return;
         };
         let key = || self.leader_key.clone();
@@ -458,9 +493,11 @@ impl Renewer {
                 value: self.name.to_string(),
                 lease: new,
             });
-        // If the answer is lost, the next renewal reads which lease the key is bound to; the wrong one ends the holding.
-        if let Err(error) = self.etcd.txn(&txn, self.budget()).await {
-            tracing::warn!(%error, "the leader key could not be bound to the new lease");
+        match self.etcd.txn(&txn, self.budget()).await {
+            Ok(outcome) if outcome.succeeded => self.bind(new, ttl),
+            // If only the answer was lost, the next renewal finds the key on another lease and ends the holding: rare, and
+            // the safe side.
+            Ok(_) | Err(_) => tracing::warn!("the leader key could not be bound to a lease of {} s", ttl.as_secs()),
         }
     }
 }
@@ -480,6 +517,7 @@ mod tests {
         let holder = MemberName::new("n1").expect("a plain name");
         let resumed = Resumed {
             lease: Some(77),
+            lease_ttl: Duration::from_secs(5),
             epoch: Some(Epoch {
                 holder,
                 create_revision: 9,
@@ -490,6 +528,23 @@ mod tests {
         for memo in [&b""[..], b"x", b"{}", b"[1]", br#"{"lease":"x","epoch":[]}"#] {
             assert_eq!(Resumed::from_memo(memo), Resumed::default());
         }
+    }
+
+    #[test]
+    fn a_proof_lasts_no_longer_than_the_lease_that_it_is_of() {
+        let timing = LeaseTiming::PATRONI_DEFAULT;
+        assert_eq!(proof_lasts(Duration::from_secs(5), timing), Duration::from_secs(5));
+        assert_eq!(proof_lasts(Duration::from_secs(60), timing), timing.ttl());
+    }
+
+    #[test]
+    fn a_shorter_lease_takes_over_only_when_no_longer_deadline_is_out() {
+        let at = |seconds| Boottime::default() + Duration::from_secs(seconds);
+        let five = Duration::from_secs(5);
+        assert!(!may_move(five, at(100), at(130)));
+        assert!(!may_move(five, at(124), at(130)));
+        assert!(may_move(five, at(125), at(130)));
+        assert!(may_move(Duration::from_secs(60), at(100), at(130)));
     }
 
     #[test]

@@ -73,6 +73,7 @@ impl Cycle {
         let proven = epoch.is_some() && self.memory.proven == epoch;
         let memo = Resumed {
             lease: state.lease,
+            lease_ttl: state.lease_ttl,
             epoch,
             proven,
         };
