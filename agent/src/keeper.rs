@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use pgherd_keeper::KeeperLink;
@@ -63,6 +64,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 pub struct Keeper {
     link: Arc<KeeperLink>,
     state: watch::Receiver<Instance>,
+    acknowledged: Arc<AtomicU64>,
 }
 
 impl Keeper {
@@ -76,7 +78,9 @@ impl Keeper {
         let link = Arc::new(link);
         let (state_tx, mut state) = watch::channel(Instance::default());
         let (hello_tx, hello) = oneshot::channel();
+        let acknowledged = Arc::new(AtomicU64::new(0));
         let reader = Reader {
+            acknowledged: Arc::clone(&acknowledged),
             link: Arc::clone(&link),
             state: state_tx,
         };
@@ -89,7 +93,12 @@ impl Keeper {
             Err(_) => return Err(OrderError::Timeout(ANSWER_MAX)),
         };
         state.mark_unchanged();
-        Ok((Self { link, state }, hello))
+        let keeper = Self {
+            link,
+            state,
+            acknowledged,
+        };
+        Ok((keeper, hello))
     }
 
     /// Resolves when the keeper is gone.
@@ -103,6 +112,12 @@ impl Keeper {
     #[must_use]
     pub fn link(&self) -> Arc<KeeperLink> {
         Arc::clone(&self.link)
+    }
+
+    /// The latest deadline that the keeper has confirmed, in nanoseconds of [`Boottime`](pgherd_keeper::clock::Boottime).
+    #[must_use]
+    pub fn acknowledged(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.acknowledged)
     }
 
     /// The newest state of the instance, and changes of it.
@@ -180,7 +195,10 @@ impl Keeper {
 
     /// Tells the keeper that this agent exits on purpose, and with which code the keeper is to follow.
     pub fn leave(&self, code: u8) {
-        if let Err(error) = self.link.send(&Request::Leave { code }) {
+        if let Err(error) = self.link.send(&Request::Leave {
+            code,
+            keep_postgres: false,
+        }) {
             tracing::warn!(%error, "the keeper did not hear the farewell");
         }
     }
@@ -209,6 +227,7 @@ impl Keeper {
 
 struct Reader {
     link: Arc<KeeperLink>,
+    acknowledged: Arc<AtomicU64>,
     state: watch::Sender<Instance>,
 }
 
@@ -225,6 +244,9 @@ impl Reader {
                 }
                 // A renewed deadline is reported each time and changes nothing here: it wakes nobody.
                 Ok(report) => {
+                    if let Report::Armed { deadline, .. } = &report {
+                        self.acknowledged.store(deadline.as_nanos(), Ordering::Release);
+                    }
                     self.state.send_if_modified(|instance| {
                         let before = instance.clone();
                         instance.fold(report);

@@ -5,6 +5,7 @@
 //! revision: a keepalive alone proves only the lease, to which the member key is bound too.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
@@ -18,6 +19,7 @@ use pgherd_keeper::protocol::Request;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
+use crate::keeper::Keeper;
 use crate::status::Holding;
 
 /// What the loop sees of the lease.
@@ -163,7 +165,7 @@ impl Lease {
         keys: &Keys,
         name: MemberName,
         timing: LeaseTiming,
-        link: Arc<KeeperLink>,
+        keeper: &Keeper,
         resumed: Resumed,
     ) -> std::io::Result<Self> {
         let (commands, received) = mpsc::channel(16);
@@ -180,7 +182,9 @@ impl Lease {
             leader_key: keys.of(&Key::Leader),
             name,
             timing,
-            link,
+            link: keeper.link(),
+            acknowledged: keeper.acknowledged(),
+            unanswered: None,
             latest_deadline: Boottime::default(),
             state: state_tx,
         };
@@ -260,12 +264,18 @@ impl Lease {
     }
 }
 
+/// A keeper answers within a millisecond; a machine in trouble may take longer.
+const KEEPER_SILENCE_MAX: Duration = Duration::from_millis(700);
+
 struct Renewer {
     etcd: Etcd,
     leader_key: String,
     name: MemberName,
     timing: LeaseTiming,
     link: Arc<KeeperLink>,
+    acknowledged: Arc<AtomicU64>,
+    /// When the oldest deadline was sent that the keeper has not confirmed, and that deadline.
+    unanswered: Option<(Boottime, Boottime)>,
     /// The latest deadline that the keeper was given: it never moves one back.
     latest_deadline: Boottime,
     state: watch::Sender<LeaseState>,
@@ -342,6 +352,9 @@ impl Renewer {
     /// One renewal. Says whether etcd answered.
     async fn renew(&mut self) -> bool {
         let asked_at = Boottime::now();
+        if self.keeper_is_silent(asked_at) {
+            return false;
+        }
         match self.ask().await {
             Ok(Renewal::Proven) => {
                 self.answered(asked_at);
@@ -365,6 +378,25 @@ impl Renewer {
                 false
             }
         }
+    }
+
+    /// A keeper that does not confirm deadlines is frozen, and its sentinel ends PostgreSQL. To keep the lease alive would
+    /// then only keep others from leading: it is left to expire, which is after that end.
+    fn keeper_is_silent(&mut self, now: Boottime) -> bool {
+        let Some((sent_at, deadline)) = self.unanswered else {
+            return false;
+        };
+        if self.acknowledged.load(Ordering::Acquire) >= deadline.as_nanos() || self.state.borrow().holding.is_none() {
+            self.unanswered = None;
+            return false;
+        }
+        let silent = now.since(sent_at) > KEEPER_SILENCE_MAX;
+        if silent {
+            let what = "the keeper does not confirm deadlines: the lease is left to expire".to_owned();
+            self.state
+                .send_modify(|state| state.trouble = Some(StoreError::Protocol { what }));
+        }
+        silent
     }
 
     fn answered(&self, at: Boottime) {
@@ -424,6 +456,7 @@ impl Renewer {
             return;
         }
         self.latest_deadline = self.latest_deadline.max(deadline);
+        self.unanswered.get_or_insert((Boottime::now(), deadline));
         self.state.send_modify(|state| {
             if let Some(held) = &mut state.holding {
                 held.deadline = Some(deadline);

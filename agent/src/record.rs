@@ -12,7 +12,7 @@ use pgherd_cluster::{PATRONI_VERSION, VERSION};
 use crate::config::AgentConfig;
 use crate::decide::published_role;
 use crate::observation::{JobKind, Memory, Observation, Postgres};
-use crate::postgres::DataDir;
+use crate::postgres::{ControlState, DataDir};
 use crate::status::WalStatus;
 
 /// The state of PostgreSQL in the words of records.
@@ -29,9 +29,10 @@ pub fn published_state(seen: &Observation, memory: &Memory) -> PgState {
         (_, Postgres::Down) if memory.start_failures > 0 => PgState::StartFailed,
         (_, Postgres::Down) => match &seen.data {
             // A primary that was not stopped in order has ended unasked.
-            DataDir::Cluster { control, .. } if control.state == crate::postgres::ControlState::InProduction => {
-                PgState::Crashed
-            }
+            DataDir::Cluster {
+                control,
+                standby: false,
+            } if control.state == ControlState::InProduction => PgState::Crashed,
             _ => PgState::Stopped,
         },
     }

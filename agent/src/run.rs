@@ -72,15 +72,8 @@ pub async fn run(config: AgentConfig, link: KeeperLink) -> Result<u8, AgentError
     let (source, view) = EtcdSource::new(etcd.separate(), keys.clone(), config.scope.clone(), false);
     let resumed = Resumed::from_memo(&hello.memo);
     let timing = LeaseTiming::DEFAULT;
-    let lease = Lease::start(
-        &etcd,
-        &keys,
-        config.name.clone(),
-        timing,
-        keeper.link(),
-        resumed.clone(),
-    )
-    .map_err(io("starting the lease's thread".to_owned()))?;
+    let lease = Lease::start(&etcd, &keys, config.name.clone(), timing, &keeper, resumed.clone())
+        .map_err(io("starting the lease's thread".to_owned()))?;
     let context = Arc::new(Context {
         programs: Programs::new(config.postgresql.bin_dir.clone()),
         sql: Sql::new(local_target(&config)),
