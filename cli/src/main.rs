@@ -1,2 +1,57 @@
-//! Placeholder.
-fn main() {}
+//! The binary: reads arguments and configuration, wires the parts together, and turns outcomes into exit codes.
+
+mod args;
+mod command;
+mod config;
+mod demo;
+mod failure;
+mod logging;
+mod preflight;
+mod run;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use crate::args::{Arguments, Command};
+use crate::failure::Failure;
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Nothing is left to tell when the terminal is gone.
+            let _ = error.print();
+            let asked_for = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            return if asked_for {
+                ExitCode::SUCCESS
+            } else {
+                Failure::Configuration(Vec::new()).exit_code()
+            };
+        }
+    };
+    match dispatch(&arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            for line in failure.to_string().lines() {
+                eprintln!("pgherd: {line}");
+            }
+            failure.exit_code()
+        }
+    }
+}
+
+fn dispatch(command: &Command) -> Result<(), Failure> {
+    match command {
+        Command::Agent(args) => run::member(args.path(), run::Beside::Nothing),
+        Command::Node(args) => run::member(args.path(), run::Beside::Proxy),
+        Command::Proxy(args) => run::proxy(args.path()),
+        Command::Sentinel(args) => run::sentinel(&args.data_dir),
+        Command::Demo(args) => run::in_foreground(demo::run(args)),
+        Command::List(args) => run::in_foreground(command::list::run(args)),
+        Command::Switchover(args) => run::in_foreground(command::switchover::run(args)),
+        Command::Check(args) => command::check::run(args),
+    }
+}

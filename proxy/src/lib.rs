@@ -1,1 +1,35 @@
-//! Placeholder.
+//! From a client's socket to a member's socket: listeners, startup, routing, hold, relay, fence, cancel; page and metrics.
+//!
+//! Knows nothing of how a leader is made: it reads a view of the cluster, and the proof of how current that is.
+//! [`route`], [`balance`], [`warrant`] and [`wire`] are pure: no clock, no socket, no log.
+
+pub mod balance;
+mod cancel;
+pub mod config;
+mod connect;
+mod connection;
+mod counters;
+mod dial;
+mod draw;
+mod events;
+mod fence;
+mod handshake;
+mod listener;
+mod proxy;
+mod refusal;
+mod relay;
+pub mod route;
+mod sessions;
+mod shared;
+mod socket;
+mod stats;
+#[cfg(test)]
+mod testing;
+mod timer;
+pub mod warrant;
+pub mod wire;
+mod worker;
+
+pub use config::{HoldConfig, LimitsConfig, ListenerConfig, ListenerRole, ProxyConfig, StatsConfig};
+pub use listener::BindError;
+pub use proxy::{Addresses, Proxy, ProxyError};

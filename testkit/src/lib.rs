@@ -1,1 +1,34 @@
-//! Placeholder.
+//! Real parts for tests and benches: etcd, PostgreSQL, agents and proxies on one machine, faults, and the records by
+//! which a test knows what its faults have done.
+//!
+//! A test takes a [`Site`], or a [`Cluster`] that has one, does what it does, and calls `pass`. Whatever it started is
+//! ended in any case; what it wrote is kept, and the ends of the logs are printed, unless it passed.
+
+pub mod address;
+pub mod client;
+pub mod cluster;
+pub mod config;
+pub mod etcd;
+pub mod http;
+pub mod ledger;
+pub mod load;
+pub mod member;
+pub mod postgres;
+pub mod process;
+pub mod program;
+pub mod site;
+pub mod sql;
+pub mod wait;
+pub mod watch;
+pub mod yaml;
+
+pub use cluster::{Cluster, ClusterBuilder};
+pub use etcd::Etcd;
+pub use ledger::{Ledger, LedgerReport};
+pub use load::Load;
+pub use member::Member;
+pub use postgres::Postgres;
+pub use site::{Outcome, Site};
+pub use sql::{Sql, SqlFailure};
+pub use wait::{eventually, throughout};
+pub use watch::{WatchReport, WriterWatch};

@@ -1,0 +1,31 @@
+# Everything that a developer types. The recipes live in scripts/, each short enough to read.
+
+MEMBERS ?= 3
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test test-all bench lint deps
+
+help: ## Show this
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-9s %s\n", $$1, $$2 }'
+
+deps: ## Install what is missing to build and test (Debian and Ubuntu; says what and why)
+	@scripts/deps.sh
+
+build: deps ## Build target/release/pgherd
+	cargo build --locked --release -p pgherd
+
+demo: build ## Run a whole cluster on this machine until Ctrl-C (MEMBERS=3)
+	@scripts/demo.sh --members $(MEMBERS)
+
+lint: deps ## Check format and lints
+	@scripts/lint.sh
+
+test: lint ## Lint, unit tests, then scenarios on real etcd and PostgreSQL
+	@scripts/test.sh
+
+test-all: test ## The same, then documentation and its examples
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+	cargo test --locked --workspace --doc
+
+bench: build ## Measure write gaps of failovers, and what the proxy costs (RUNS=3)
+	PGHERD_BIN=$${CARGO_TARGET_DIR:-target}/release/pgherd cargo run --locked --release -p pgherd-benches

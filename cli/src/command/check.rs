@@ -1,0 +1,68 @@
+//! `pgherd check`: says what would run, or everything that is wrong.
+
+use crate::args::CheckArgs;
+use crate::config::Document;
+use crate::failure::Failure;
+use crate::preflight::{self, Preflight};
+use crate::terminal::say;
+
+/// Runs the command; what it says goes to standard output.
+///
+/// # Errors
+/// All findings.
+pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
+    let document = Document::load(args.file.clone())?;
+    document.lint();
+    // A file without a member's sections is a proxy's; one without anything is told what a member needs.
+    let is_member = ["postgresql", "restapi", "name"].iter().any(|key| document.has(key)) || !document.has("proxy");
+    let is_proxy = document.has("proxy");
+    let agent = if is_member { document.agent() } else { None };
+    let proxy = if is_proxy { document.proxy() } else { None };
+    let cluster = document.cluster(None);
+    if let (Some(agent), Some(proxy)) = (&agent, &proxy) {
+        preflight::clashes(agent, proxy)
+            .into_iter()
+            .for_each(|clash| document.error(clash));
+    }
+    let mut in_use = Vec::new();
+    if !args.file_only {
+        let mut note = |found: Preflight| {
+            found.errors.into_iter().for_each(|finding| document.error(finding));
+            in_use.extend(found.in_use);
+        };
+        if let Some(agent) = &agent {
+            note(preflight::member(&mut agent.clone()));
+        }
+        if let (Some(proxy), Some(cluster)) = (&proxy, &cluster) {
+            note(preflight::proxy(proxy, &cluster.etcd.tls));
+        }
+    }
+    for warning in document.warnings().into_iter().chain(in_use.into_iter().map(own)) {
+        say(format!("warning: {warning}"));
+    }
+    let cluster = document.finish(cluster)?;
+    if let Some(agent) = &agent {
+        say(format!(
+            "configuration of member {} of cluster {}: ok",
+            agent.name, cluster.scope
+        ));
+    }
+    if let Some(proxy) = &proxy {
+        let listeners: Vec<String> = proxy
+            .listeners
+            .iter()
+            .map(|listener| listener.address.to_string())
+            .collect();
+        say(format!(
+            "configuration of a proxy for cluster {} on {}: ok",
+            cluster.scope,
+            listeners.join(", ")
+        ));
+    }
+    Ok(())
+}
+
+/// The service that a file is for may well be running while the file is checked.
+fn own(in_use: String) -> String {
+    format!("{in_use} (nothing is wrong if that is what this file runs)")
+}

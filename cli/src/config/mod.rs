@@ -1,0 +1,173 @@
+//! Configuration: a file and the environment into checked types, with every finding told as key, value and fix.
+
+pub(crate) mod agent;
+mod environment;
+mod etcd;
+mod known;
+mod locate;
+mod not_yet;
+mod postgresql;
+pub(crate) mod proxy;
+mod runtime_dir;
+mod section;
+mod value;
+mod yaml;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use pgherd_agent::config::{AgentConfig, Credentials};
+use pgherd_cluster::etcd::EtcdConfig;
+use pgherd_cluster::key::Keys;
+use pgherd_cluster::name::Scope;
+use serde_json::{Map, Value};
+
+pub(crate) use self::locate::Source;
+use self::proxy::ProxySection;
+use self::section::{Findings, Section};
+use crate::failure::Failure;
+
+/// Which cluster, and where its store is: what every command needs.
+#[derive(Clone, Debug)]
+pub(crate) struct ClusterConfig {
+    pub(crate) scope: Scope,
+    pub(crate) namespace: String,
+    pub(crate) etcd: EtcdConfig,
+    /// The section that etcd's own findings are told under.
+    pub(crate) etcd_section: &'static str,
+}
+
+impl ClusterConfig {
+    /// The keys of this cluster.
+    pub(crate) fn keys(&self) -> Keys {
+        Keys::new(&self.namespace, &self.scope)
+    }
+
+    fn read(root: &Section<'_>, scope: Option<&str>) -> Option<Self> {
+        let scope = match scope {
+            Some(scope) => Some(scope.to_owned()),
+            None => root.required_text("scope", "the cluster's name, the same on every member"),
+        };
+        let scope = scope.and_then(|text| {
+            Scope::new(text.as_str())
+                .map_err(|error| {
+                    root.error(
+                        "scope",
+                        format!("{text:?} cannot be used: {error}; write one such as main"),
+                    )
+                })
+                .ok()
+        });
+        let namespace = root.text("namespace").unwrap_or_else(|| "service".to_owned());
+        let etcd = etcd::read(root);
+        Some(Self {
+            scope: scope?,
+            namespace,
+            etcd: etcd?,
+            etcd_section: etcd::section_name(root),
+        })
+    }
+}
+
+/// One configuration, read but not yet asked for anything.
+pub(crate) struct Document {
+    source: Source,
+    tree: Map<String, Value>,
+    findings: Findings,
+}
+
+impl Document {
+    /// Reads the named file, or the one that is found, and puts the environment over it.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read.
+    pub(crate) fn load(named: Option<PathBuf>) -> Result<Self, Failure> {
+        let variable = |name: &str| -> Option<OsString> { std::env::var_os(name) };
+        let source = locate::choose(named, variable).map_err(Failure::configuration)?;
+        let mut tree = locate::read(&source, variable).map_err(Failure::configuration)?;
+        let findings = Findings::default();
+        // A configuration that comes whole in one variable lets no other count, as with Patroni.
+        let whole = source == Source::Environment && variable("PATRONI_CONFIGURATION").is_some();
+        if !whole {
+            let variables = std::env::vars_os();
+            let texts =
+                variables.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+            environment::apply(&mut tree, texts, &findings);
+        }
+        Ok(Self { source, tree, findings })
+    }
+
+    /// Where it came from.
+    pub(crate) fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// Whether a section or key has a value.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.root().has(key)
+    }
+
+    fn root(&self) -> Section<'_> {
+        Section::root(&self.tree, &self.findings)
+    }
+
+    /// Looks for keys that nobody reads or that do nothing yet.
+    pub(crate) fn lint(&self) {
+        known::report_unknown_keys(&self.root());
+        not_yet::report(&self.root());
+    }
+
+    /// The cluster, under the name that the operator gave, if any.
+    pub(crate) fn cluster(&self, scope: Option<&str>) -> Option<ClusterConfig> {
+        ClusterConfig::read(&self.root(), scope)
+    }
+
+    /// One member.
+    pub(crate) fn agent(&self) -> Option<AgentConfig> {
+        let xdg_runtime_dir = || {
+            std::env::var_os("XDG_RUNTIME_DIR")
+                .filter(|dir| !dir.is_empty())
+                .map(PathBuf::from)
+        };
+        agent::read(&self.root(), self.cluster(None), |member| {
+            runtime_dir::default_for(member, xdg_runtime_dir())
+        })
+    }
+
+    /// The proxy.
+    pub(crate) fn proxy(&self) -> Option<ProxySection> {
+        proxy::read(&self.root())
+    }
+
+    /// What operators' commands present to a member: `ctl.authentication`, else `restapi.authentication`.
+    pub(crate) fn operator_credentials(&self) -> Option<Credentials> {
+        let of = |section: &str| agent::credentials(&self.root().section(section).section("authentication"));
+        of("ctl").or_else(|| of("restapi"))
+    }
+
+    /// Adds an error that only the whole shows, such as one port wanted twice.
+    pub(crate) fn error(&self, finding: String) {
+        self.findings.error(finding);
+    }
+
+    /// What the operator should know.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        self.findings.warnings()
+    }
+
+    /// What was read, when nothing was wrong with it.
+    ///
+    /// # Errors
+    /// All findings, each with the file in front.
+    pub(crate) fn finish<T>(&self, read: Option<T>) -> Result<T, Failure> {
+        let errors = self.findings.errors();
+        match read {
+            Some(read) if errors.is_empty() => Ok(read),
+            // A reader that gives nothing has said why; should it not have, this is better than silence.
+            _ if errors.is_empty() => Err(Failure::Defect(format!("{}: refused without a reason", self.source))),
+            _ => Err(Failure::Configuration(
+                errors.iter().map(|error| format!("{}: {error}", self.source)).collect(),
+            )),
+        }
+    }
+}

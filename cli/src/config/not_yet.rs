@@ -1,0 +1,200 @@
+//! Keys of Patroni's that are understood and do nothing in this version. Each is said where leaving it out in silence
+//! would surprise.
+
+use serde_json::Value;
+
+use super::section::Section;
+use super::value;
+
+/// When a key is worth a word.
+enum When {
+    /// Whenever it has a value.
+    Set,
+    /// When it is switched on, or is neither yes nor no.
+    On,
+    /// When it has this value.
+    Is(&'static str),
+}
+
+/// Section, key, when, and what that means for the operator.
+const NOT_YET: &[(&str, &str, When, &str)] = &[
+    (
+        "watchdog",
+        "mode",
+        When::Is("required"),
+        "no kernel watchdog is armed; the keeper fences without it",
+    ),
+    (
+        "bootstrap.dcs",
+        "synchronous_mode",
+        When::On,
+        "replication stays asynchronous",
+    ),
+    (
+        "bootstrap.dcs",
+        "standby_cluster",
+        When::Set,
+        "the cluster starts as an ordinary one",
+    ),
+    (
+        "bootstrap.dcs",
+        "failsafe_mode",
+        When::On,
+        "a leader without etcd steps down",
+    ),
+    ("bootstrap.dcs", "slots", When::Set, "no permanent slots are made"),
+    (
+        "bootstrap.dcs",
+        "ignore_slots",
+        When::Set,
+        "only the slots of members are managed",
+    ),
+    ("bootstrap", "method", When::Set, "initdb is used"),
+    ("bootstrap", "post_bootstrap", When::Set, "it is not run"),
+    ("bootstrap", "post_init", When::Set, "it is not run"),
+    (
+        "bootstrap",
+        "users",
+        When::Set,
+        "Patroni 4 has removed it too; create users in SQL",
+    ),
+    ("restapi", "certfile", When::Set, "the REST interface speaks plain HTTP"),
+    (
+        "restapi",
+        "verify_client",
+        When::Set,
+        "the REST interface speaks plain HTTP",
+    ),
+    (
+        "restapi",
+        "allowlist",
+        When::Set,
+        "guard unsafe requests with restapi.authentication",
+    ),
+    (
+        "postgresql",
+        "config_dir",
+        When::Set,
+        "the configuration is kept in data_dir",
+    ),
+    (
+        "postgresql",
+        "custom_conf",
+        When::Set,
+        "postgresql.base.conf is included",
+    ),
+    ("postgresql", "bin_name", When::Set, "programs have their usual names"),
+    ("postgresql", "use_unix_socket", When::On, "local connections use TCP"),
+    ("postgresql", "recovery_conf", When::Set, "its parameters are not set"),
+    ("postgresql", "callbacks", When::Set, "none is called"),
+    (
+        "postgresql",
+        "create_replica_methods",
+        When::Set,
+        "replicas are made by pg_basebackup",
+    ),
+    (
+        "postgresql",
+        "create_replica_method",
+        When::Set,
+        "replicas are made by pg_basebackup",
+    ),
+    ("postgresql", "pre_promote", When::Set, "it is not run"),
+    ("postgresql", "before_stop", When::Set, "it is not run"),
+    ("postgresql", "proxy_address", When::Set, "it is not published"),
+    ("log", "dir", When::Set, "the log goes to standard error"),
+];
+
+/// The times that are dynamic only, and that many put at the top of the file.
+const DYNAMIC_ONLY: [&str; 3] = ["ttl", "loop_wait", "retry_timeout"];
+
+/// Warns of what is set and does nothing.
+pub(crate) fn report(root: &Section<'_>) {
+    for (path, key, when, meaning) in NOT_YET {
+        let section = path
+            .split('.')
+            .fold(root.clone(), |section, part| section.section(part));
+        let Some(found) = section.get(key) else { continue };
+        let applies = match when {
+            When::Set => true,
+            When::On => value::boolean(found) != Some(false),
+            When::Is(word) => found.as_str() == Some(word),
+        };
+        let only_basebackup = value::texts(found).is_some_and(|methods| methods == ["basebackup"]);
+        if applies && !only_basebackup {
+            section.warn(key, format!("has no effect yet: {meaning}"));
+        }
+    }
+    for login in ["superuser", "replication", "rewind"] {
+        let section = root.section("postgresql").section("authentication").section(login);
+        for (key, _) in section
+            .entries()
+            .filter(|(key, value)| !matches!(key.as_str(), "username" | "password") && !value.is_null())
+        {
+            section.warn(
+                key,
+                "has no effect yet: connections among members use PostgreSQL's defaults",
+            );
+        }
+    }
+    for key in DYNAMIC_ONLY.iter().filter(|key| root.has(key)) {
+        root.warn(
+            key,
+            format!("has no effect here; write it as bootstrap.dcs.{key}, or change it with PATCH /config"),
+        );
+    }
+    if root.get("citus").is_some_and(|citus| *citus != Value::Bool(false)) {
+        root.error(
+            "citus",
+            "Citus clusters are not supported; remove the section, or stay with Patroni for this cluster",
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::section::Findings;
+
+    fn warnings(tree: &Value) -> (Vec<String>, Vec<String>) {
+        let findings = Findings::default();
+        report(&Section::root(tree.as_object().expect("a map"), &findings));
+        (findings.warnings(), findings.errors())
+    }
+
+    #[test]
+    fn what_is_off_or_usual_is_not_worth_a_word() {
+        let tree = json!({
+            "watchdog": {"mode": "automatic"},
+            "bootstrap": {"dcs": {"synchronous_mode": "off", "failsafe_mode": false}},
+            "postgresql": {"create_replica_methods": ["basebackup"], "use_unix_socket": false},
+        });
+        assert_eq!(warnings(&tree), (vec![], vec![]));
+    }
+
+    #[test]
+    fn what_would_surprise_is_said() {
+        let tree = json!({
+            "ttl": 30,
+            "watchdog": {"mode": "required"},
+            "bootstrap": {"dcs": {"synchronous_mode": "quorum", "standby_cluster": {"host": "x"}}},
+            "postgresql": {"authentication": {"superuser": {"username": "x", "sslmode": "require"}}},
+            "citus": {"group": 0},
+        });
+        let (warnings, errors) = warnings(&tree);
+        let starts = [
+            "watchdog.mode: has no effect yet",
+            "bootstrap.dcs.synchronous_mode: has no effect yet",
+            "bootstrap.dcs.standby_cluster: has no effect yet",
+            "postgresql.authentication.superuser.sslmode: has no effect yet",
+            "ttl: has no effect here; write it as bootstrap.dcs.ttl",
+        ];
+        assert_eq!(warnings.len(), starts.len(), "{warnings:?}");
+        for (warning, start) in warnings.iter().zip(starts) {
+            assert!(warning.starts_with(start), "{warning}");
+        }
+        assert!(errors.len() == 1 && errors[0].starts_with("citus: "), "{errors:?}");
+    }
+}

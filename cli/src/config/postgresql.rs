@@ -1,0 +1,220 @@
+//! The `postgresql` section.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use pgherd_agent::config::{Credentials, PostgresConfig};
+use pgherd_cluster::record::Address;
+use serde_json::{Map, Value};
+
+use super::section::Section;
+use super::value;
+
+const PORT: u16 = 5432;
+
+/// Reads the section. Every key is read before the first missing one ends it, so that all findings are told.
+pub(crate) fn read(root: &Section<'_>, runtime_dir: Option<&Path>) -> Option<PostgresConfig> {
+    let section = root.section("postgresql");
+    if !section.has("listen") {
+        section.missing("listen", "the addresses to listen on, such as 10.0.0.1:5432 or *:5432");
+    }
+    let listen = section.listen("listen", PORT);
+    let connect_address = listen
+        .as_ref()
+        .and_then(|(hosts, port)| connect_address(&section, hosts, *port));
+    let data_dir = section.required_text("data_dir", "the data directory, such as /var/lib/postgresql/data");
+    let data_dir = data_dir.map(|dir| absolute(&section, "data_dir", &dir));
+    let authentication = section.section("authentication");
+    let superuser = login(&authentication.section("superuser"), "postgres");
+    let replication = login(&authentication.section("replication"), "replicator");
+    let rewind = authentication
+        .has("rewind")
+        .then(|| login(&authentication.section("rewind"), "rewind_user"));
+    let start_timeout = section
+        .integer("pg_ctl_timeout", 1)
+        .map(seconds)
+        .unwrap_or(Duration::from_secs(60));
+    let database = section.text("database").unwrap_or_else(|| "postgres".to_owned());
+    let bin_dir = section.text("bin_dir").map(Into::into);
+    let pgpass = section.text("pgpass").map(|file| absolute(&section, "pgpass", &file));
+    let pg_hba = section.texts("pg_hba");
+    let pg_ident = section.texts("pg_ident");
+    let parameters = parameters(section.map("parameters"));
+
+    let (listen_addresses, port) = listen?;
+    Some(PostgresConfig {
+        listen_addresses,
+        port,
+        connect_address: connect_address?,
+        data_dir: data_dir?,
+        bin_dir,
+        pgpass: pgpass.or_else(|| runtime_dir.map(|dir| dir.join("pgpass")))?,
+        database,
+        superuser,
+        replication,
+        rewind,
+        parameters,
+        pg_hba,
+        pg_ident,
+        start_timeout,
+    })
+}
+
+/// A path that means the same whatever directory a process is in.
+fn absolute(section: &Section<'_>, key: &str, path: &str) -> PathBuf {
+    let made = std::path::absolute(path).unwrap_or_else(|_| path.into());
+    if made.as_os_str() != path {
+        section.warn(
+            key,
+            format!(
+                "{path:?} is taken as {}, from the working directory on; write a path from / on",
+                made.display()
+            ),
+        );
+    }
+    made
+}
+
+/// What others connect to: as configured, or the first address that is listened on.
+pub(super) fn connect_address(section: &Section<'_>, hosts: &[String], port: u16) -> Option<Address> {
+    let own = section.address("connect_address", port);
+    if section.has("connect_address") {
+        if let Some(address) = own.as_ref().filter(|address| value::is_wildcard(&address.host)) {
+            section.error(
+                "connect_address",
+                format!("\"{address}\" is not one address that others can connect to; write this machine's own, such as 10.0.0.1:{port}"),
+            );
+        }
+        return own;
+    }
+    match hosts.first() {
+        Some(host) if !value::is_wildcard(host) => Some(Address {
+            host: host.clone(),
+            port,
+        }),
+        _ => {
+            section.missing(
+                "connect_address",
+                &format!("this machine's own address, such as 10.0.0.1:{port}, since listen names every interface"),
+            );
+            None
+        }
+    }
+}
+
+fn login(section: &Section<'_>, username: &str) -> Credentials {
+    Credentials {
+        username: section.text("username").unwrap_or_else(|| username.to_owned()),
+        password: section.secret("password"),
+    }
+}
+
+fn seconds(number: i64) -> Duration {
+    Duration::from_secs(u64::try_from(number).unwrap_or_default())
+}
+
+/// YAML takes `on` for true; PostgreSQL calls it `on`, and some of its enumerations know `on` but not `true`.
+pub(super) fn parameters(map: Map<String, Value>) -> Map<String, Value> {
+    let word = |value: Value| match value {
+        Value::Bool(true) => Value::from("on"),
+        Value::Bool(false) => Value::from("off"),
+        other => other,
+    };
+    map.into_iter().map(|(name, value)| (name, word(value))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::section::Findings;
+    use crate::config::yaml;
+
+    fn read_from(section: &Value) -> (Option<PostgresConfig>, Vec<String>) {
+        let tree = json!({ "postgresql": section });
+        let findings = Findings::default();
+        let config = read(
+            &Section::root(tree.as_object().expect("a map"), &findings),
+            Some(Path::new("/run/x")),
+        );
+        (config, findings.errors())
+    }
+
+    #[test]
+    fn little_is_enough() {
+        let (config, errors) = read_from(&json!({"listen": "10.0.0.1,127.0.0.1:5433", "data_dir": "/d"}));
+        assert_eq!(errors, Vec::<String>::new());
+        let config = config.expect("no errors");
+        assert_eq!(config.listen_addresses, ["10.0.0.1", "127.0.0.1"]);
+        assert_eq!(config.connect_address.to_string(), "10.0.0.1:5433");
+        assert_eq!(
+            (config.superuser.username.as_str(), config.replication.username.as_str()),
+            ("postgres", "replicator")
+        );
+        assert_eq!(config.pgpass, Path::new("/run/x/pgpass"));
+        assert!(config.rewind.is_none() && config.superuser.password.is_none());
+    }
+
+    #[test]
+    fn mistakes_are_told_with_key_value_and_fix() {
+        let (_, errors) = read_from(
+            &json!({"listen": "*:54x2", "data_dir": "data", "authentication": {"superuser": {"password": true}}}),
+        );
+        assert_eq!(
+            errors,
+            [
+                "postgresql.listen: \"*:54x2\": \"54x2\" is not a port; write a number from 1 to 65535 after the last colon",
+                "postgresql.authentication.superuser.password: YAML takes it for a yes or no; put it in quotes",
+            ]
+        );
+        let (_, errors) = read_from(&json!({}));
+        assert_eq!(
+            errors,
+            [
+                "postgresql.listen: missing; write the addresses to listen on, such as 10.0.0.1:5432 or *:5432",
+                "postgresql.data_dir: missing; write the data directory, such as /var/lib/postgresql/data",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_address_that_nobody_can_connect_to_is_refused() {
+        for (section, expected) in [
+            (
+                json!({"listen": "*:5432", "data_dir": "/d"}),
+                "postgresql.connect_address: missing; write this machine's own address, such as 10.0.0.1:5432, since listen names every interface",
+            ),
+            (
+                json!({"listen": "*:5432", "data_dir": "/d", "connect_address": "0.0.0.0:5432"}),
+                "postgresql.connect_address: \"0.0.0.0:5432\" is not one address that others can connect to; write this machine's own, such as 10.0.0.1:5432",
+            ),
+        ] {
+            assert_eq!(read_from(&section).1, [expected]);
+        }
+    }
+
+    #[test]
+    fn parameters_keep_their_meaning() {
+        let text = "a: on\nb: off\nc: 'on'\nd: 0640\ne: 128MB\nf: 0.9\ng: 100\n";
+        let read = parameters(yaml::parse(text).expect("valid"));
+        assert_eq!(
+            Value::Object(read),
+            json!({"a": "on", "b": "off", "c": "on", "d": 416, "e": "128MB", "f": 0.9, "g": 100})
+        );
+    }
+
+    #[test]
+    fn no_password_is_ever_formatted() {
+        let (config, _) = read_from(&json!({
+            "listen": "a:1", "data_dir": "/d",
+            "authentication": {"superuser": {"password": "hunter2"}, "replication": {"password": "hunter2"}, "rewind": {"password": "hunter2"}},
+        }));
+        let config = config.expect("no errors");
+        assert_eq!(
+            config.rewind.as_ref().and_then(|rewind| rewind.password.as_deref()),
+            Some("hunter2")
+        );
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+}

@@ -1,0 +1,359 @@
+//! Wires keeper, agent and proxy together. The only file that calls into those crates.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use pgherd_agent::AgentError;
+use pgherd_agent::config::AgentConfig;
+use pgherd_cluster::etcd::{Budget, Etcd, StoreError};
+use pgherd_cluster::source::{EtcdSource, SourceHealth, ViewHandle};
+use pgherd_keeper::{KeeperConfig, KeeperError, KeeperLink, KeeperOutcome, LINK_ENV};
+use pgherd_proxy::{BindError, HoldConfig, LimitsConfig, ListenerConfig, Proxy, ProxyConfig, ProxyError, StatsConfig};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::command::store_failure;
+use crate::config::proxy::{ProxySection, Role};
+use crate::config::{ClusterConfig, Document, Source};
+use crate::failure::Failure;
+use crate::logging;
+use crate::preflight::programs::{self, Search};
+use crate::preflight::{self, Preflight};
+
+/// How long agent and proxy may take to end after SIGTERM: a shutdown checkpoint and the hand-over fit in.
+const STOP_TIMEOUT: Duration = Duration::from_secs(120);
+/// The agent's own work is little; SQL, REST and etcd are waits.
+const AGENT_WORKERS: usize = 2;
+/// How long one endpoint of etcd may take to be counted as answering.
+const ANSWER_MAX: Duration = Duration::from_millis(700);
+/// How long a start waits to hear whether etcd refuses us.
+const REFUSAL_MAX: Duration = Duration::from_secs(1);
+/// How long etcd may take to say so to an agent that has begun.
+const FIRST_ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// What a keeper runs beside the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Beside {
+    Nothing,
+    Proxy,
+}
+
+/// Runs a command that lives in the terminal, on one thread.
+///
+/// # Errors
+/// The command's own.
+pub(crate) fn in_foreground(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    runtime(Builder::new_current_thread().enable_all())?.block_on(command)
+}
+
+fn runtime(builder: &mut Builder) -> Result<Runtime, Failure> {
+    builder
+        .build()
+        .map_err(|error| Failure::Unavailable(format!("starting a runtime: {error}")))
+}
+
+/// `pgherd agent` and `pgherd node`: the keeper, or under it the agent itself.
+///
+/// # Errors
+/// Bad configuration, a machine that is not fit for it, or what keeper and agent end with.
+pub(crate) fn member(named: Option<PathBuf>, beside: Beside) -> Result<(), Failure> {
+    logging::start()?;
+    if std::env::var_os(LINK_ENV).is_some() {
+        agent(named)
+    } else {
+        keeper(named, beside)
+    }
+}
+
+/// Everything is checked here, once, while nothing runs yet. No runtime and no thread may exist when the keeper begins.
+fn keeper(named: Option<PathBuf>, beside: Beside) -> Result<(), Failure> {
+    let document = Document::load(named)?;
+    document.lint();
+    let (config, cluster) = (document.agent(), document.cluster(None));
+    let proxy = (beside == Beside::Proxy).then(|| document.proxy()).flatten();
+    if let (Some(config), Some(proxy)) = (&config, &proxy) {
+        preflight::clashes(config, proxy)
+            .into_iter()
+            .for_each(|clash| document.error(clash));
+    }
+    let (mut config, cluster) = document.finish(config.zip(cluster))?;
+    if let Some(finding) = preflight::refuse_root(if beside == Beside::Proxy { "node" } else { "agent" }) {
+        return Err(Failure::configuration(finding));
+    }
+    document
+        .warnings()
+        .iter()
+        .for_each(|warning| tracing::warn!("{warning}"));
+    unavailable(preflight::member(&mut config))?;
+    if let Some(proxy) = &proxy {
+        unavailable(preflight::proxy(proxy, &config.etcd.tls))?;
+    }
+    if !preflight::runs_already(&config) {
+        refuse_wrong_credentials(&cluster)?;
+    }
+    let outcome = pgherd_keeper::run(keeper_config(document.source(), &config, beside)?).map_err(keeper_failure)?;
+    match outcome {
+        KeeperOutcome::Stopped | KeeperOutcome::AgentLeft { code: 0 } => Ok(()),
+        KeeperOutcome::AgentLeft { code } => Err(Failure::Ended(code)),
+    }
+}
+
+/// A first start with credentials that etcd refuses would wait for ever. Any other trouble with etcd may pass, and is left
+/// to the agent. The runtime is gone, with its threads, before the keeper begins.
+fn refuse_wrong_credentials(cluster: &ClusterConfig) -> Result<(), Failure> {
+    in_foreground(async {
+        match refusal(cluster, REFUSAL_MAX).await {
+            Some(refused) => Err(refused),
+            None => Ok(()),
+        }
+    })
+}
+
+/// Whether etcd refuses us, as far as it answers within `limit`.
+async fn refusal(cluster: &ClusterConfig, limit: Duration) -> Option<Failure> {
+    let etcd = Etcd::new(cluster.etcd.clone());
+    let budget = Budget::new(limit, etcd.endpoint_count());
+    match etcd.list(cluster.keys().prefix(), budget).await {
+        Err(error @ (StoreError::Auth { .. } | StoreError::Denied { .. })) => Some(store_failure(cluster, &error)),
+        Ok(_) | Err(_) => None,
+    }
+}
+
+fn unavailable(found: Preflight) -> Result<(), Failure> {
+    let findings = [found.errors, found.in_use].concat();
+    if findings.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::Unavailable(findings.join("\n")))
+    }
+}
+
+fn keeper_config(source: &Source, config: &AgentConfig, beside: Beside) -> Result<KeeperConfig, Failure> {
+    let own = |error: std::io::Error| Failure::Unavailable(format!("finding this program's own file: {error}"));
+    let arguments = |command: &str| -> Result<Vec<OsString>, Failure> {
+        let mut arguments = vec![OsString::from(command)];
+        if let Source::File(file) = source {
+            arguments.extend([
+                "--config".into(),
+                std::path::absolute(file).map_err(own)?.into_os_string(),
+            ]);
+        }
+        Ok(arguments)
+    };
+    Ok(KeeperConfig {
+        program: std::env::current_exe().map_err(own)?,
+        keeper_args: arguments(if beside == Beside::Proxy { "node" } else { "agent" })?,
+        agent_args: arguments("agent")?,
+        proxy_args: (beside == Beside::Proxy).then(|| arguments("proxy")).transpose()?,
+        sentinel_args: vec!["sentinel".into(), config.postgresql.data_dir.clone().into_os_string()],
+        data_dir: config.postgresql.data_dir.clone(),
+        runtime_dir: config.runtime_dir.clone(),
+        stop_timeout: STOP_TIMEOUT,
+    })
+}
+
+fn keeper_failure(error: KeeperError) -> Failure {
+    match error {
+        KeeperError::Busy => Failure::TryAgain(format!("{error}; stop that one first, or wait until it has ended")),
+        KeeperError::System { source, .. } => {
+            Failure::Unavailable(format!("{source} while {doing}", doing = "starting the keeper"))
+        }
+    }
+}
+
+/// The sentinel beside a keeper.
+///
+/// # Errors
+/// When the system refuses what its watch rests on.
+pub(crate) fn sentinel(data_dir: &Path) -> Result<(), Failure> {
+    let Some(keeper) = pgherd_keeper::keeper_of_sentinel() else {
+        return Err(Failure::configuration(
+            "a sentinel is started by its keeper, not by hand",
+        ));
+    };
+    pgherd_keeper::run_sentinel(keeper, data_dir).map_err(keeper_failure)
+}
+
+/// The agent proper, under its keeper, which has checked the machine.
+fn agent(named: Option<PathBuf>) -> Result<(), Failure> {
+    let link =
+        KeeperLink::from_stdin().map_err(|error| Failure::Unavailable(format!("the link to the keeper: {error}")))?;
+    let link = link.ok_or_else(|| Failure::configuration(format!("{LINK_ENV}: set by a keeper only; unset it")))?;
+    let document = Document::load(named)?;
+    let cluster = document.cluster(None);
+    let (mut config, cluster) = document.finish(document.agent().zip(cluster))?;
+    let path = std::env::var_os("PATH");
+    let search = Search {
+        bin_dir: config.postgresql.bin_dir.as_deref(),
+        path: path.as_deref(),
+        root: Path::new("/"),
+    };
+    config.postgresql.bin_dir = Some(programs::find(&search).map_err(|missing| Failure::Unavailable(missing.finding))?);
+    let runtime = runtime(Builder::new_multi_thread().worker_threads(AGENT_WORKERS).enable_all())?;
+    runtime.block_on(async {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(tell_refusal(cluster));
+        match pgherd_agent::run(config, link).await {
+            Ok(0) => Ok(()),
+            Ok(code) => Err(Failure::Ended(code)),
+            Err(error) => Err(agent_failure(error)),
+        }
+    })
+}
+
+/// Says once by which key etcd refuses us. The agent goes on: what it keeps running must not fall with a password.
+async fn tell_refusal(cluster: ClusterConfig) {
+    if let Some(refused) = refusal(&cluster, FIRST_ANSWER_MAX).await {
+        tracing::error!("{refused}");
+    }
+}
+
+fn agent_failure(error: AgentError) -> Failure {
+    match error {
+        AgentError::Duplicate { .. } => Failure::configuration(format!("name: {error}")),
+        AgentError::Io { .. } => Failure::Unavailable(error.to_string()),
+        AgentError::Keeper(_) => Failure::TryAgain(error.to_string()),
+    }
+}
+
+/// `pgherd proxy`.
+///
+/// # Errors
+/// Bad configuration, ports that are taken, or what the proxy ends with.
+pub(crate) fn proxy(named: Option<PathBuf>) -> Result<(), Failure> {
+    logging::start()?;
+    let document = Document::load(named)?;
+    document.lint();
+    let (section, cluster) = (document.proxy(), document.cluster(None));
+    let (section, cluster) = document.finish(section.zip(cluster))?;
+    document
+        .warnings()
+        .iter()
+        .for_each(|warning| tracing::warn!("{warning}"));
+    unavailable(preflight::proxy(&section, &cluster.etcd.tls))?;
+    // The proxy's workers bring their own threads; this one is for etcd, the page and signals.
+    let runtime = runtime(Builder::new_multi_thread().worker_threads(1).enable_all())?;
+    runtime.block_on(serve_proxy(&section, &cluster))
+}
+
+async fn serve_proxy(section: &ProxySection, cluster: &ClusterConfig) -> Result<(), Failure> {
+    let etcd = Etcd::new(cluster.etcd.clone());
+    let (source, view) = EtcdSource::new(etcd.clone(), cluster.keys(), cluster.scope.clone(), true);
+    let proxy = Proxy::bind(proxy_config(section), view.clone()).map_err(bind_failure)?;
+    let addresses = proxy.addresses();
+    let ports = |addresses: &[SocketAddr]| {
+        addresses
+            .iter()
+            .map(SocketAddr::to_string)
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let (clients, page) = (ports(&addresses.listeners.concat()), ports(&addresses.stats));
+    tracing::info!(
+        "proxy of cluster {} listens on {clients}; its page is on {page}",
+        cluster.scope
+    );
+    let mut tasks = JoinSet::new();
+    let stop = CancellationToken::new();
+    tasks.spawn(stop_on_signal(stop.clone())?);
+    // Outlives the stop: sessions that drain still rest on warrants.
+    let source_stop = CancellationToken::new();
+    let _source_stop = source_stop.clone().drop_guard();
+    tasks.spawn(source.run(source_stop));
+    tokio::select! {
+        ended = proxy.run(stop) => ended.map_err(proxy_failure),
+        refused = refused_by_etcd(cluster, &etcd, &view) => Err(refused),
+    }
+}
+
+/// Until etcd has answered, says each second how much of it does. Resolves only when it refuses us.
+async fn refused_by_etcd(cluster: &ClusterConfig, etcd: &Etcd, view: &ViewHandle) -> Failure {
+    let mut health = view.health();
+    let mut tick = interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tick.tick().await; // The first is at once; a healthy etcd answers before the second.
+    loop {
+        let seen = health.borrow_and_update().clone();
+        let trouble = match seen {
+            SourceHealth::Following => return std::future::pending().await,
+            SourceHealth::Failing(error @ (StoreError::Auth { .. } | StoreError::Denied { .. })) => {
+                return store_failure(cluster, &error);
+            }
+            SourceHealth::Failing(error) => format!(" ({error})"),
+            SourceHealth::Starting => String::new(),
+        };
+        tokio::select! {
+            changed = health.changed() => {
+                if changed.is_err() {
+                    return Failure::Defect("the source of the view ended".to_owned());
+                }
+            }
+            _ = tick.tick() => {
+                let (answering, all) = (etcd.answering(ANSWER_MAX).await, etcd.endpoint_count());
+                let quorum = all / 2 + 1;
+                tracing::warn!("etcd: {answering} of {all} members answer, quorum needs {quorum}; clients wait{trouble}");
+            }
+        }
+    }
+}
+
+fn stop_on_signal(stop: CancellationToken) -> Result<impl Future<Output = ()>, Failure> {
+    let listen = |kind| signal(kind).map_err(|error| Failure::Unavailable(format!("listening for signals: {error}")));
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    let mut hangup = listen(SignalKind::hangup())?;
+    Ok(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => tracing::warn!("SIGHUP: this version does not reload; restart to read the configuration again"),
+            }
+        }
+        tracing::info!("told to stop; sessions may end by themselves for a while");
+        stop.cancel();
+    })
+}
+
+fn proxy_config(section: &ProxySection) -> ProxyConfig {
+    let listeners = section.listeners.iter().map(|listener| {
+        let address = listener.address.to_string();
+        match listener.role {
+            Role::Write => ListenerConfig::write(address),
+            Role::Read => ListenerConfig::read(address, listener.max_lag_bytes, listener.fallback_to_leader),
+        }
+    });
+    ProxyConfig {
+        listeners: listeners.collect(),
+        hold: HoldConfig {
+            timeout: section.hold_timeout,
+            clients: section.hold_clients,
+        },
+        limits: LimitsConfig {
+            connections: section.connections,
+        },
+        stats: Some(StatsConfig {
+            address: section.stats.to_string(),
+        }),
+        workers: section.workers.unwrap_or_default(),
+        drain: section.drain,
+    }
+}
+
+fn bind_failure(error: BindError) -> Failure {
+    match error {
+        BindError::Config(error) => Failure::configuration(format!("proxy: {error}")),
+        BindError::Listen { .. } => Failure::Unavailable(format!("proxy: {error}")),
+    }
+}
+
+fn proxy_failure(error: ProxyError) -> Failure {
+    match error {
+        ProxyError::Start(_) | ProxyError::Part { .. } => Failure::Unavailable(error.to_string()),
+        ProxyError::Defect { .. } => Failure::Defect(error.to_string()),
+    }
+}

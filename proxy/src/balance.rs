@@ -1,0 +1,217 @@
+//! Which replica a reader goes to. Pure: the view, the sessions that are open and random draws in, a member out.
+
+use pgherd_cluster::name::MemberName;
+use pgherd_cluster::record::PgState;
+use pgherd_cluster::view::{Member, View};
+
+/// Why a member gets no reader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LeftOut {
+    /// It holds the leader key, whatever its own record still says.
+    Leads,
+    /// Its PostgreSQL is in this state.
+    NotRunning(PgState),
+    /// It is not a streaming standby.
+    NotStreaming(Option<String>),
+    /// It is tagged so.
+    NoLoadBalance,
+    /// It is further behind the leader than the listener allows.
+    Lags {
+        /// How far, in bytes.
+        bytes: u64,
+        /// How far it may be.
+        bytes_max: u64,
+    },
+    /// The listener limits the lag and this member's is not known.
+    LagUnknown,
+    /// Its record has no address that could be read.
+    NoAddress,
+}
+
+impl std::fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Leads => f.write_str("it leads"),
+            Self::NotRunning(state) => write!(f, "PostgreSQL is {}", state.as_str()),
+            Self::NotStreaming(None) => f.write_str("it does not stream"),
+            Self::NotStreaming(Some(state)) => write!(f, "it does not stream: {state}"),
+            Self::NoLoadBalance => f.write_str("tagged noloadbalance"),
+            Self::Lags { bytes, bytes_max } => write!(f, "{bytes} bytes behind, {bytes_max} allowed"),
+            Self::LagUnknown => f.write_str("its lag is not known"),
+            Self::NoAddress => f.write_str("it has no address"),
+        }
+    }
+}
+
+/// How many bytes a member's replay is behind the leader's last known position. Members before Patroni 4.1 tell only the
+/// greater of received and replayed, which is the nearest that there is.
+#[must_use]
+pub fn lag_bytes(view: &View, member: &Member) -> Option<u64> {
+    let replayed = member.record.replay_lsn.or(member.record.xlog_location)?;
+    Some(replayed.behind(view.status.optime?))
+}
+
+/// Whether readers may go to `member`, or why not.
+///
+/// # Errors
+/// The first reason found.
+pub fn readable(view: &View, member: &Member, max_lag_bytes: Option<u64>) -> Result<(), LeftOut> {
+    let record = &member.record;
+    if view.epoch().is_some_and(|epoch| epoch.holder == member.name) {
+        return Err(LeftOut::Leads);
+    }
+    if record.state != PgState::Running {
+        return Err(LeftOut::NotRunning(record.state));
+    }
+    if record.replication_state.as_deref() != Some("streaming") {
+        return Err(LeftOut::NotStreaming(record.replication_state.clone()));
+    }
+    if record.tag("noloadbalance") {
+        return Err(LeftOut::NoLoadBalance);
+    }
+    if record.postgres_address().is_none() {
+        return Err(LeftOut::NoAddress);
+    }
+    match (max_lag_bytes, lag_bytes(view, member)) {
+        (None, _) => Ok(()),
+        (Some(_), None) => Err(LeftOut::LagUnknown),
+        (Some(bytes_max), Some(bytes)) if bytes > bytes_max => Err(LeftOut::Lags { bytes, bytes_max }),
+        (Some(_), Some(_)) => Ok(()),
+    }
+}
+
+/// What the choice between equals rests on.
+#[derive(Clone, Copy)]
+pub struct Load<'a> {
+    /// Sessions open on a member.
+    pub open: &'a dyn Fn(&MemberName) -> usize,
+    /// Two random numbers.
+    pub draws: [u64; 2],
+    /// Members that did not answer this client.
+    pub avoid: &'a [MemberName],
+}
+
+/// The less loaded of two candidates drawn at random. With one proxy of many, always taking the least loaded would send
+/// every proxy's next client to the same member.
+#[must_use]
+pub fn choose<'a>(candidates: &[&'a Member], load: Load<'_>) -> Option<&'a Member> {
+    let pool: Vec<&Member> = candidates
+        .iter()
+        .copied()
+        .filter(|member| !load.avoid.contains(&member.name))
+        .collect();
+    let count = u64::try_from(pool.len()).ok().filter(|count| *count > 0)?;
+    let at = |index: u64| usize::try_from(index).ok().and_then(|index| pool.get(index).copied());
+    let [first_draw, second_draw] = load.draws;
+    let first = first_draw % count;
+    if count == 1 {
+        return at(first);
+    }
+    // Drawn from the others, so that the two differ.
+    let second = (first + 1 + second_draw % (count - 1)) % count;
+    let (first, second) = (at(first)?, at(second)?);
+    if (load.open)(&second.name) < (load.open)(&first.name) {
+        Some(second)
+    } else {
+        Some(first)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::{Cluster, name};
+
+    fn why(cluster: &Cluster, member: &str, max_lag_bytes: Option<u64>) -> Option<LeftOut> {
+        let view = cluster.view();
+        let member = view.members.get(&name(member)).expect("the test made it");
+        readable(&view, member, max_lag_bytes).err()
+    }
+
+    #[test]
+    fn only_a_streaming_running_replica_is_read_from() {
+        let cluster = Cluster::new()
+            .leader("n1", 10)
+            .primary("n1", 11)
+            .replica("n2")
+            .member(
+                "n3",
+                "replica",
+                "running",
+                r#""replication_state":"in archive recovery""#,
+            )
+            .member("n4", "replica", "starting", r#""replication_state":"streaming""#)
+            .member(
+                "n5",
+                "replica",
+                "running",
+                r#""replication_state":"streaming","tags":{"noloadbalance":true}"#,
+            );
+        assert_eq!(why(&cluster, "n1", None), Some(LeftOut::Leads));
+        assert_eq!(why(&cluster, "n2", None), None);
+        assert!(matches!(
+            why(&cluster, "n3", None),
+            Some(LeftOut::NotStreaming(Some(_)))
+        ));
+        assert_eq!(why(&cluster, "n4", None), Some(LeftOut::NotRunning(PgState::Starting)));
+        assert_eq!(why(&cluster, "n5", None), Some(LeftOut::NoLoadBalance));
+    }
+
+    #[test]
+    fn a_promoted_member_leaves_in_the_moment_that_the_key_names_it() {
+        let cluster = Cluster::new().replica("n2");
+        assert_eq!(why(&cluster, "n2", None), None);
+        assert_eq!(why(&cluster.leader("n2", 10), "n2", None), Some(LeftOut::Leads));
+    }
+
+    #[test]
+    fn the_lag_limit_counts_replayed_bytes() {
+        let cluster = Cluster::new().status(r#"{"optime":1000}"#).member(
+            "n2",
+            "replica",
+            "running",
+            r#""replication_state":"streaming","replay_lsn":900"#,
+        );
+        assert_eq!(why(&cluster, "n2", Some(100)), None);
+        let lags = LeftOut::Lags {
+            bytes: 100,
+            bytes_max: 99,
+        };
+        assert_eq!(why(&cluster, "n2", Some(99)), Some(lags));
+        let unknown = Cluster::new().replica("n2");
+        assert_eq!(why(&unknown, "n2", Some(99)), Some(LeftOut::LagUnknown));
+    }
+
+    proptest! {
+        #[test]
+        fn the_choice_is_a_candidate_that_is_not_avoided(
+            count in 0_usize..6,
+            draws: [u64; 2],
+            avoided in proptest::collection::vec(0_usize..6, 0..4),
+            open in proptest::collection::vec(0_usize..9, 6),
+        ) {
+            let mut cluster = Cluster::new();
+            for index in 0..count {
+                cluster = cluster.replica(&format!("n{index}"));
+            }
+            let view = cluster.view();
+            let candidates: Vec<&Member> = view.members.values().collect();
+            let avoid: Vec<MemberName> = avoided.iter().map(|index| name(&format!("n{index}"))).collect();
+            let index_of = |member: &MemberName| member.as_str()[1..].parse::<usize>().expect("named above");
+            let load = Load { open: &|member| open[index_of(member)], draws, avoid: &avoid };
+            match choose(&candidates, load) {
+                Some(chosen) => {
+                    prop_assert!(!avoid.contains(&chosen.name));
+                    // Two are drawn, so the most loaded one is never chosen while another is less loaded.
+                    let left: Vec<usize> = candidates.iter().filter(|member| !avoid.contains(&member.name)).map(|member| open[index_of(&member.name)]).collect();
+                    let worst = left.iter().max().copied().expect("one was chosen");
+                    let alone = left.iter().filter(|load| **load == worst).count() == 1 && left.len() > 1;
+                    prop_assert!(!alone || open[index_of(&chosen.name)] < worst);
+                }
+                None => prop_assert!(candidates.iter().all(|member| avoid.contains(&member.name))),
+            }
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! From a client that wants a session to a server that takes it: decide, dial, hold, again, until it is connected or its
+//! patience is over.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use pgherd_cluster::clock::Boottime;
+use pgherd_cluster::name::MemberName;
+use pgherd_cluster::view::View;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::balance::Load;
+use crate::config::{ListenerConfig, ListenerRole};
+use crate::counters::OpenRoute;
+use crate::dial::dial;
+use crate::draw::draws;
+use crate::events::EventKind;
+use crate::refusal;
+use crate::route::{self, Decision, Policy, Target, Why};
+use crate::sessions::{Ending, Registration};
+use crate::shared::{Shared, count};
+use crate::wire::error_response::Fatal;
+
+const RETRY_MIN: Duration = Duration::from_millis(20);
+const RETRY_MAX: Duration = Duration::from_millis(500);
+/// For how long other replicas are tried for a client that may not be held.
+const TRY_OTHERS_MAX: Duration = Duration::from_secs(5);
+/// A startup message fits in any socket buffer; a server that takes none of it is as good as absent.
+const FORWARD_MAX: Duration = Duration::from_secs(2);
+
+/// A server that has the client's startup message.
+pub(crate) struct Connected {
+    pub(crate) server: TcpStream,
+    pub(crate) target: Target,
+    pub(crate) registration: Registration,
+    pub(crate) ended: oneshot::Receiver<Ending>,
+    pub(crate) route: OpenRoute,
+}
+
+/// Why there is none.
+pub(crate) enum Denied {
+    /// With what the client is told.
+    Refused(Fatal),
+    /// It went away while it was held.
+    ClientGone,
+    /// The proxy stops.
+    Stopping,
+}
+
+/// One client on its way.
+pub(crate) struct Connector<'a> {
+    pub(crate) shared: &'a Arc<Shared>,
+    pub(crate) worker: usize,
+    pub(crate) listener: usize,
+    pub(crate) config: &'a ListenerConfig,
+    pub(crate) client: &'a TcpStream,
+    pub(crate) startup: &'a Bytes,
+    pub(crate) cut: &'a CancellationToken,
+}
+
+enum Dialled {
+    Connected(Box<Connected>),
+    /// The member does not answer, or took nothing.
+    Failed,
+    /// What the dial was decided on is no longer so.
+    Overtaken,
+    Stopping,
+}
+
+impl Connector<'_> {
+    /// Runs until the client is connected or sent away.
+    pub(crate) async fn connect(&self) -> Result<Connected, Denied> {
+        let started = Boottime::now();
+        let hold = self.shared.config.hold;
+        let patience = if hold.clients == 0 {
+            Duration::ZERO
+        } else {
+            hold.timeout
+        };
+        let policy = Policy {
+            role: self.config.role,
+            max_lag_bytes: self.config.max_lag_bytes,
+            fallback_to_leader: self.config.fallback_to_leader,
+            hold_until: started + patience,
+        };
+        let mut changes = self.shared.view.subscribe();
+        let mut warrant_back = self.shared.warrant_back.subscribe();
+        let tried_until = started + TRY_OTHERS_MAX;
+        let mut place = None;
+        let mut avoid = Vec::new();
+        let mut retry = RETRY_MIN;
+        loop {
+            // Before the evidence is read, so that no change after it is missed.
+            changes.mark_unchanged();
+            warrant_back.mark_unchanged();
+            let (why, last_chance) = match self.decide(policy, &avoid) {
+                Decision::Refuse(why) => (why, true),
+                Decision::Hold(why) => (why, false),
+                Decision::To(target) => match self.dial(policy, &target, &mut changes).await {
+                    Dialled::Connected(connected) => return Ok(*connected),
+                    Dialled::Overtaken => continue,
+                    Dialled::Stopping => return Err(Denied::Stopping),
+                    Dialled::Failed
+                        if target.epoch.is_none() && Boottime::now() < policy.hold_until.max(tried_until) =>
+                    {
+                        avoid.push(target.member);
+                        continue;
+                    }
+                    Dialled::Failed => {
+                        let member = target.member;
+                        (Why::Unreachable { member }, Boottime::now() >= policy.hold_until)
+                    }
+                },
+            };
+            if last_chance {
+                return Err(self.refuse(&why, started));
+            }
+            if place.is_none() {
+                place = Some(self.shared.hold(self.listener).ok_or_else(|| self.refuse_hold(&why))?);
+            }
+            let mut pause = policy.hold_until.since(Boottime::now());
+            if matches!(why, Why::Unreachable { .. }) {
+                pause = pause.min(retry);
+                retry = (retry * 2).min(RETRY_MAX);
+                avoid.clear();
+            }
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = changed(&mut changes) => {}
+                () = changed(&mut warrant_back) => {}
+                () = gone(self.client) => return Err(Denied::ClientGone),
+                () = self.cut.cancelled() => return Err(Denied::Stopping),
+            }
+        }
+    }
+
+    fn decide(&self, policy: Policy, avoid: &[MemberName]) -> Decision {
+        let seen = self.shared.seen();
+        let open = match policy.role {
+            ListenerRole::Write => HashMap::new(), // There is nothing to choose.
+            ListenerRole::Read => self.shared.routes.open_by_member(),
+        };
+        let load = Load {
+            open: &|member| open.get(member).copied().unwrap_or_default(),
+            draws: draws(),
+            avoid,
+        };
+        route::route(policy, seen.evidence(), load)
+    }
+
+    /// Dials while the route still leads there, and enters the session before its evidence is looked at for the last time:
+    /// from then on the fence knows of it.
+    async fn dial(&self, policy: Policy, target: &Target, changes: &mut watch::Receiver<Arc<View>>) -> Dialled {
+        let still_leads_there = || route::still_leads_to(target, policy, self.shared.seen().evidence());
+        let dialling = dial(&target.address);
+        tokio::pin!(dialling);
+        let dialled = loop {
+            tokio::select! {
+                dialled = &mut dialling => break dialled,
+                () = changed(changes) => if !still_leads_there() {
+                    return Dialled::Overtaken;
+                },
+                () = self.cut.cancelled() => return Dialled::Stopping,
+            }
+        };
+        let peer = dialled.and_then(|server| server.peer_addr().map(|address| (server, address)));
+        let (mut server, address): (TcpStream, SocketAddr) = match peer {
+            Ok(connected) => connected,
+            Err(error) => {
+                debug!(member = %target.member, address = %target.address, %error, "cannot connect to a member");
+                self.shared
+                    .events
+                    .record(EventKind::MemberUnreachable(target.member.clone()));
+                return Dialled::Failed;
+            }
+        };
+        let (registration, ended) = self.shared.sessions.enter(self.worker, target.epoch.clone(), address);
+        if !still_leads_there() {
+            return Dialled::Overtaken;
+        }
+        let route = self.shared.routes.enter(self.listener, &target.member);
+        match timeout(FORWARD_MAX, server.write_all(self.startup)).await {
+            Ok(Ok(())) => Dialled::Connected(Box::new(Connected {
+                server,
+                target: target.clone(),
+                registration,
+                ended,
+                route,
+            })),
+            Ok(Err(_)) | Err(_) => Dialled::Failed,
+        }
+    }
+
+    fn refuse(&self, why: &Why, started: Boottime) -> Denied {
+        let waited = Boottime::now().since(started);
+        if let Some(listener) = self.shared.listeners.get(self.listener) {
+            count(&listener.refused);
+            if !matches!(why, Why::StandbyCluster { .. }) {
+                count(&listener.hold_expired);
+                let listener = listener.name.clone();
+                self.shared.events.record(EventKind::HoldExpired { listener });
+            }
+        }
+        Denied::Refused(refusal::cannot_route(why, waited, self.shared.leaderless_for()))
+    }
+
+    fn refuse_hold(&self, why: &Why) -> Denied {
+        if let Some(listener) = self.shared.listeners.get(self.listener) {
+            count(&listener.refused);
+        }
+        self.shared.limited.count("hold", "");
+        self.shared.events.record(EventKind::HoldFull);
+        let limit = self.shared.config.hold.clients;
+        Denied::Refused(refusal::hold_full(why, limit, self.shared.leaderless_for()))
+    }
+}
+
+/// The next change; never, once nobody is left to make one.
+async fn changed<T>(changes: &mut watch::Receiver<T>) {
+    if changes.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Waits for the client to go away. One that sends something instead is there, and not listened to any further.
+async fn gone(client: &TcpStream) {
+    let mut byte = [0; 1];
+    if matches!(client.peek(&mut byte).await, Ok(1..)) {
+        std::future::pending::<()>().await;
+    }
+}

@@ -1,0 +1,172 @@
+//! Ends the sessions that may not go on, and keeps the record of who led since when.
+//!
+//! Woken by every change of the view and by a timer at the warrant's end. Sessions are told before anything else is done.
+
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use pgherd_cluster::clock::{Boottime, wall_now};
+use pgherd_cluster::source::SourceHealth;
+use pgherd_cluster::view::{Epoch, View};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::events::EventKind;
+use crate::route;
+use crate::sessions::Ending;
+use crate::shared::{Leadership, Seen, Shared};
+use crate::timer::BoottimeTimer;
+
+/// How soon a new proof is seen while the warrant has lapsed: no change of the view tells it.
+const LAPSED_POLL: Duration = Duration::from_millis(50);
+
+/// Whose sessions may go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Standing {
+    epoch: Option<Epoch>,
+    warranted: bool,
+}
+
+impl Standing {
+    fn of(seen: &Seen) -> Self {
+        Self {
+            epoch: seen.view.epoch().cloned(),
+            warranted: seen.warrant.holds(seen.now),
+        }
+    }
+}
+
+/// Runs until `stop`.
+///
+/// # Errors
+/// When the timer fails: without it nothing would end a session of a lapsed warrant.
+pub(crate) async fn run(shared: &Shared, stop: CancellationToken) -> std::io::Result<()> {
+    let timer = BoottimeTimer::new()?;
+    let mut changes = shared.view.subscribe();
+    let mut health = shared.view.health();
+    let (mut view_lives, mut health_lives) = (true, true);
+    let mut standing = Standing {
+        epoch: None,
+        warranted: false,
+    };
+    let mut known: Option<std::sync::Arc<View>> = None;
+    let mut store_was_lost = false;
+    loop {
+        changes.mark_unchanged();
+        let seen = shared.seen();
+        let now = Standing::of(&seen);
+        if now != standing {
+            end_sessions(shared, &seen);
+            let looked_before = known.as_deref().is_some_and(|view: &View| view.revision > 0);
+            note_standing(shared, &standing, &now, seen.now, looked_before);
+            standing = now;
+        }
+        note_view(shared, known.as_deref(), &seen);
+        known = Some(seen.view);
+
+        let wake_at = match seen.warrant.end() {
+            Some(end) if standing.warranted => end,
+            Some(_) | None => seen.now + LAPSED_POLL,
+        };
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            // A source that has ended changes nothing any more; the warrant lapses by itself.
+            changed = changes.changed(), if view_lives => view_lives = changed.is_ok(),
+            changed = health.changed(), if health_lives => {
+                health_lives = changed.is_ok();
+                note_health(shared, &health.borrow_and_update(), &mut store_was_lost);
+            }
+            fired = timer.until(wake_at) => fired?,
+        }
+    }
+}
+
+/// Tells every session to end that rests on what is no longer so.
+fn end_sessions(shared: &Shared, seen: &Seen) {
+    let evidence = seen.evidence();
+    let judge = |epoch: Option<&Epoch>| route::may_go_on(epoch?, evidence).err().map(Ending::Outlived);
+    let told = shared.sessions.end_where(judge);
+    if told > 0 {
+        warn!(sessions = told, "sessions of an earlier leadership are ended");
+    }
+}
+
+fn note_standing(shared: &Shared, before: &Standing, now: &Standing, at: Boottime, looked_before: bool) {
+    if now.warranted && !before.warranted {
+        shared.warrant_back.send_modify(|times| *times += 1);
+        // The first proof of all is no news.
+        if before.epoch.is_some() {
+            info!("it is certain again who leads");
+            shared.events.record(EventKind::WarrantBack);
+        }
+    }
+    if before.warranted && !now.warranted {
+        warn!("it is no longer certain who leads: writes are held");
+        shared.events.record(EventKind::WarrantLapsed);
+    }
+    if now.epoch != before.epoch {
+        let mut leadership = shared.leadership.lock().unwrap_or_else(PoisonError::into_inner);
+        *leadership = Leadership {
+            epoch: now.epoch.clone(),
+            since: at,
+            since_wall: wall_now(),
+            from_the_start: !looked_before,
+            writable: false,
+        };
+        drop(leadership);
+        let (from, to) = (before.epoch.clone(), now.epoch.clone());
+        let kind = EventKind::LeaderChanged { from, to };
+        info!("{kind}");
+        shared.events.record(kind);
+    }
+}
+
+/// Records who came, who went, and when the leader became writable.
+fn note_view(shared: &Shared, before: Option<&View>, seen: &Seen) {
+    let view = &seen.view;
+    note_writable(shared, seen);
+    // What is there at the first look did not just join.
+    let Some(before) = before.filter(|before| before.revision > 0) else {
+        return;
+    };
+    for name in view.members.keys().filter(|name| !before.members.contains_key(name)) {
+        shared.events.record(EventKind::MemberJoined(name.clone()));
+    }
+    for name in before.members.keys().filter(|name| !view.members.contains_key(name)) {
+        shared.events.record(EventKind::MemberLeft(name.clone()));
+    }
+}
+
+fn note_writable(shared: &Shared, seen: &Seen) {
+    let writable = seen.view.writable_leader();
+    let mut leadership = shared.leadership.lock().unwrap_or_else(PoisonError::into_inner);
+    let became = writable.filter(|_| !leadership.writable);
+    leadership.writable = writable.is_some();
+    let (since, from_the_start) = (leadership.since, leadership.from_the_start);
+    drop(leadership);
+    if let Some(member) = became.filter(|_| !from_the_start) {
+        let after = seen.now.since(since);
+        let leader = member.name.clone();
+        let kind = EventKind::LeaderWritable { leader, after };
+        info!("{kind}");
+        shared.events.record(kind);
+    }
+}
+
+fn note_health(shared: &Shared, health: &SourceHealth, was_lost: &mut bool) {
+    match health {
+        SourceHealth::Starting => {}
+        SourceHealth::Following => {
+            if std::mem::replace(was_lost, false) {
+                info!("the cluster's store answers");
+                shared.events.record(EventKind::StoreBack);
+            }
+        }
+        SourceHealth::Failing(error) => {
+            if !std::mem::replace(was_lost, true) {
+                warn!(%error, "the cluster's store does not answer");
+                shared.events.record(EventKind::StoreLost(error.to_string()));
+            }
+        }
+    }
+}

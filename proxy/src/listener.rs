@@ -1,0 +1,193 @@
+//! Binding ports, and handing what connects to the least loaded worker.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::config::ConfigError;
+use crate::counters::{Counted, Gauge};
+use crate::shared::{Shared, count};
+
+const BACKLOG: i32 = 1024;
+/// Connections beyond the limit that may be there at a time to hear why they are refused.
+const OVER_LIMIT_MAX: usize = 64;
+/// After an error of accept that concerns the process, such as no file descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why a proxy could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The configuration cannot work.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A port could not be had.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// As configured.
+        address: String,
+        /// The system's word.
+        source: io::Error,
+    },
+}
+
+/// Sockets that listen on every address that `address` stands for.
+pub(crate) fn bind(address: &str) -> Result<Vec<TcpListener>, BindError> {
+    let failed = |source| BindError::Listen {
+        address: address.to_owned(),
+        source,
+    };
+    let mut listeners = Vec::new();
+    for socket_address in address.to_socket_addrs().map_err(failed)? {
+        listeners.push(bind_one(socket_address).map_err(failed)?);
+    }
+    if listeners.is_empty() {
+        return Err(failed(io::Error::new(
+            io::ErrorKind::NotFound,
+            "the name stands for no address",
+        )));
+    }
+    Ok(listeners)
+}
+
+fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // Sessions of a proxy that has just ended keep no new one from starting.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// The addresses that were bound; ports that were asked for as 0 are known here.
+pub(crate) fn addresses(listeners: &[TcpListener]) -> Vec<SocketAddr> {
+    listeners
+        .iter()
+        .filter_map(|listener| listener.local_addr().ok())
+        .collect()
+}
+
+/// A place under a limit, given back when dropped.
+pub(crate) struct Admission {
+    /// Here only to be told that there is no room, or to cancel a query.
+    pub(crate) over_limit: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// A connection on its way to a worker.
+pub(crate) struct Accepted {
+    pub(crate) stream: TcpStream,
+    pub(crate) peer: SocketAddr,
+    pub(crate) listener: usize,
+    pub(crate) admission: Admission,
+    pub(crate) load: Counted,
+}
+
+/// The connections that may be there.
+#[derive(Clone)]
+pub(crate) struct Limits {
+    full: Arc<Semaphore>,
+    over: Arc<Semaphore>,
+}
+
+impl Limits {
+    pub(crate) fn new(connections: usize) -> Self {
+        Self {
+            full: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
+            over: Arc::new(Semaphore::new(OVER_LIMIT_MAX)),
+        }
+    }
+
+    fn admit(&self) -> Option<Admission> {
+        let admit = |semaphore: &Arc<Semaphore>, over_limit| {
+            let permit = Arc::clone(semaphore).try_acquire_owned().ok()?;
+            Some(Admission {
+                over_limit,
+                _permit: permit,
+            })
+        };
+        admit(&self.full, false).or_else(|| admit(&self.over, true))
+    }
+}
+
+/// A worker's inbox, and how many connections it has.
+#[derive(Clone)]
+pub(crate) struct Inbox {
+    pub(crate) sender: mpsc::Sender<Accepted>,
+    pub(crate) load: Gauge,
+}
+
+/// Accepts on one socket of a listener.
+pub(crate) struct Acceptor {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) listener: usize,
+    pub(crate) limits: Limits,
+    pub(crate) inboxes: Vec<Inbox>,
+}
+
+impl Acceptor {
+    /// Runs until `stop`. The port is given back when it returns.
+    pub(crate) async fn run(self, socket: TcpListener, stop: CancellationToken) -> io::Result<()> {
+        let socket = tokio::net::TcpListener::from_std(socket)?;
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.accept_for_ever(&socket) => {}
+        }
+        Ok(())
+    }
+
+    async fn accept_for_ever(&self, socket: &tokio::net::TcpListener) {
+        loop {
+            match socket.accept().await {
+                Ok((stream, peer)) => {
+                    // Taken off this runtime: its worker has one of its own.
+                    let Ok(stream) = stream.into_std() else { continue };
+                    self.hand_over(stream, peer).await;
+                }
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) => {
+                    warn!(%error, "cannot accept connections");
+                    self.shared.limited.count("accept", "");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn hand_over(&self, stream: TcpStream, peer: SocketAddr) {
+        if let Some(listener) = self.shared.listeners.get(self.listener) {
+            count(&listener.accepted);
+        }
+        let Some(admission) = self.limits.admit() else {
+            self.shared.limited.count("refusals", "");
+            return; // Closed without a word: there are too many even to refuse.
+        };
+        let Some(inbox) = self.inboxes.iter().min_by_key(|inbox| inbox.load.get()) else {
+            return;
+        };
+        let accepted = Accepted {
+            stream,
+            peer,
+            listener: self.listener,
+            admission,
+            load: inbox.load.enter(),
+        };
+        // Waiting here leaves further clients in the kernel's queue. A worker that has ended takes the proxy with it.
+        let _ = inbox.sender.send(accepted).await;
+    }
+}
+
+/// The client was gone before it was accepted; see accept(2) on errors that are already pending on the new socket.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+    )
+}

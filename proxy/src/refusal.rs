@@ -1,0 +1,179 @@
+//! What clients are told: a [`Fatal`] for every way in which the proxy sends one away or ends its session.
+//!
+//! Host names and addresses stay in our log. No text says that nothing was committed: the proxy cannot know.
+
+use std::time::Duration;
+
+use crate::route::{Outlived, Why};
+use crate::wire::error_response::Fatal;
+use crate::wire::startup::Malformed;
+
+/// SQLSTATE `cannot_connect_now`: drivers throw the connection away and try again.
+const CANNOT_CONNECT_NOW: &str = "57P03";
+const ADMIN_SHUTDOWN: &str = "57P01";
+const TOO_MANY_CONNECTIONS: &str = "53300";
+const PROTOCOL_VIOLATION: &str = "08P01";
+const FEATURE_NOT_SUPPORTED: &str = "0A000";
+
+fn seconds(duration: Duration) -> String {
+    format!("{:.1} s", duration.as_secs_f64())
+}
+
+/// A client that could not be connected. `leaderless_for` is how long this proxy has seen nobody hold the leader key.
+pub(crate) fn cannot_route(why: &Why, waited: Duration, leaderless_for: Option<Duration>) -> Fatal {
+    let message = match why {
+        Why::NothingKnown => {
+            "nothing is known of the cluster yet: no answer from its store since this proxy started".to_owned()
+        }
+        Why::NoLeader => match leaderless_for {
+            Some(duration) => format!("there is no leader: nobody has led for {}", seconds(duration)),
+            None => "there is no leader".to_owned(),
+        },
+        Why::NoRecord { leader } => format!("leader {leader} has not announced itself yet"),
+        Why::NotWritable {
+            leader,
+            from_before: true,
+            ..
+        } => {
+            format!("leader {leader} is not writable yet: it has not told its role since it became leader")
+        }
+        Why::NotWritable {
+            leader, role, state, ..
+        } => {
+            format!(
+                "leader {leader} is not writable yet: role {}, state {}",
+                role.as_str(),
+                state.as_str()
+            )
+        }
+        Why::WarrantLapsed { age } => format!(
+            "it is not certain who leads: the view of the cluster is {} old, its store does not answer",
+            seconds(*age)
+        ),
+        Why::StandbyCluster { leader } => format!("this is a standby cluster: {leader} leads it and takes no writes"),
+        Why::NoAddress { leader } => format!("leader {leader} has announced no address"),
+        Why::NoReplica { members } if members.is_empty() => {
+            "no replica can be read from: the cluster has no members".to_owned()
+        }
+        Why::NoReplica { members } => {
+            let listed: Vec<String> = members.iter().map(|(name, why)| format!("{name}: {why}")).collect();
+            format!("no replica can be read from ({})", listed.join("; "))
+        }
+        Why::Unreachable { member } => format!("{member} cannot be connected to"),
+    };
+    let hint = match why {
+        Why::StandbyCluster { .. } => "Write to the cluster that this one follows.",
+        _ => "Try again: the cluster recovers by itself if it can.",
+    };
+    Fatal::new(CANNOT_CONNECT_NOW, message)
+        .detail(format!(
+            "The connection was held for {} before it was refused.",
+            seconds(waited)
+        ))
+        .hint(hint)
+}
+
+/// A client for whom there is no place to wait.
+pub(crate) fn hold_full(why: &Why, limit: usize, leaderless_for: Option<Duration>) -> Fatal {
+    let cause = cannot_route(why, Duration::ZERO, leaderless_for);
+    Fatal::new(
+        TOO_MANY_CONNECTIONS,
+        format!("too many clients wait already: {}", cause.message()),
+    )
+    .detail(format!("The proxy holds at most {limit} clients."))
+    .hint("Try again later.")
+}
+
+pub(crate) fn too_many_connections(limit: usize) -> Fatal {
+    Fatal::new(TOO_MANY_CONNECTIONS, "too many connections to the proxy")
+        .detail(format!("The proxy takes at most {limit} client connections."))
+        .hint("Close connections that are not used, or raise limits.connections.")
+}
+
+/// Said when sessions are cut at the end of a drain, and to clients that have no session yet.
+pub(crate) fn stopping() -> Fatal {
+    Fatal::new(ADMIN_SHUTDOWN, "terminating connection: the proxy stops")
+        .detail("The proxy was asked to stop, and its grace period is over.")
+        .hint(RECONNECT)
+}
+
+const RECONNECT: &str = "Reconnect; the statement in progress, if any, may or may not have been committed.";
+
+/// A session that must not outlive its leader.
+pub(crate) fn outlived(why: &Outlived) -> Fatal {
+    let detail = match why {
+        Outlived::EpochOver { now: None } => "The leader that this session was connected to leads no longer; nobody leads now.".to_owned(),
+        Outlived::EpochOver { now: Some(epoch) } => format!(
+            "The leadership that this session was connected under is over; {} leads now.",
+            epoch.holder
+        ),
+        Outlived::WarrantLapsed => {
+            "It is no longer certain that the member which this session was connected to leads: the cluster's store does not answer.".to_owned()
+        }
+    };
+    Fatal::new(ADMIN_SHUTDOWN, "terminating connection: its leader no longer leads")
+        .detail(detail)
+        .hint(RECONNECT)
+}
+
+/// A first packet that is not understood, or nothing for one whose sender would not understand an answer.
+pub(crate) fn malformed(what: &Malformed) -> Option<Fatal> {
+    let sqlstate = match what {
+        Malformed::DirectTls => return None,
+        Malformed::Protocol { .. } => FEATURE_NOT_SUPPORTED,
+        _ => PROTOCOL_VIOLATION,
+    };
+    Some(Fatal::new(sqlstate, what.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use pgherd_cluster::record::{PgState, Role};
+    use pgherd_cluster::view::Epoch;
+
+    use super::*;
+    use crate::testing::name;
+
+    #[test]
+    fn a_refusal_says_why() {
+        let say = |why: Why| {
+            cannot_route(&why, Duration::from_secs(10), Some(Duration::from_millis(12_300)))
+                .message()
+                .to_owned()
+        };
+        assert_eq!(say(Why::NoLeader), "there is no leader: nobody has led for 12.3 s");
+        let promoted = Why::NotWritable {
+            leader: name("n1"),
+            role: Role::Promoted,
+            state: PgState::Running,
+            from_before: false,
+        };
+        assert_eq!(
+            say(promoted),
+            "leader n1 is not writable yet: role promoted, state running"
+        );
+        let lapsed = Why::WarrantLapsed {
+            age: Duration::from_secs(31),
+        };
+        assert!(say(lapsed).contains("the view of the cluster is 31.0 s old"));
+    }
+
+    #[test]
+    fn no_text_promises_what_became_of_a_statement() {
+        let epoch = Epoch {
+            holder: name("n2"),
+            create_revision: 5,
+        };
+        for why in [
+            Outlived::WarrantLapsed,
+            Outlived::EpochOver { now: None },
+            Outlived::EpochOver { now: Some(epoch) },
+        ] {
+            let fatal = outlived(&why);
+            assert_eq!(fatal.sqlstate(), "57P01");
+            let bytes = fatal.encode();
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            assert!(text.contains("may or may not have been committed") && !text.contains("nothing was committed"));
+        }
+    }
+}

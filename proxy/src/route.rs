@@ -1,0 +1,241 @@
+//! Where a connection goes. Pure: role, view, warrant and time in, decision out. Dialling and waiting are others' work.
+
+use std::time::Duration;
+
+use pgherd_cluster::clock::Boottime;
+use pgherd_cluster::name::MemberName;
+use pgherd_cluster::record::{Address, PgState, Role};
+use pgherd_cluster::view::{Epoch, Member, View};
+
+use crate::balance::{self, LeftOut, Load};
+use crate::config::ListenerRole;
+use crate::warrant::Warrant;
+
+/// What is known, and when.
+#[derive(Clone, Copy)]
+pub struct Evidence<'a> {
+    /// The newest view.
+    pub view: &'a View,
+    /// The belief in its leader.
+    pub warrant: Warrant,
+    /// The time of asking.
+    pub now: Boottime,
+}
+
+/// What the listener and this client's patience allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// What the client came for.
+    pub role: ListenerRole,
+    /// How far behind a replica may be.
+    pub max_lag_bytes: Option<u64>,
+    /// Whether readers may go to the leader as a last resort.
+    pub fallback_to_leader: bool,
+    /// Until when the client is kept waiting.
+    pub hold_until: Boottime,
+}
+
+/// A member to connect to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Its name.
+    pub member: MemberName,
+    /// Where its PostgreSQL listens.
+    pub address: Address,
+    /// The holding of the leader key that the session rests on; nothing for a session with a replica.
+    pub epoch: Option<Epoch>,
+}
+
+/// What to do with a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Connect it.
+    To(Target),
+    /// Keep it: this may pass.
+    Hold(Why),
+    /// Send it away: this will not pass, or not soon enough.
+    Refuse(Why),
+}
+
+/// Why a client cannot be connected now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// No view has been read since the start.
+    NothingKnown,
+    /// Nobody holds the leader key.
+    NoLeader,
+    /// The holder of the leader key has no key of its own.
+    NoRecord {
+        /// The holder.
+        leader: MemberName,
+    },
+    /// The leader has not said yet that it takes writes.
+    NotWritable {
+        /// The leader.
+        leader: MemberName,
+        /// The role in its record.
+        role: Role,
+        /// The state in its record.
+        state: PgState,
+        /// Whether that record was written under an earlier holding of the key.
+        from_before: bool,
+    },
+    /// The proof that the leader leads is too old.
+    WarrantLapsed {
+        /// The age of the proof.
+        age: Duration,
+    },
+    /// The leader follows another cluster: no member takes writes.
+    StandbyCluster {
+        /// The leader.
+        leader: MemberName,
+    },
+    /// The leader's record has no address that could be read.
+    NoAddress {
+        /// The leader.
+        leader: MemberName,
+    },
+    /// No replica may be read from, and why not each.
+    NoReplica {
+        /// All members.
+        members: Vec<(MemberName, LeftOut)>,
+    },
+    /// The member that the route names cannot be connected to.
+    Unreachable {
+        /// The member.
+        member: MemberName,
+    },
+}
+
+/// Decides. `load` matters for readers only.
+#[must_use]
+pub fn route(policy: Policy, evidence: Evidence<'_>, load: Load<'_>) -> Decision {
+    let found = match policy.role {
+        ListenerRole::Write => writer(evidence),
+        ListenerRole::Read => reader(policy, evidence, load),
+    };
+    match found {
+        Ok(target) => Decision::To(target),
+        Err(why @ Why::StandbyCluster { .. }) => Decision::Refuse(why),
+        Err(why) if evidence.now >= policy.hold_until => Decision::Refuse(why),
+        Err(why) => Decision::Hold(why),
+    }
+}
+
+/// The leader, if writes may go there.
+fn writer(evidence: Evidence<'_>) -> Result<Target, Why> {
+    let Evidence { view, warrant, now } = evidence;
+    let Some(age) = warrant.age(now) else {
+        return Err(Why::NothingKnown);
+    };
+    if !warrant.holds(now) {
+        return Err(Why::WarrantLapsed { age });
+    }
+    let epoch = view.epoch().ok_or(Why::NoLeader)?;
+    let leader = || epoch.holder.clone();
+    let member = view.leader_member().ok_or_else(|| Why::NoRecord { leader: leader() })?;
+    let Some(writable) = view.writable_leader() else {
+        return Err(not_writable(epoch, member));
+    };
+    let address = writable.record.postgres_address();
+    Ok(Target {
+        member: leader(),
+        address: address.ok_or_else(|| Why::NoAddress { leader: leader() })?,
+        epoch: Some(epoch.clone()),
+    })
+}
+
+fn not_writable(epoch: &Epoch, member: &Member) -> Why {
+    let leader = epoch.holder.clone();
+    let from_before = member.mod_revision <= epoch.create_revision;
+    match member.record.role {
+        // A record from before may speak of a standby cluster that is being promoted right now.
+        Role::StandbyLeader if !from_before => Why::StandbyCluster { leader },
+        role => Why::NotWritable {
+            leader,
+            role,
+            state: member.record.state,
+            from_before,
+        },
+    }
+}
+
+/// A replica, or the leader as a last resort.
+fn reader(policy: Policy, evidence: Evidence<'_>, load: Load<'_>) -> Result<Target, Why> {
+    let view = evidence.view;
+    if evidence.warrant.age(evidence.now).is_none() {
+        return Err(Why::NothingKnown);
+    }
+    let mut candidates = Vec::new();
+    let mut members = Vec::new();
+    for member in view.members.values() {
+        match balance::readable(view, member, policy.max_lag_bytes) {
+            Ok(()) => candidates.push(member),
+            Err(left_out) => members.push((member.name.clone(), left_out)),
+        }
+    }
+    if let Some(chosen) = balance::choose(&candidates, load) {
+        let address = chosen.record.postgres_address();
+        return Ok(Target {
+            member: chosen.name.clone(),
+            address: address.ok_or(Why::NoReplica { members })?,
+            epoch: None,
+        });
+    }
+    if policy.fallback_to_leader
+        && let Ok(target) = writer(evidence)
+        && !load.avoid.contains(&target.member)
+    {
+        return Ok(target);
+    }
+    match candidates.first() {
+        // Every one that could be read from has been tried for this client.
+        Some(candidate) => Err(Why::Unreachable {
+            member: candidate.name.clone(),
+        }),
+        None => Err(Why::NoReplica { members }),
+    }
+}
+
+/// Whether `target`, chosen a moment ago, may still be connected to: a dial takes time.
+#[must_use]
+pub fn still_leads_to(target: &Target, policy: Policy, evidence: Evidence<'_>) -> bool {
+    if target.epoch.is_some() {
+        return writer(evidence).as_ref() == Ok(target);
+    }
+    let Some(member) = evidence.view.members.get(&target.member) else {
+        return false;
+    };
+    let same_address = member.record.postgres_address().as_ref() == Some(&target.address);
+    same_address && balance::readable(evidence.view, member, policy.max_lag_bytes).is_ok()
+}
+
+/// Why a session of `epoch` must end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outlived {
+    /// The leader key is held anew or by another, or by nobody.
+    EpochOver {
+        /// The holding now, if any.
+        now: Option<Epoch>,
+    },
+    /// The proof that the leader leads is too old.
+    WarrantLapsed,
+}
+
+/// Whether a session that rests on `epoch` may go on, or why not.
+///
+/// # Errors
+/// The reason to end it.
+pub fn may_go_on(epoch: &Epoch, evidence: Evidence<'_>) -> Result<(), Outlived> {
+    let now = evidence.view.epoch();
+    if now != Some(epoch) {
+        return Err(Outlived::EpochOver { now: now.cloned() });
+    }
+    if !evidence.warrant.holds(evidence.now) {
+        return Err(Outlived::WarrantLapsed);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

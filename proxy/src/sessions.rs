@@ -1,0 +1,219 @@
+//! The sessions that are open, so that others can find and end them: the fence, the drain, cancel requests.
+//!
+//! A shard per worker. Its lock is taken when a session opens, learns its cancel key or closes, never while bytes move.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pgherd_cluster::view::Epoch;
+use tokio::sync::oneshot;
+
+use crate::route::Outlived;
+use crate::wire::startup::CancelKey;
+
+/// Why a session is ended from outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// It may not outlive its leader.
+    Outlived(Outlived),
+    /// The proxy stops, and its grace period is over.
+    Stopping,
+}
+
+impl Ending {
+    /// The label in metrics.
+    pub(crate) const fn label(&self) -> &'static str {
+        match self {
+            Self::Outlived(Outlived::EpochOver { .. }) => "epoch_over",
+            Self::Outlived(Outlived::WarrantLapsed) => "warrant_lapsed",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
+struct Entry {
+    epoch: Option<Epoch>,
+    server: SocketAddr,
+    key: Option<CancelKey>,
+    /// Gone once the session has been told to end.
+    end: Option<oneshot::Sender<Ending>>,
+}
+
+#[derive(Default)]
+struct Shard {
+    next: u64,
+    entries: HashMap<u64, Entry>,
+    /// Process ids repeat between servers.
+    by_process_id: HashMap<[u8; 4], Vec<u64>>,
+}
+
+/// All open sessions.
+pub(crate) struct Sessions {
+    shards: Box<[Mutex<Shard>]>,
+}
+
+/// A session's place in the table; dropping it takes the session out.
+pub(crate) struct Registration {
+    sessions: Arc<Sessions>,
+    shard: usize,
+    id: u64,
+}
+
+impl Sessions {
+    pub(crate) fn new(shards: usize) -> Arc<Self> {
+        let shards = (0..shards).map(|_| Mutex::default()).collect();
+        Arc::new(Self { shards })
+    }
+
+    /// A panic while the lock was held left a whole entry or none, so the table is good.
+    fn lock(&self, shard: usize) -> Option<MutexGuard<'_, Shard>> {
+        let shard = self.shards.get(shard)?;
+        Some(shard.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Enters a session. The caller looks at the evidence again *after* this: a change before it was nobody's to tell.
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        shard: usize,
+        epoch: Option<Epoch>,
+        server: SocketAddr,
+    ) -> (Registration, oneshot::Receiver<Ending>) {
+        let (end, ended) = oneshot::channel();
+        let mut id = 0;
+        if let Some(mut shard) = self.lock(shard) {
+            id = shard.next;
+            shard.next += 1;
+            let entry = Entry {
+                epoch,
+                server,
+                key: None,
+                end: Some(end),
+            };
+            shard.entries.insert(id, entry);
+        }
+        let registration = Registration {
+            sessions: Arc::clone(self),
+            shard,
+            id,
+        };
+        (registration, ended)
+    }
+
+    /// Tells every session to end for which `judge` gives a reason. Answers how many were told.
+    pub(crate) fn end_where(&self, judge: impl Fn(Option<&Epoch>) -> Option<Ending>) -> usize {
+        let mut told = 0;
+        for index in 0..self.shards.len() {
+            let Some(mut shard) = self.lock(index) else { continue };
+            for entry in shard.entries.values_mut() {
+                let Some(ending) = judge(entry.epoch.as_ref()) else {
+                    continue;
+                };
+                if let Some(end) = entry.end.take() {
+                    told += usize::from(end.send(ending).is_ok());
+                }
+            }
+        }
+        told
+    }
+
+    /// The server of the session that `key` was given to.
+    pub(crate) fn find(&self, key: &CancelKey) -> Option<SocketAddr> {
+        (0..self.shards.len()).find_map(|index| {
+            let shard = self.lock(index)?;
+            let ids = shard.by_process_id.get(&key.process_id())?;
+            ids.iter().find_map(|id| {
+                let entry = shard.entries.get(id)?;
+                entry.key.as_ref()?.matches(key).then_some(entry.server)
+            })
+        })
+    }
+}
+
+impl Registration {
+    /// Notes the key that cancels this session's queries.
+    pub(crate) fn learn_key(&self, key: CancelKey) {
+        let Some(mut guard) = self.sessions.lock(self.shard) else {
+            return;
+        };
+        let shard = &mut *guard;
+        let Some(entry) = shard.entries.get_mut(&self.id) else {
+            return;
+        };
+        if entry.key.is_none() {
+            shard.by_process_id.entry(key.process_id()).or_default().push(self.id);
+            entry.key = Some(key);
+        }
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let Some(mut guard) = self.sessions.lock(self.shard) else {
+            return;
+        };
+        let shard = &mut *guard;
+        let Some(key) = shard.entries.remove(&self.id).and_then(|entry| entry.key) else {
+            return;
+        };
+        if let Some(ids) = shard.by_process_id.get_mut(&key.process_id()) {
+            ids.retain(|id| *id != self.id);
+            if ids.is_empty() {
+                shard.by_process_id.remove(&key.process_id());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::testing::name;
+
+    fn server(port: u16) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
+    fn key(bytes: &'static [u8]) -> CancelKey {
+        CancelKey::new(Bytes::from_static(bytes)).expect("a valid key")
+    }
+
+    #[test]
+    fn a_key_leads_to_its_session_among_others_with_the_same_process_id() {
+        let sessions = Sessions::new(2);
+        let (first, _first_end) = sessions.enter(0, None, server(1));
+        let (second, _second_end) = sessions.enter(1, None, server(2));
+        let (third, _third_end) = sessions.enter(1, None, server(3));
+        first.learn_key(key(b"pid.secret-1"));
+        second.learn_key(key(b"pid.secret-2"));
+        third.learn_key(key(b"pid.secret-3"));
+        assert_eq!(sessions.find(&key(b"pid.secret-3")), Some(server(3)));
+        assert_eq!(sessions.find(&key(b"pid.secret-4")), None);
+        drop(third);
+        assert_eq!(sessions.find(&key(b"pid.secret-3")), None);
+        assert_eq!(sessions.find(&key(b"pid.secret-2")), Some(server(2)));
+        drop((first, second));
+        assert!(sessions.shards.iter().all(|shard| {
+            let shard = shard.lock().expect("nobody panicked");
+            shard.entries.is_empty() && shard.by_process_id.is_empty()
+        }));
+    }
+
+    #[test]
+    fn only_those_judged_are_told_and_only_once() {
+        let sessions = Sessions::new(1);
+        let epoch = Epoch {
+            holder: name("n1"),
+            create_revision: 1,
+        };
+        let (_writer, mut writer_end) = sessions.enter(0, Some(epoch), server(1));
+        let (_reader, mut reader_end) = sessions.enter(0, None, server(2));
+        let judge = |epoch: Option<&Epoch>| epoch.map(|_| Ending::Outlived(Outlived::WarrantLapsed));
+        assert_eq!(sessions.end_where(judge), 1);
+        assert_eq!(sessions.end_where(judge), 0);
+        assert_eq!(writer_end.try_recv(), Ok(Ending::Outlived(Outlived::WarrantLapsed)));
+        assert!(reader_end.try_recv().is_err());
+    }
+}

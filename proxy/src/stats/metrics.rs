@@ -1,0 +1,239 @@
+//! `/metrics` in Prometheus' text format. Built anew for each scrape from what was counted anyway.
+
+use std::sync::atomic::Ordering;
+
+use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+
+use super::state::State;
+use crate::shared::Shared;
+
+/// A registry that lives for one scrape.
+struct Scrape(Registry);
+
+impl Scrape {
+    fn gauge(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+        let metric = IntGaugeVec::new(Opts::new(name, help), labels)?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn seconds(&self, name: &str, help: &str, value: f64) -> prometheus::Result<()> {
+        let metric = GaugeVec::new(Opts::new(name, help), &[])?;
+        self.0.register(Box::new(metric.clone()))?;
+        metric.with_label_values::<&str>(&[]).set(value);
+        Ok(())
+    }
+
+    fn single(&self, name: &str, help: &str, value: i64) -> prometheus::Result<()> {
+        self.gauge(name, help, &[])?.with_label_values::<&str>(&[]).set(value);
+        Ok(())
+    }
+
+    fn counter(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+        let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn total(&self, name: &str, help: &str, value: u64) -> prometheus::Result<()> {
+        self.counter(name, help, &[])?
+            .with_label_values::<&str>(&[])
+            .inc_by(value);
+        Ok(())
+    }
+}
+
+fn whole(number: impl TryInto<i64>) -> i64 {
+    number.try_into().unwrap_or(i64::MAX)
+}
+
+/// The text of one scrape.
+pub(crate) fn render(shared: &Shared) -> prometheus::Result<String> {
+    let scrape = Scrape(Registry::new());
+    let state = State::of(shared);
+    process(&scrape, shared, &state)?;
+    listeners(&scrape, &state)?;
+    routes(&scrape, shared)?;
+    outcomes(&scrape, shared)?;
+    cluster(&scrape, &state)?;
+    members(&scrape, &state)?;
+    TextEncoder::new().encode_to_string(&scrape.0.gather())
+}
+
+fn process(scrape: &Scrape, shared: &Shared, state: &State) -> prometheus::Result<()> {
+    scrape.single("pgherd_up", "1 while the proxy serves.", 1)?;
+    let build = scrape.gauge("pgherd_build_info", "The running build.", &["version"])?;
+    build.with_label_values(&[state.version]).set(1);
+    scrape.seconds(
+        "pgherd_uptime_seconds",
+        "Since the proxy started.",
+        state.uptime_seconds,
+    )?;
+    let panics = shared.panics.load(Ordering::Relaxed);
+    scrape.total(
+        "pgherd_panics_total",
+        "Connections ended by a defect of the proxy.",
+        panics,
+    )
+}
+
+fn listeners(scrape: &Scrape, state: &State) -> prometheus::Result<()> {
+    let connections = scrape.gauge(
+        "pgherd_listener_connections",
+        "Client connections.",
+        &["listener", "role", "state"],
+    )?;
+    let total = scrape.counter(
+        "pgherd_listener_connections_total",
+        "Client connections since the start, by what became of them first.",
+        &["listener", "role", "result"],
+    )?;
+    let held = scrape.gauge("pgherd_hold_clients", "Clients held now.", &["listener"])?;
+    let expired = scrape.counter(
+        "pgherd_hold_expired_total",
+        "Clients refused at the end of their hold.",
+        &["listener"],
+    )?;
+    for row in &state.listeners {
+        let active = row.connections.saturating_sub(row.held);
+        connections
+            .with_label_values(&[&row.name, row.role, "active"])
+            .set(whole(active));
+        connections
+            .with_label_values(&[&row.name, row.role, "held"])
+            .set(whole(row.held));
+        total
+            .with_label_values(&[&row.name, row.role, "accepted"])
+            .inc_by(row.accepted_total);
+        total
+            .with_label_values(&[&row.name, row.role, "refused"])
+            .inc_by(row.refused_total);
+        held.with_label_values(&[&row.name]).set(whole(row.held));
+        expired.with_label_values(&[&row.name]).inc_by(row.hold_expired_total);
+    }
+    Ok(())
+}
+
+fn routes(scrape: &Scrape, shared: &Shared) -> prometheus::Result<()> {
+    let labels = ["listener", "node"];
+    let open = scrape.gauge("pgherd_route_sessions", "Sessions open.", &labels)?;
+    let total = scrape.counter("pgherd_route_sessions_total", "Sessions since the start.", &labels)?;
+    let bytes = scrape.counter(
+        "pgherd_route_bytes_total",
+        "Bytes relayed.",
+        &["listener", "node", "direction"],
+    )?;
+    for route in shared.routes.counts() {
+        let Some(listener) = shared.listeners.get(route.listener) else {
+            continue;
+        };
+        let (listener, node) = (listener.name.as_str(), route.member.as_str());
+        open.with_label_values(&[listener, node]).set(whole(route.open));
+        total.with_label_values(&[listener, node]).inc_by(route.total);
+        bytes
+            .with_label_values(&[listener, node, "to_server"])
+            .inc_by(route.bytes_to_server);
+        bytes
+            .with_label_values(&[listener, node, "to_client"])
+            .inc_by(route.bytes_to_client);
+    }
+    Ok(())
+}
+
+fn outcomes(scrape: &Scrape, shared: &Shared) -> prometheus::Result<()> {
+    let ended = scrape.counter(
+        "pgherd_sessions_ended_total",
+        "Sessions that have ended.",
+        &["reason", "sqlstate"],
+    )?;
+    for ((reason, sqlstate), count) in shared.ended.counts() {
+        ended.with_label_values(&[reason, sqlstate]).inc_by(count);
+    }
+    let cancels = scrape.counter("pgherd_cancel_total", "Cancel requests passed on.", &["outcome", "key"])?;
+    for ((outcome, key), count) in shared.cancels.counts() {
+        cancels.with_label_values(&[outcome, key]).inc_by(count);
+    }
+    let limited = scrape.counter("pgherd_limits_rejected_total", "Turned away by a limit.", &["limit"])?;
+    for ((limit, _), count) in shared.limited.counts() {
+        limited.with_label_values(&[limit]).inc_by(count);
+    }
+    Ok(())
+}
+
+fn cluster(scrape: &Scrape, state: &State) -> prometheus::Result<()> {
+    scrape.single(
+        "pgherd_writable",
+        "Whether writes have a route now.",
+        i64::from(state.writable),
+    )?;
+    scrape.single(
+        "pgherd_paused",
+        "Whether the cluster is in maintenance.",
+        i64::from(state.paused),
+    )?;
+    scrape.single("pgherd_view_revision", "The revision of the view.", state.view.revision)?;
+    scrape.total(
+        "pgherd_dcs_relists_total",
+        "Full reads of the cluster's keys.",
+        state.view.relists,
+    )?;
+    let follows = state.view.store == "following";
+    scrape.single(
+        "pgherd_dcs_up",
+        "Whether the cluster's store answers.",
+        i64::from(follows),
+    )?;
+    let left = state.view.warrant_left_seconds;
+    scrape.seconds(
+        "pgherd_warrant_remaining_seconds",
+        "How long writes may still be routed on the last proof.",
+        left,
+    )?;
+    if let Some(age) = state.view.age_seconds {
+        scrape.seconds(
+            "pgherd_view_age_seconds",
+            "The age of the last proof that the leader leads.",
+            age,
+        )?;
+    }
+    Ok(())
+}
+
+fn members(scrape: &Scrape, state: &State) -> prometheus::Result<()> {
+    let leader = scrape.gauge(
+        "pgherd_leader",
+        "1 for the member that holds the leader key.",
+        &["node"],
+    )?;
+    let role = scrape.gauge(
+        "pgherd_node_role",
+        "1 for the role that a member has.",
+        &["node", "role"],
+    )?;
+    let timeline = scrape.gauge("pgherd_node_timeline", "The timeline that a member is on.", &["node"])?;
+    let lag = scrape.gauge(
+        "pgherd_replication_lag_bytes",
+        "How far a member is behind the leader's last known position.",
+        &["node", "kind"],
+    )?;
+    if let Some(held_by) = &state.leader {
+        scrape.single(
+            "pgherd_leader_epoch",
+            "The revision that created the leader key.",
+            held_by.epoch,
+        )?;
+    }
+    for member in &state.members {
+        let leads = state.leader.as_ref().is_some_and(|held_by| held_by.name == member.name);
+        leader.with_label_values(&[&member.name]).set(i64::from(leads));
+        role.with_label_values(&[member.name.as_str(), member.role]).set(1);
+        if let Some(on) = member.timeline {
+            timeline.with_label_values(&[&member.name]).set(i64::from(on));
+        }
+        if let Some(bytes) = member.lag_bytes.filter(|_| !leads) {
+            lag.with_label_values(&[member.name.as_str(), "replay"])
+                .set(whole(bytes));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,355 @@
+//! One picture of the proxy, from which page, JSON and metrics all speak.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use pgherd_cluster::clock::Boottime;
+use pgherd_cluster::name::MemberName;
+use pgherd_cluster::source::SourceHealth;
+use pgherd_cluster::view::Member;
+use serde::Serialize;
+
+use crate::balance::{self, Load};
+use crate::config::ListenerRole;
+use crate::counters::RouteCounts;
+use crate::refusal;
+use crate::route::{self, Decision, Policy, Why};
+use crate::shared::{ListenerState, Seen, Shared};
+
+#[derive(Serialize)]
+pub(crate) struct State {
+    pub(crate) scope: String,
+    pub(crate) version: &'static str,
+    pub(crate) uptime_seconds: f64,
+    pub(crate) writable: bool,
+    pub(crate) paused: bool,
+    pub(crate) verdict: Verdict,
+    pub(crate) view: ViewState,
+    pub(crate) leader: Option<LeaderState>,
+    pub(crate) held_clients: usize,
+    pub(crate) members: Vec<MemberState>,
+    pub(crate) listeners: Vec<ListenerRow>,
+    pub(crate) events: Vec<EventRow>,
+}
+
+/// The answer to the first question of all: can one write?
+#[derive(Serialize)]
+pub(crate) struct Verdict {
+    pub(crate) word: &'static str,
+    pub(crate) sentence: String,
+}
+
+#[derive(Serialize)]
+pub(crate) struct ViewState {
+    pub(crate) revision: i64,
+    /// Of the last proof that the leader leads.
+    pub(crate) age_seconds: Option<f64>,
+    pub(crate) warrant_left_seconds: f64,
+    pub(crate) store: &'static str,
+    pub(crate) store_error: Option<String>,
+    pub(crate) relists: u64,
+}
+
+#[derive(Serialize)]
+pub(crate) struct LeaderState {
+    pub(crate) name: String,
+    pub(crate) epoch: i64,
+    /// Nothing when it led before this proxy looked.
+    pub(crate) since: Option<String>,
+    pub(crate) since_seconds: f64,
+    pub(crate) timeline: Option<u32>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct MemberState {
+    pub(crate) name: String,
+    pub(crate) role: &'static str,
+    pub(crate) state: String,
+    pub(crate) timeline: Option<u32>,
+    pub(crate) lsn: Option<String>,
+    pub(crate) lag_bytes: Option<u64>,
+    pub(crate) sessions_write: usize,
+    pub(crate) sessions_read: usize,
+    /// `write`, `read`, or nothing.
+    pub(crate) takes: Option<&'static str>,
+    pub(crate) left_out: Option<String>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct ListenerRow {
+    pub(crate) name: String,
+    pub(crate) role: &'static str,
+    pub(crate) connections: usize,
+    pub(crate) held: usize,
+    pub(crate) sessions: usize,
+    pub(crate) sessions_total: u64,
+    pub(crate) accepted_total: u64,
+    pub(crate) refused_total: u64,
+    pub(crate) hold_expired_total: u64,
+    pub(crate) ended_total: u64,
+}
+
+#[derive(Serialize)]
+pub(crate) struct EventRow {
+    pub(crate) at: String,
+    pub(crate) age_seconds: f64,
+    pub(crate) kind: &'static str,
+    pub(crate) text: String,
+    pub(crate) count: usize,
+}
+
+impl State {
+    pub(crate) fn of(shared: &Shared) -> Self {
+        let seen = shared.seen();
+        let decision = where_writes_go(&seen);
+        let counts = shared.routes.counts();
+        let leader = leader_state(shared, &seen);
+        Self {
+            scope: seen.view.scope.to_string(),
+            version: pgherd_cluster::VERSION,
+            uptime_seconds: seen.now.since(shared.started).as_secs_f64(),
+            writable: matches!(decision, Decision::To(_)),
+            paused: seen.view.config.value.as_ref().is_some_and(|config| config.is_paused()),
+            verdict: verdict(shared, &seen, &decision, leader.as_ref()),
+            view: view_state(shared, &seen),
+            leader,
+            held_clients: shared.held.get(),
+            members: members(shared, &seen, &decision, &counts),
+            listeners: listeners(shared, &counts),
+            events: events(shared, seen.now),
+        }
+    }
+}
+
+fn where_writes_go(seen: &Seen) -> Decision {
+    let policy = Policy {
+        role: ListenerRole::Write,
+        max_lag_bytes: None,
+        fallback_to_leader: false,
+        hold_until: Boottime::from_nanos(u64::MAX),
+    };
+    let load = Load {
+        open: &|_| 0,
+        draws: [0, 0],
+        avoid: &[],
+    };
+    route::route(policy, seen.evidence(), load)
+}
+
+fn verdict(shared: &Shared, seen: &Seen, decision: &Decision, leader: Option<&LeaderState>) -> Verdict {
+    let why = match decision {
+        Decision::To(target) => {
+            let timeline = leader
+                .and_then(|leader| leader.timeline)
+                .map(|timeline| format!(", timeline {timeline}"));
+            let since = match leader.and_then(|leader| leader.since.as_ref().map(|since| (leader, since))) {
+                Some((leader, since)) => format!("leader for {} (since {since})", span(leader.since_seconds)),
+                None => "leader since before this proxy started".to_owned(),
+            };
+            let left = span(seen.warrant.left(seen.now).as_secs_f64());
+            let timeline = timeline.unwrap_or_default();
+            let sentence = format!("{}{timeline}, {since}, warrant {left} left", target.member);
+            return Verdict {
+                word: "WRITABLE",
+                sentence,
+            };
+        }
+        Decision::Hold(why) | Decision::Refuse(why) => why,
+    };
+    let because = refusal::cannot_route(why, Duration::ZERO, shared.leaderless_for())
+        .message()
+        .to_owned();
+    let held = match shared.held.get() {
+        0 => String::new(),
+        1 => ", 1 client is held".to_owned(),
+        held => format!(", {held} clients are held"),
+    };
+    let word = match why {
+        _ if !held.is_empty() => "HOLDING",
+        Why::NothingKnown => "STARTING",
+        Why::NoLeader => "NO LEADER",
+        Why::StandbyCluster { .. } => "STANDBY CLUSTER",
+        Why::WarrantLapsed { .. } => "UNCERTAIN",
+        _ => "NOT WRITABLE",
+    };
+    Verdict {
+        word,
+        sentence: format!("{because}{held}"),
+    }
+}
+
+fn view_state(shared: &Shared, seen: &Seen) -> ViewState {
+    let (store, store_error) = match &*shared.view.health().borrow() {
+        SourceHealth::Starting => ("starting", None),
+        SourceHealth::Following => ("following", None),
+        SourceHealth::Failing(error) => ("failing", Some(error.to_string())),
+    };
+    ViewState {
+        revision: seen.view.revision,
+        age_seconds: seen.warrant.age(seen.now).map(|age| age.as_secs_f64()),
+        warrant_left_seconds: seen.warrant.left(seen.now).as_secs_f64(),
+        store,
+        store_error,
+        relists: shared.view.relists(),
+    }
+}
+
+fn leader_state(shared: &Shared, seen: &Seen) -> Option<LeaderState> {
+    let epoch = seen.view.epoch()?;
+    let leadership = shared.leadership();
+    // The fence may not have noted the newest epoch yet.
+    let noted = leadership.epoch.as_ref() == Some(epoch);
+    let record = seen.view.leader_member().and_then(|member| member.record.timeline);
+    Some(LeaderState {
+        name: epoch.holder.to_string(),
+        epoch: epoch.create_revision,
+        since: (noted && !leadership.from_the_start).then(|| utc(leadership.since_wall)),
+        since_seconds: if noted {
+            seen.now.since(leadership.since).as_secs_f64()
+        } else {
+            0.0
+        },
+        timeline: record.or_else(|| seen.view.timeline()).map(|timeline| timeline.0),
+    })
+}
+
+fn members(shared: &Shared, seen: &Seen, decision: &Decision, counts: &[RouteCounts]) -> Vec<MemberState> {
+    let role_of = |route: &RouteCounts| {
+        shared
+            .listeners
+            .get(route.listener)
+            .map(|listener| listener.config.role)
+    };
+    let sessions = |name: &MemberName, role| {
+        let routes = counts
+            .iter()
+            .filter(|route| route.member == *name && role_of(route) == Some(role));
+        routes.map(|route| route.open).sum()
+    };
+    let readers = shared
+        .listeners
+        .iter()
+        .find(|listener| listener.config.role == ListenerRole::Read);
+    let max_lag_bytes = readers.and_then(|listener| listener.config.max_lag_bytes);
+    let row = |member: &Member| {
+        let (takes, left_out) = takes(seen, member, decision, max_lag_bytes);
+        MemberState {
+            name: member.name.to_string(),
+            role: seen.view.shown_role(member).as_str(),
+            state: seen.view.shown_state(member).to_owned(),
+            timeline: member.record.timeline.map(|timeline| timeline.0),
+            lsn: member
+                .record
+                .replay_lsn
+                .or(member.record.xlog_location)
+                .map(|lsn| lsn.to_string()),
+            lag_bytes: balance::lag_bytes(&seen.view, member),
+            sessions_write: sessions(&member.name, ListenerRole::Write),
+            sessions_read: sessions(&member.name, ListenerRole::Read),
+            takes,
+            left_out,
+        }
+    };
+    seen.view.members.values().map(row).collect()
+}
+
+/// What a member takes, or why nothing.
+fn takes(
+    seen: &Seen,
+    member: &Member,
+    decision: &Decision,
+    max_lag_bytes: Option<u64>,
+) -> (Option<&'static str>, Option<String>) {
+    if seen.view.epoch().is_some_and(|epoch| epoch.holder == member.name) {
+        return match decision {
+            Decision::To(_) => (Some("write"), None),
+            Decision::Hold(why) | Decision::Refuse(why) => (
+                None,
+                Some(refusal::cannot_route(why, Duration::ZERO, None).message().to_owned()),
+            ),
+        };
+    }
+    match balance::readable(&seen.view, member, max_lag_bytes) {
+        Ok(()) => (Some("read"), None),
+        Err(left_out) => (None, Some(left_out.to_string())),
+    }
+}
+
+fn listeners(shared: &Shared, counts: &[RouteCounts]) -> Vec<ListenerRow> {
+    let row = |(index, listener): (usize, &ListenerState)| {
+        let routes = || counts.iter().filter(move |route| route.listener == index);
+        ListenerRow {
+            name: listener.name.clone(),
+            role: listener.config.role.as_str(),
+            connections: listener.connections.get(),
+            held: listener.held.get(),
+            sessions: routes().map(|route| route.open).sum(),
+            sessions_total: routes().map(|route| route.total).sum(),
+            accepted_total: listener.accepted.load(Ordering::Relaxed),
+            refused_total: listener.refused.load(Ordering::Relaxed),
+            hold_expired_total: listener.hold_expired.load(Ordering::Relaxed),
+            ended_total: listener.ended.load(Ordering::Relaxed),
+        }
+    };
+    shared.listeners.iter().enumerate().map(row).collect()
+}
+
+fn events(shared: &Shared, now: Boottime) -> Vec<EventRow> {
+    let events = shared.events.latest().into_iter();
+    let row = |event: crate::events::Event| EventRow {
+        at: utc(event.at),
+        age_seconds: now.since(event.at_boottime).as_secs_f64(),
+        kind: event.kind.label(),
+        text: event.kind.to_string(),
+        count: event.count,
+    };
+    events.map(row).collect()
+}
+
+/// As `2026-01-02T03:04:05.678Z`.
+fn utc(time: SystemTime) -> String {
+    match jiff::Timestamp::try_from(time) {
+        Ok(time) => format!("{time:.3}"),
+        Err(_) => "unknown".to_owned(), // A clock set to a year that no calendar has.
+    }
+}
+
+/// A duration as people say it, in its two largest units.
+pub(crate) fn span(seconds: f64) -> String {
+    if seconds < 10.0 {
+        return format!("{seconds:.1} s");
+    }
+    let whole = Duration::from_secs_f64(seconds.min(1e12)).as_secs();
+    match (whole / 86_400, whole / 3600 % 24, whole / 60 % 60, whole % 60) {
+        (0, 0, 0, seconds) => format!("{seconds} s"),
+        (0, 0, minutes, seconds) => format!("{minutes} min {seconds} s"),
+        (0, hours, minutes, _) => format!("{hours} h {minutes} min"),
+        (days, hours, _, _) => format!("{days} d {hours} h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_are_told_in_their_two_largest_units() {
+        let cases = [
+            (0.04, "0.0 s"),
+            (9.96, "10.0 s"),
+            (59.0, "59 s"),
+            (61.0, "1 min 1 s"),
+            (7_384.0, "2 h 3 min"),
+            (273_600.0, "3 d 4 h"),
+        ];
+        for (seconds, text) in cases {
+            assert_eq!(span(seconds), text);
+        }
+    }
+
+    #[test]
+    fn times_are_utc() {
+        let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_767_323_045_678);
+        assert_eq!(utc(time), "2026-01-02T03:04:05.678Z");
+    }
+}

@@ -1,0 +1,140 @@
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::fake::*;
+
+#[tokio::test]
+async fn an_idle_session_of_an_ended_epoch_is_told() {
+    let (mut first, mut second) = (Server::start().await, Server::start().await);
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", first.address);
+    let proxy = Running::start(config(vec![write_listener()]), &cluster);
+    let mut client = proxy.client().await;
+    let mut session = first.session().await;
+    expect_hello(&mut client).await;
+    cluster.writable("n2", second.address);
+    let fatal = expect_fatal(&mut client).await;
+    assert_eq!(fatal.sqlstate, "57P01");
+    assert!(fatal.text.contains("n2 leads now"), "{}", fatal.text);
+    assert!(
+        fatal.text.contains("may or may not have been committed"),
+        "{}",
+        fatal.text
+    );
+    expect_server_end(&mut session).await;
+    expect_hello(&mut proxy.client().await).await;
+    second.session().await;
+}
+
+#[tokio::test]
+async fn a_session_in_the_middle_of_a_message_is_reset_without_a_word() {
+    let mut server = Server::start().await;
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", server.address);
+    let proxy = Running::start(config(vec![write_listener()]), &cluster);
+    let mut client = proxy.client().await;
+    let mut session = server.session().await;
+    expect_hello(&mut client).await;
+    session.stream.write_all(b"D\0\0\0\xffhalf").await.expect("sent");
+    let mut half = [0; 9];
+    within("half a message", client.read_exact(&mut half))
+        .await
+        .expect("received");
+    cluster.no_leader();
+    expect_reset(&mut client).await;
+}
+
+#[tokio::test]
+async fn a_session_with_an_unanswered_request_is_reset_without_a_word() {
+    let mut server = Server::start().await;
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", server.address);
+    let proxy = Running::start(config(vec![write_listener()]), &cluster);
+    let mut client = proxy.client().await;
+    let mut session = server.session().await;
+    expect_hello(&mut client).await;
+    client.write_all(&message(b'Q', b"commit\0")).await.expect("sent");
+    let mut query = [0; 12];
+    within("the query", session.stream.read_exact(&mut query))
+        .await
+        .expect("received");
+    cluster.no_leader();
+    expect_reset(&mut client).await;
+}
+
+#[tokio::test]
+async fn the_same_holder_with_a_new_key_is_another_epoch_and_a_rebound_lease_is_not() {
+    let mut server = Server::start().await;
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", server.address);
+    let proxy = Running::start(config(vec![write_listener()]), &cluster);
+    let mut client = proxy.client().await;
+    let mut session = server.session().await;
+    expect_hello(&mut client).await;
+    cluster.rebind_lease();
+    exchange(&mut client, &mut session).await;
+    session.stream.write_all(&ready()).await.expect("sent");
+    assert_eq!(read_message(&mut client).await, Some((b'Z', b"I".to_vec())));
+    cluster.leader_key("n1");
+    assert_eq!(expect_fatal(&mut client).await.sqlstate, "57P01");
+}
+
+#[tokio::test]
+async fn a_lapsed_warrant_ends_writers_although_nothing_else_happens() {
+    let (mut leader, mut replica) = (Server::start().await, Server::start().await);
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", leader.address).replica("n2", replica.address);
+    let proxy = Running::start(config(vec![write_listener(), read_listener()]), &cluster);
+    let mut writer = proxy.client().await;
+    let _writing = leader.session().await;
+    expect_hello(&mut writer).await;
+    let mut reader = proxy.client_of(1).await;
+    let mut reading = replica.session().await;
+    expect_hello(&mut reader).await;
+    cluster.stop_confirming().await;
+    let fatal = expect_fatal(&mut writer).await;
+    assert_eq!(fatal.sqlstate, "57P01");
+    assert!(fatal.text.contains("no longer certain"), "{}", fatal.text);
+    exchange(&mut reader, &mut reading).await;
+    // Held on the lapsed warrant, released by a new proof that no change of the view announces.
+    let mut held = proxy.client().await;
+    assert!(
+        tokio::time::timeout(Duration::from_millis(100), read_message(&mut held))
+            .await
+            .is_err()
+    );
+    cluster.keep_confirming();
+    let _released = leader.session().await;
+    expect_hello(&mut held).await;
+}
+
+#[tokio::test]
+async fn a_reader_on_the_leader_is_fenced_like_a_writer() {
+    let mut leader = Server::start().await;
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", leader.address);
+    let mut listener = read_listener();
+    listener.fallback_to_leader = true;
+    let proxy = Running::start(config(vec![listener]), &cluster);
+    let mut client = proxy.client().await;
+    let _session = leader.session().await;
+    expect_hello(&mut client).await;
+    cluster.no_leader();
+    assert_eq!(expect_fatal(&mut client).await.sqlstate, "57P01");
+}
+
+#[tokio::test]
+async fn a_client_that_has_not_logged_in_yet_is_told_between_two_messages() {
+    // A server that asks for a password and waits.
+    let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", server.local_addr().expect("bound"));
+    let proxy = Running::start(config(vec![write_listener()]), &cluster);
+    let mut client = proxy.client().await;
+    let (mut session, _) = within("a session", server.accept()).await.expect("accepted");
+    session.write_all(&message(b'R', &[0, 0, 0, 3])).await.expect("sent");
+    assert_eq!(read_message(&mut client).await, Some((b'R', vec![0, 0, 0, 3])));
+    cluster.no_leader();
+    assert_eq!(expect_fatal(&mut client).await.sqlstate, "57P01");
+}

@@ -1,0 +1,10 @@
+//! The proxy between real sockets: clients of the test, servers of the test, a view that the test publishes.
+
+mod cancel;
+mod fake;
+mod fence;
+mod hold;
+mod limits;
+mod relay;
+mod startup;
+mod surfaces;

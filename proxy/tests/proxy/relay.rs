@@ -1,0 +1,172 @@
+use std::hash::{DefaultHasher, Hasher};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::fake::*;
+
+/// Bytes that never repeat at a buffer's length.
+fn chunk(index: u64) -> Vec<u8> {
+    (0..9973_u64)
+        .map(|at| u8::try_from((at * 31 + index * 7 + at / 256) % 256).expect("below 256"))
+        .collect()
+}
+
+async fn send_all(stream: &mut (impl AsyncWriteExt + Unpin), chunks: u64) -> u64 {
+    let mut hash = DefaultHasher::new();
+    for index in 0..chunks {
+        let bytes = chunk(index);
+        hash.write(&bytes);
+        stream.write_all(&bytes).await.expect("sent");
+    }
+    stream.shutdown().await.expect("finished");
+    hash.finish()
+}
+
+async fn receive_all(stream: &mut (impl AsyncReadExt + Unpin)) -> (u64, usize) {
+    let mut hash = DefaultHasher::new();
+    let mut buffer = vec![0; 9973];
+    let mut total = 0;
+    // Hashed in the sender's units, since a hasher may tell writes apart.
+    let mut filled = 0;
+    loop {
+        let count = stream.read(&mut buffer[filled..]).await.expect("received");
+        total += count;
+        filled += count;
+        if filled == buffer.len() {
+            hash.write(&buffer);
+            filled = 0;
+        }
+        if count == 0 {
+            return (hash.finish(), total);
+        }
+    }
+}
+
+/// A session whose sockets take little at a time.
+async fn narrow_session() -> (Running, Cluster, TcpStream, ServerSession) {
+    let mut server = Server::start().await;
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", server.address);
+    let proxy = Running::start(config(vec![write_listener()]), &cluster);
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("set");
+    socket.set_send_buffer_size(4096).expect("set");
+    let mut client = socket
+        .connect(proxy.addresses.listeners[0][0])
+        .await
+        .expect("the proxy listens");
+    client.write_all(&startup()).await.expect("sent");
+    let session = server.session().await;
+    expect_hello(&mut client).await;
+    (proxy, cluster, client, session)
+}
+
+#[tokio::test]
+async fn large_transfers_both_ways_at_once_keep_every_byte() {
+    const CHUNKS: u64 = 3000; // 30 MB
+    let (_proxy, _cluster, client, session) = narrow_session().await;
+    let (mut client_reads, mut client_writes) = client.into_split();
+    let (mut server_reads, mut server_writes) = session.stream.into_split();
+    let transfer = async {
+        tokio::join!(
+            send_all(&mut client_writes, CHUNKS),
+            receive_all(&mut server_reads),
+            send_all(&mut server_writes, CHUNKS),
+            receive_all(&mut client_reads),
+        )
+    };
+    let (sent_up, (got_up, up), sent_down, (got_down, down)) = within("the transfers end", transfer).await;
+    let bytes = usize::try_from(CHUNKS).expect("small") * 9973;
+    assert_eq!((up, down), (bytes, bytes));
+    assert_eq!((sent_up, sent_down), (got_up, got_down));
+}
+
+#[tokio::test]
+async fn a_half_closed_session_goes_on_the_other_way() {
+    let (_proxy, _cluster, mut client, mut session) = narrow_session().await;
+    client.write_all(b"last words").await.expect("sent");
+    client.shutdown().await.expect("half closed");
+    let mut got = Vec::new();
+    within("the server sees the end", session.stream.read_to_end(&mut got))
+        .await
+        .expect("an orderly end");
+    assert_eq!(got, b"last words");
+    let sending = async { send_all(&mut session.stream, 100).await };
+    let (sent, (received, total)) =
+        within("the answer", async { tokio::join!(sending, receive_all(&mut client)) }).await;
+    assert_eq!((sent, 997_300), (received, total));
+}
+
+#[tokio::test]
+async fn a_stalled_reader_stops_the_sender_instead_of_filling_memory() {
+    let (_proxy, _cluster, mut client, session) = narrow_session().await;
+    let stream = session.stream;
+    let mut taken = 0_usize;
+    // Sends until nothing has been taken for a while: then every buffer on the way is full.
+    let piece = vec![b'x'; 64 * 1024];
+    loop {
+        match tokio::time::timeout(std::time::Duration::from_millis(300), stream.writable()).await {
+            Ok(ready) => ready.expect("open"),
+            Err(_) => break,
+        }
+        match stream.try_write(&piece) {
+            Ok(count) => taken += count,
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
+        }
+        assert!(
+            taken < 64 << 20,
+            "{taken} bytes were taken for a client that reads nothing"
+        );
+    }
+    drop(stream);
+    let mut got = Vec::new();
+    within("all of it arrives in the end", client.read_to_end(&mut got))
+        .await
+        .expect("an orderly end");
+    assert_eq!(got.len(), taken);
+}
+
+#[tokio::test]
+async fn a_reset_by_the_server_is_a_reset_for_the_client() {
+    let (_proxy, _cluster, mut client, session) = narrow_session().await;
+    session.stream.set_zero_linger().expect("set");
+    drop(session);
+    expect_reset(&mut client).await;
+}
+
+#[tokio::test]
+async fn a_reset_by_the_client_is_a_reset_for_the_server() {
+    let (_proxy, _cluster, client, mut session) = narrow_session().await;
+    client.set_zero_linger().expect("set");
+    drop(client);
+    expect_reset(&mut session.stream).await;
+}
+
+#[tokio::test]
+async fn a_server_that_breaks_under_a_send_does_not_end_the_stream_in_order() {
+    let (_proxy, _cluster, mut client, session) = narrow_session().await;
+    session.stream.set_zero_linger().expect("set");
+    drop(session);
+    // Whichever the proxy notices first, the failed send or the reset.
+    if client.write_all(b"more").await.is_err() {
+        return; // Reset already, and the socket tells it only once.
+    }
+    let mut rest = Vec::new();
+    let end = within("it ends", client.read_to_end(&mut rest)).await;
+    assert!(end.is_err(), "an orderly end after {} bytes", rest.len());
+}
+
+#[tokio::test]
+async fn single_bytes_pass_as_they_come() {
+    let (_proxy, _cluster, mut client, mut session) = narrow_session().await;
+    for byte in 0..200_u8 {
+        client.write_all(&[byte]).await.expect("sent");
+        assert_eq!(
+            within("a byte", session.stream.read_u8()).await.expect("received"),
+            byte
+        );
+        session.stream.write_all(&[byte]).await.expect("sent");
+        assert_eq!(within("a byte", client.read_u8()).await.expect("received"), byte);
+    }
+}

@@ -1,0 +1,174 @@
+use std::net::SocketAddr;
+
+use pgherd_proxy::StatsConfig;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+
+use crate::fake::*;
+
+async fn request(address: SocketAddr, line: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.expect("the page listens");
+    let request = format!("{line} HTTP/1.1\r\nHost: test\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    stream
+}
+
+async fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = request(address, &format!("GET {path}")).await;
+    let mut answer = String::new();
+    within("an answer", stream.read_to_string(&mut answer))
+        .await
+        .expect("text");
+    answer
+}
+
+async fn with_page(cluster: &Cluster) -> (Running, SocketAddr) {
+    let mut config = config(vec![write_listener(), read_listener()]);
+    config.stats = Some(StatsConfig {
+        address: "127.0.0.1:0".to_owned(),
+    });
+    let proxy = Running::start(config, cluster);
+    let page = proxy.addresses.stats[0];
+    (proxy, page)
+}
+
+#[tokio::test]
+async fn page_json_and_health_say_where_writes_go() {
+    let mut server = Server::start().await;
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", server.address);
+    let (proxy, page) = with_page(&cluster).await;
+    let mut client = proxy.client().await;
+    let _session = server.session().await;
+    expect_hello(&mut client).await;
+    until("the first proof is seen", async || {
+        get(page, "/stats").await.contains("WRITABLE").then_some(())
+    })
+    .await;
+    let html = get(page, "/stats").await;
+    assert!(html.starts_with("HTTP/1.1 200 OK"), "{html}");
+    assert!(html.contains("leader since before this proxy started"), "{html}");
+    assert!(html.contains("script-src 'nonce-"), "{html}");
+    let fragment = get(page, "/stats?fragment").await;
+    assert!(
+        fragment.contains("WRITABLE") && !fragment.contains("<html"),
+        "{fragment}"
+    );
+    assert!(get(page, "/healthz").await.contains("writable: yes"));
+    let json = get(page, "/stats.json").await;
+    let (_, body) = json.split_once("\r\n\r\n").expect("a body");
+    let state: serde_json::Value = serde_json::from_str(body).expect("JSON");
+    assert_eq!(state["verdict"]["word"], "WRITABLE");
+    assert_eq!(state["members"][0]["takes"], "write");
+    assert_eq!(state["members"][0]["sessions_write"], 1);
+    assert_eq!(state["listeners"][0]["sessions"], 1);
+}
+
+#[tokio::test]
+async fn a_held_client_and_its_reason_are_shown() {
+    let mut cluster = Cluster::new();
+    cluster.no_leader();
+    let (proxy, page) = with_page(&cluster).await;
+    let _client = proxy.client().await;
+    let html = until("the hold is shown", async || {
+        let html = get(page, "/stats").await;
+        html.contains("1 client is held").then_some(html)
+    })
+    .await;
+    assert!(
+        html.contains("HOLDING") && html.contains("there is no leader"),
+        "{html}"
+    );
+    assert!(get(page, "/healthz").await.contains("writable: no"));
+}
+
+#[tokio::test]
+async fn metrics_count_sessions_bytes_and_endings() {
+    let mut server = Server::start().await;
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", server.address);
+    let (proxy, page) = with_page(&cluster).await;
+    let mut client = proxy.client().await;
+    let mut session = server.session().await;
+    expect_hello(&mut client).await;
+    exchange(&mut client, &mut session).await;
+    let listener = proxy.addresses.listeners[0][0];
+    let metrics = get(page, "/metrics").await;
+    for line in [
+        "pgherd_up 1".to_owned(),
+        format!("pgherd_build_info{{version=\"{}\"}} 1", pgherd_cluster::VERSION),
+        format!(r#"pgherd_route_sessions{{listener="{listener}",node="n1"}} 1"#),
+        format!(r#"pgherd_route_bytes_total{{direction="to_server",listener="{listener}",node="n1"}} 5"#),
+        r#"pgherd_leader{node="n1"} 1"#.to_owned(),
+        "pgherd_writable 1".to_owned(),
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "no {line} in {metrics}");
+    }
+    session.stream.write_all(&ready()).await.expect("sent");
+    assert!(read_message(&mut client).await.is_some());
+    cluster.no_leader();
+    expect_fatal(&mut client).await;
+    drop(client);
+    let ended = r#"pgherd_sessions_ended_total{reason="epoch_over",sqlstate="57P01"} 1"#;
+    until("the ending is counted", async || {
+        get(page, "/metrics").await.contains(ended).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn events_are_shown_and_texts_are_escaped() {
+    let mut cluster = Cluster::new();
+    cluster.record("<b>&n1", "127.0.0.1:1".parse().expect("an address"), "replica", "");
+    let (_proxy, page) = with_page(&cluster).await;
+    // Once the first look is over.
+    until("the start is shown", async || {
+        get(page, "/stats").await.contains("this proxy started").then_some(())
+    })
+    .await;
+    until("the member is shown", async || {
+        get(page, "/stats").await.contains("&lt;b&gt;&amp;n1").then_some(())
+    })
+    .await;
+    cluster.leader_key("n2");
+    until("the change is shown", async || {
+        get(page, "/stats").await.contains("n2 leads").then_some(())
+    })
+    .await;
+    assert!(!get(page, "/stats").await.contains("<b>&n1"));
+}
+
+#[tokio::test]
+async fn the_stream_tells_of_a_change() {
+    let mut cluster = Cluster::new();
+    cluster.no_leader();
+    let (_proxy, page) = with_page(&cluster).await;
+    let mut lines = BufReader::new(request(page, "GET /api/v1/stream").await).lines();
+    let mut changed = false;
+    let told = async {
+        while let Some(line) = lines.next_line().await.expect("text") {
+            if line.contains("n7 leads") {
+                return;
+            }
+            if line.starts_with("data: ") && !std::mem::replace(&mut changed, true) {
+                cluster.leader_key("n7");
+            }
+        }
+        panic!("the stream ended");
+    };
+    within("the change is told", told).await;
+}
+
+#[tokio::test]
+async fn the_page_takes_no_orders() {
+    let cluster = Cluster::new();
+    let (_proxy, page) = with_page(&cluster).await;
+    let mut stream = request(page, "POST /stats").await;
+    let mut answer = String::new();
+    within("an answer", stream.read_to_string(&mut answer))
+        .await
+        .expect("text");
+    assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
+    assert!(get(page, "/").await.contains("location: /stats"));
+    assert!(get(page, "/nowhere").await.starts_with("HTTP/1.1 404"));
+}

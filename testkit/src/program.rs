@@ -1,0 +1,78 @@
+//! Where the programs are that the tests run.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+/// The environment variable that names the binary to test.
+const BINARY_ENV: &str = "PGHERD_BIN";
+/// The environment variable that names the directory of PostgreSQL's programs.
+const POSTGRES_BIN_ENV: &str = "PGHERD_TEST_PG_BIN";
+
+/// The root of the workspace.
+#[must_use]
+pub fn workspace() -> PathBuf {
+    let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+    crate_dir.parent().unwrap_or(crate_dir).to_owned()
+}
+
+/// Where cargo builds.
+#[must_use]
+pub fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
+/// The binary under test: `PGHERD_BIN`, or what a plain `cargo build` leaves.
+///
+/// # Errors
+/// When there is none.
+pub fn pgherd() -> Result<PathBuf> {
+    let built = target_dir().join("debug").join("pgherd");
+    let binary = std::env::var_os(BINARY_ENV).map_or(built, PathBuf::from);
+    ensure!(
+        binary.is_file(),
+        "there is no {}: build it with `cargo build -p pgherd`, or name another in {BINARY_ENV}",
+        binary.display()
+    );
+    Ok(binary)
+}
+
+/// The directory of PostgreSQL's programs: `PGHERD_TEST_PG_BIN`, the newest of Debian's, or what `pg_config` says.
+///
+/// # Errors
+/// When PostgreSQL's server is not installed.
+pub fn postgres_bin_dir() -> Result<PathBuf> {
+    if let Some(named) = std::env::var_os(POSTGRES_BIN_ENV) {
+        return Ok(PathBuf::from(named));
+    }
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let with_server = versions
+        .map(|entry| entry.path().join("bin"))
+        .filter(|bin| bin.join("postgres").is_file());
+    let major = |bin: &PathBuf| bin.parent()?.file_name()?.to_str()?.parse::<u32>().ok();
+    if let Some(newest) = with_server.max_by_key(major) {
+        return Ok(newest);
+    }
+    let said = Command::new("pg_config")
+        .arg("--bindir")
+        .output()
+        .context("PostgreSQL is not installed (make deps)")?;
+    let bin = PathBuf::from(String::from_utf8_lossy(&said.stdout).trim());
+    ensure!(
+        bin.join("postgres").is_file(),
+        "no PostgreSQL server in {} (make deps)",
+        bin.display()
+    );
+    Ok(bin)
+}
+
+/// The first of the directories on `PATH` that has `name`.
+#[must_use]
+pub fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file())
+}
