@@ -51,7 +51,7 @@ impl Context {
     /// The times in force.
     #[must_use]
     pub fn timing(&self) -> LeaseTiming {
-        timing_of(&self.view.load())
+        self.view.load().timing()
     }
 
     /// The time that one operation on etcd may take.
@@ -64,20 +64,6 @@ impl Context {
     #[must_use]
     pub fn dynamic(&self) -> DynamicConfig {
         self.view.load().config.value.clone().unwrap_or_default()
-    }
-}
-
-/// The times that a view's configuration sets; Patroni's minimums apply while one of its members is about, and while the
-/// configuration's own times cannot work.
-#[must_use]
-pub fn timing_of(view: &View) -> LeaseTiming {
-    let Some(config) = &view.config.value else {
-        return LeaseTiming::DEFAULT;
-    };
-    match config.timing() {
-        Ok(timing) if view.all_pgherd() => timing,
-        Ok(timing) => timing.beside_patroni(),
-        Err(_) => LeaseTiming::PATRONI_DEFAULT,
     }
 }
 

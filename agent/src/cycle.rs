@@ -134,6 +134,9 @@ impl Cycle {
         // What repeats by itself while something is awaited would only fill the log.
         match &decision.reason {
             Reason::Polling | Reason::Busy(JobKind::Poll) => {}
+            reason @ (Reason::Fatal(_) | Reason::ForeignFiles(_)) => {
+                tracing::error!("{} {reason}", self.context.config.name);
+            }
             reason => tracing::info!("{} {reason}", self.context.config.name),
         }
         self.last_reason = Some(decision.reason.clone());

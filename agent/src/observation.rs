@@ -1,5 +1,6 @@
 //! What a decision rests on: plain data, gathered by `observe`, read by `decide`.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use pgherd_cluster::clock::Boottime;
@@ -19,6 +20,8 @@ pub struct Observation {
     pub view: Arc<View>,
     /// The leader key, as far as this member may rely on it.
     pub lease: LeaseSeen,
+    /// Where the data directory is, for the words of an error.
+    pub data_dir: PathBuf,
     /// What lies in the data directory.
     pub data: DataDir,
     /// Whether initdb ran here and the roles were not made yet.

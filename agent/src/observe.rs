@@ -59,6 +59,7 @@ pub async fn observe(context: &Context, known: &Known) -> Result<Observation, To
         request_due: view.failover.value.as_ref().is_none_or(is_due),
         view,
         lease,
+        data_dir: data_dir.clone(),
         data: data?,
         bootstrap_unfinished: data_dir.join(UNFINISHED_MARKER).exists(),
         postgres,

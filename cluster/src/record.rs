@@ -614,8 +614,21 @@ impl DynamicConfig {
     /// # Errors
     /// When they cannot work together.
     pub fn timing(&self) -> Result<LeaseTiming, TimingError> {
+        let (ttl, loop_wait, retry_timeout) = self.times();
+        LeaseTiming::new(ttl, loop_wait, retry_timeout)
+    }
+
+    /// The three times, adjusted as Patroni adjusts them where they cannot work together: every reader gets the same.
+    #[must_use]
+    pub fn timing_in_force(&self) -> LeaseTiming {
+        let (ttl, loop_wait, retry_timeout) = self.times();
+        LeaseTiming::new(ttl, loop_wait, retry_timeout)
+            .unwrap_or_else(|_| LeaseTiming::adjusted(ttl, loop_wait, retry_timeout))
+    }
+
+    fn times(&self) -> (Duration, Duration, Duration) {
         let default = LeaseTiming::PATRONI_DEFAULT;
-        LeaseTiming::new(
+        (
             self.seconds("ttl").unwrap_or(default.ttl()),
             self.seconds("loop_wait").unwrap_or(default.loop_wait()),
             self.seconds("retry_timeout").unwrap_or(default.retry_timeout()),

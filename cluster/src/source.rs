@@ -90,6 +90,14 @@ impl ViewHandle {
         }
     }
 
+    /// When the leader was last confirmed, and a view that is no older: read in this order, for the other way round an old
+    /// view could be paired with a newer confirmation.
+    #[must_use]
+    pub fn evidence(&self) -> (Option<Boottime>, Arc<View>) {
+        let confirmed = self.current_as_of();
+        (confirmed, self.load_full())
+    }
+
     /// Asks for a full read now: for a reader that has a reason to doubt.
     pub fn doubt(&self) {
         self.shared.relist.notify_one();

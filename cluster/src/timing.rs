@@ -84,6 +84,18 @@ impl LeaseTiming {
         })
     }
 
+    /// Three times as Patroni adjusts what cannot work: each raised to its minimum, then `loop_wait` and `retry_timeout` cut
+    /// to fit the ttl. For a configuration that is already there and that all members must read alike.
+    #[must_use]
+    pub fn adjusted(ttl: Duration, loop_wait: Duration, retry_timeout: Duration) -> Self {
+        Self {
+            ttl,
+            loop_wait,
+            retry_timeout,
+        }
+        .beside_patroni()
+    }
+
     /// These times as a member of a mixed cluster uses them. Patroni's members raise what is below their minimums, each in
     /// its own memory, and so must we while any of them is about: they would renew too slowly for a shorter lease.
     #[must_use]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::key::{Key, Keys};
 use crate::name::{MemberName, Scope, SystemId, Timeline};
 use crate::record::{DynamicConfig, FailoverRequest, History, MemberRecord, PgState, Role, Status, SyncState};
+use crate::timing::LeaseTiming;
 
 /// One holding of the leader key. Compared for equality, never for order: a restored etcd counts backwards.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -294,6 +295,21 @@ impl View {
     #[must_use]
     pub fn timeline(&self) -> Option<Timeline> {
         self.history.as_ref().map(History::timeline)
+    }
+
+    /// The times in force: the configuration's, raised to Patroni's minimums while one of its members is about, since that
+    /// raises them too. A cluster that has no configuration yet is about to get ours.
+    #[must_use]
+    pub fn timing(&self) -> LeaseTiming {
+        let Some(config) = &self.config.value else {
+            return LeaseTiming::DEFAULT;
+        };
+        let timing = config.timing_in_force();
+        if self.all_pgherd() {
+            timing
+        } else {
+            timing.beside_patroni()
+        }
     }
 
     /// Whether every member is one of ours; an empty cluster is.

@@ -10,7 +10,7 @@ use pgherd_cluster::source::SourceHealth;
 use pgherd_cluster::timing::LeaseTiming;
 
 use super::Cycle;
-use crate::context::timing_of;
+
 use crate::jobs::reload_if_changed;
 use crate::lease::Resumed;
 use crate::observation::{LeaseSeen, Observation, Postgres};
@@ -84,7 +84,7 @@ impl Cycle {
     }
 
     async fn retime(&mut self, seen: &Observation) {
-        let timing = timing_of(&seen.view);
+        let timing = seen.view.timing();
         if self.upkeep.timing != Some(timing) && seen.view.config.value.is_some() {
             self.context.lease.retime(timing).await;
             self.upkeep.timing = Some(timing);

@@ -6,7 +6,6 @@ use std::time::Duration;
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::name::MemberName;
 use pgherd_cluster::record::{DynamicConfig, FailoverRequest};
-use pgherd_cluster::timing::LeaseTiming;
 
 use super::{Decision, Reason, SOON, Step, guards};
 use crate::observation::{Memory, Observation, Poll, Postgres};
@@ -81,7 +80,7 @@ fn leave_to_the_candidate(
     config: &DynamicConfig,
     now: Boottime,
 ) -> Option<Decision> {
-    let patience = config.timing().unwrap_or(LeaseTiming::PATRONI_DEFAULT).ttl();
+    let patience = config.timing_in_force().ttl();
     if memory.free_since.is_none_or(|since| now.since(since) > patience) {
         return None;
     }

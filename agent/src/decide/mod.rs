@@ -161,8 +161,9 @@ pub fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
             _ if seen.lease == LeaseSeen::Unknown => with_data(seen, memory, now, *standby),
             Some(Initialize::Done(system_id)) if system_id != control.system_id => {
                 let why = format!(
-                    "the data directory belongs to another cluster: its system identifier is {}, the cluster's is {system_id}; \
-                     move the directory away to have this member cloned",
+                    "postgresql.data_dir: {} belongs to another cluster: its system identifier is {}, the cluster's is \
+                     {system_id}; move the directory away to have this member cloned, or name the other cluster's scope",
+                    seen.data_dir.display(),
                     control.system_id
                 );
                 leave(seen, Reason::Fatal(why), 64)

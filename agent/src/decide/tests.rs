@@ -117,6 +117,7 @@ fn seen(lease: LeaseSeen) -> Observation {
         upstream: upstream_address(&view, &name("n2")),
         view: Arc::new(view),
         lease,
+        data_dir: "/data".into(),
         data: data(ControlState::InArchiveRecovery, true),
         bootstrap_unfinished: false,
         postgres: standby_at(100),
@@ -353,7 +354,10 @@ fn another_clusters_data_ends_the_process_and_touches_nothing() {
     let Reason::Fatal(why) = reason(&foreign, &Memory::default()) else {
         panic!("it is fatal")
     };
-    assert!(why.contains(" 7,") && why.contains(" 8;"), "{why}");
+    assert!(
+        why.contains("/data ") && why.contains(" 7,") && why.contains(" 8;"),
+        "{why}"
+    );
 }
 
 #[test]

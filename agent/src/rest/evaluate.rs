@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::facts::{Facts, SyncStanding, is_set};
 use super::query::Query;
-use crate::context::timing_of;
+
 use crate::status::WalStatus;
 
 /// What Patroni assumes while the configuration does not say, in bytes.
@@ -23,7 +23,7 @@ pub(super) fn evaluate(path: &str, query: &Query, facts: &Facts) -> u16 {
 
 /// The code of `GET /liveness`: whether the agent's loop still turns.
 pub(super) fn liveness(facts: &Facts) -> u16 {
-    let ttl = timing_of(&facts.view).ttl();
+    let ttl = facts.view.timing().ttl();
     // A primary whose loop is stuck is about to be replaced, so it gets less patience.
     let primary_runs = facts.role() == Role::Primary && facts.state() == PgState::Running;
     let patience = if primary_runs { ttl } else { 2 * ttl };

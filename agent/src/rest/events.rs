@@ -19,7 +19,6 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::body::{epoch, shown_role};
-use crate::context::timing_of;
 
 /// A quiet stream says this often that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -107,7 +106,7 @@ fn data(view: &View, age: Option<Duration>) -> Value {
         "members": view.members.values().map(|one| member(view, one)).collect::<Vec<_>>(),
         "sync": view.sync.value,
         "optime": view.status.optime,
-        "timing": times(timing_of(view)),
+        "timing": times(view.timing()),
         "pause": view.config.value.as_ref().is_some_and(|config| config.is_paused()),
         "failover": view.failover.value,
         // How long ago the question was sent whose answer confirmed this leader. A relay passes on its own proof.

@@ -8,7 +8,6 @@ use pgherd_cluster::record::{DynamicConfig, PgState, Role};
 use pgherd_cluster::view::View;
 use serde_json::{Map, Value};
 
-use crate::context::timing_of;
 use crate::status::{MemberStatus, ServerStatus, WalStatus};
 
 /// The inputs of one answer, taken at one moment.
@@ -56,7 +55,7 @@ impl Facts {
         let read = self.view.revision > 0;
         let lost = self
             .failing_since
-            .is_some_and(|since| self.now.since(since) > timing_of(&self.view).ttl());
+            .is_some_and(|since| self.now.since(since) > self.view.timing().ttl());
         (read && !lost).then_some(&*self.view)
     }
 

@@ -51,7 +51,7 @@ use self::route::Route;
 pub use self::server::serve;
 use self::switchover::Action;
 use crate::config::Credentials;
-use crate::context::timing_of;
+
 use crate::status::MemberStatus;
 
 /// How long an answer waits for a fresh observation before it speaks from the last one.
@@ -258,7 +258,7 @@ impl Api {
     }
 
     fn budget(&self) -> Budget {
-        let timing = timing_of(&self.view.load());
+        let timing = self.view.load().timing();
         Budget::new(timing.retry_timeout(), self.etcd.endpoint_count())
     }
 

@@ -24,7 +24,6 @@ use self::order::Order;
 pub(super) use self::order::{Action, Refusal};
 use super::answer::{Answer, error_page, sentence};
 use super::{Api, OUT_OF_TOUCH};
-use crate::context::timing_of;
 
 /// Patroni waits for two of its cycles, and for no less than two of these.
 const WAIT_MIN: Duration = Duration::from_secs(10);
@@ -64,7 +63,7 @@ async fn serve_or_refuse(api: &Api, action: Action, body: &Map<String, Value>) -
         return Ok(sentence(202, format!("{} scheduled", order.action.title())));
     }
     let holder = view.epoch().map(|epoch| epoch.holder.as_str());
-    let limit = 2 * timing_of(view).loop_wait().max(WAIT_MIN);
+    let limit = 2 * view.timing().loop_wait().max(WAIT_MIN);
     let outcome = wait(api.view.subscribe(), holder, written, limit).await;
     let (code, text) = outcome.answer(&order);
     tracing::info!(code, outcome = text, "answered {}", order.action.as_str());

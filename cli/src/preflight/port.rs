@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::net::{TcpListener, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::Path;
 
 use pgherd_cluster::record::Address;
@@ -51,7 +51,7 @@ pub(crate) fn probe(address: &Address) -> Result<(), Taken> {
         match TcpListener::bind(socket) {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                return Err(Taken::By(holders(Path::new("/proc"), address.port)));
+                return Err(Taken::By(holders(Path::new("/proc"), socket)));
             }
             Err(error) => return Err(Taken::Impossible(error)),
         }
@@ -84,10 +84,13 @@ pub(crate) fn finding(key: &str, address: &Address, taken: &Taken) -> String {
     }
 }
 
-/// Everybody who listens on `port`, as far as this user may see.
-pub(crate) fn holders(proc: &Path, port: u16) -> Vec<Holder> {
+/// Who listens where `wanted` would, as far as this user may see.
+pub(crate) fn holders(proc: &Path, wanted: SocketAddr) -> Vec<Holder> {
     let tables = ["net/tcp", "net/tcp6"].map(|table| fs::read_to_string(proc.join(table)).unwrap_or_default());
-    let inodes: HashSet<u64> = tables.iter().flat_map(|table| listening_inodes(table, port)).collect();
+    let inodes: HashSet<u64> = tables
+        .iter()
+        .flat_map(|table| listening_inodes(table, wanted))
+        .collect();
     if inodes.is_empty() {
         return Vec::new();
     }
@@ -101,19 +104,41 @@ pub(crate) fn holders(proc: &Path, port: u16) -> Vec<Holder> {
     holders
 }
 
-/// The inodes of listening sockets on `port` in a table as the kernel prints it, see proc_net_tcp.txt of the kernel.
-fn listening_inodes(table: &str, port: u16) -> Vec<u64> {
+/// The inodes of listening sockets in the way of `wanted`, in a table as the kernel prints it, see proc_net_tcp.txt of the
+/// kernel. The same port on another address of this machine is nobody's business.
+fn listening_inodes(table: &str, wanted: SocketAddr) -> Vec<u64> {
     const LISTEN: &str = "0A";
     let of = |line: &str| {
         let mut fields = line.split_whitespace();
         let local = fields.nth(1)?;
         let state = fields.nth(1)?;
         let inode = fields.nth(5)?;
-        let (_, local_port) = local.rsplit_once(':')?;
-        let matches = state == LISTEN && u16::from_str_radix(local_port, 16).ok()? == port;
-        matches.then(|| inode.parse().ok())?
+        let (address, port) = local.rsplit_once(':')?;
+        let same_port = u16::from_str_radix(port, 16).ok()? == wanted.port();
+        let in_the_way = same_port && overlaps(kernel_address(address)?, wanted.ip());
+        (state == LISTEN && in_the_way).then(|| inode.parse().ok())?
     };
     table.lines().skip(1).filter_map(of).collect()
+}
+
+/// An address as the kernel prints it: each 32 bits of the wire's order as one number of this machine's order.
+fn kernel_address(hex: &str) -> Option<IpAddr> {
+    let word = |index: usize| {
+        let digits = hex.get(index * 8..index * 8 + 8)?;
+        u32::from_str_radix(digits, 16).ok().map(u32::to_ne_bytes)
+    };
+    match hex.len() {
+        8 => Some(IpAddr::from(word(0)?)),
+        32 => {
+            let bytes: Vec<u8> = [word(0)?, word(1)?, word(2)?, word(3)?].concat();
+            Some(IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?).to_canonical())
+        }
+        _ => None,
+    }
+}
+
+fn overlaps(held: IpAddr, wanted: IpAddr) -> bool {
+    held == wanted.to_canonical() || held.is_unspecified() || wanted.is_unspecified()
 }
 
 fn processes(proc: &Path) -> impl Iterator<Item = u32> {
@@ -165,10 +190,22 @@ mod tests {
 
     #[test]
     fn only_listening_sockets_of_that_port_count() {
-        assert_eq!(listening_inodes(TABLE, 5432), [111]);
-        assert_eq!(listening_inodes(TABLE, 5433), [222]);
-        assert_eq!(listening_inodes(TABLE, 5434), Vec::<u64>::new());
-        assert_eq!(listening_inodes("", 5432), Vec::<u64>::new());
+        let inodes = |table, address: &str| listening_inodes(table, address.parse().expect("an address"));
+        let none = Vec::<u64>::new();
+        assert_eq!(inodes(TABLE, "127.0.0.1:5432"), [111]);
+        assert_eq!(inodes(TABLE, "0.0.0.0:5433"), [222]);
+        assert_eq!(inodes(TABLE, "127.0.0.2:5432"), none, "another address");
+        assert_eq!(inodes(TABLE, "127.0.0.1:5434"), none);
+        assert_eq!(inodes("", "127.0.0.1:5432"), none);
+    }
+
+    #[test]
+    fn addresses_of_both_families_are_read_from_the_kernels_tables() {
+        let v4 = u32::from_ne_bytes([127, 0, 0, 1]);
+        assert_eq!(kernel_address(&format!("{v4:08X}")), Some(IpAddr::from([127, 0, 0, 1])));
+        let last = u32::from_ne_bytes([0, 0, 0, 1]);
+        assert_eq!(kernel_address(&format!("{:024X}{last:08X}", 0)), "::1".parse().ok());
+        assert_eq!(kernel_address("12"), None);
     }
 
     #[test]
