@@ -3,13 +3,15 @@ use std::sync::Arc;
 use pgherd_cluster::name::{Lsn, Scope, SystemId, Timeline};
 use pgherd_cluster::record::{DynamicConfig, FailoverRequest, MemberRecord, PgState, Status};
 use pgherd_cluster::view::{Leader, Member, Revised};
-use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
 use crate::observation::{Peer, Poll};
 use crate::postgres::{Control, ControlState};
 use crate::status::ServerStatus;
+
+mod elections;
+mod property;
 
 const NOW: Boottime = Boottime::from_nanos(100_000_000_000);
 
@@ -389,129 +391,6 @@ fn an_empty_member_makes_the_cluster_only_when_nobody_has() {
 }
 
 #[test]
-fn an_election_asks_the_others_and_goes_to_the_one_that_is_furthest() {
-    let free = seen(LeaseSeen::Free);
-    assert_eq!(
-        step(
-            &free,
-            &Memory {
-                free_since: Some(NOW),
-                ..Memory::default()
-            }
-        ),
-        Some(Step::Poll)
-    );
-    let bid = Some(Step::Bid(guards(&free.view)));
-    assert_eq!(
-        step(&free, &polled(vec![peer("n2", Some(99)), peer("n3", Some(100))])),
-        bid
-    );
-    assert_eq!(step(&free, &polled(vec![])), bid, "silent members do not matter");
-    assert_eq!(
-        step(&free, &polled(vec![peer("n2", None)])),
-        bid,
-        "nor does one whose PostgreSQL is down"
-    );
-    let ahead = polled(vec![peer("n2", Some(140))]);
-    assert_eq!(
-        reason(&free, &ahead),
-        Reason::Behind {
-            of: name("n2"),
-            bytes: 40
-        }
-    );
-    let excluded = polled(vec![Peer {
-        nofailover: true,
-        ..peer("n2", Some(140))
-    }]);
-    assert_eq!(step(&free, &excluded), bid);
-    let alive = polled(vec![Peer {
-        primary: true,
-        ..peer("n2", Some(1))
-    }]);
-    assert_eq!(reason(&free, &alive), Reason::PrimaryAlive(name("n2")));
-    let ranked = polled(vec![Peer {
-        failover_priority: 2,
-        ..peer("n2", Some(100))
-    }]);
-    assert_eq!(reason(&free, &ranked), Reason::Outranked(name("n2")));
-}
-
-#[test]
-fn a_poll_from_before_the_vacancy_or_too_old_is_asked_again() {
-    let free = seen(LeaseSeen::Free);
-    let mut old = polled(vec![]);
-    if let Some(poll) = &mut old.poll {
-        poll.asked_at = NOW - Duration::from_millis(600);
-    }
-    old.free_since = Some(NOW - Duration::from_secs(5));
-    assert_eq!(step(&free, &old), Some(Step::Poll));
-    let mut before = polled(vec![]);
-    before.free_since = Some(NOW + Duration::from_millis(1));
-    assert_eq!(step(&free, &before), Some(Step::Poll));
-}
-
-#[test]
-fn who_lags_too_far_or_may_not_lead_does_not_bid() {
-    let far = with_view(seen(LeaseSeen::Free), |view| {
-        view.status = Status {
-            optime: Some(Lsn(100 + 1_048_577)),
-            ..Status::default()
-        };
-    });
-    assert_eq!(
-        reason(&far, &polled(vec![])),
-        Reason::LagTooGreat {
-            bytes: 1_048_577,
-            bytes_max: 1_048_576
-        }
-    );
-    let excluded = Observation {
-        nofailover: true,
-        ..seen(LeaseSeen::Free)
-    };
-    assert_eq!(reason(&excluded, &polled(vec![])), Reason::MayNotLead);
-}
-
-#[test]
-fn a_switchovers_candidate_bids_at_once_and_the_others_wait_for_it() {
-    let asked = |member| {
-        with_view(seen(LeaseSeen::Free), |view| {
-            view.failover = request(Some("n2"), Some(member))
-        })
-    };
-    let memory = Memory {
-        free_since: Some(NOW),
-        ..Memory::default()
-    };
-    let candidate = asked("n1");
-    assert_eq!(step(&candidate, &memory), Some(Step::Bid(guards(&candidate.view))));
-    let other = asked("n3");
-    assert_eq!(
-        reason(&other, &polled(vec![peer("n3", Some(90))])),
-        Reason::LeavesItTo(name("n3"))
-    );
-    assert_eq!(
-        reason(&other, &polled(vec![peer("n3", None)])),
-        Reason::Bidding,
-        "a candidate that cannot does not bind"
-    );
-    let mut late = polled(vec![peer("n3", Some(90))]);
-    late.free_since = Some(NOW - Duration::from_secs(31));
-    assert_eq!(reason(&other, &late), Reason::Bidding, "nor one that does not come");
-}
-
-#[test]
-fn the_leader_that_handed_over_comes_last() {
-    let former = with_view(seen(LeaseSeen::Free), |view| view.failover = request(Some("n1"), None));
-    assert_eq!(
-        reason(&former, &polled(vec![peer("n2", Some(90))])),
-        Reason::FormerLeaderWaits
-    );
-    assert_eq!(reason(&former, &polled(vec![])), Reason::Bidding);
-}
-
-#[test]
 fn a_leader_hands_over_when_asked_and_clears_what_does_not_fit() {
     let proven = Memory {
         proven: Some(epoch("n1")),
@@ -634,86 +513,4 @@ fn in_pause_nothing_is_started_promoted_or_elected() {
         ..seen(LeaseSeen::Free)
     };
     assert_eq!(step(&paused(down), &memory), None);
-}
-
-fn any_lease() -> impl Strategy<Value = LeaseSeen> {
-    prop_oneof![
-        Just(LeaseSeen::Mine(epoch("n1"))),
-        Just(LeaseSeen::MineUnproven(epoch("n1"))),
-        Just(LeaseSeen::Stale {
-            epoch: epoch("n1"),
-            lease: 5
-        }),
-        Just(LeaseSeen::Theirs(epoch("n2"))),
-        Just(LeaseSeen::Free),
-        Just(LeaseSeen::Unknown),
-    ]
-}
-
-fn any_postgres() -> impl Strategy<Value = Postgres> {
-    prop_oneof![
-        Just(Postgres::Down),
-        Just(Postgres::Ending),
-        any::<bool>().prop_map(|writable| Postgres::Silent { writable }),
-        Just(primary()),
-        Just(standby_at(100)),
-    ]
-}
-
-fn any_job() -> impl Strategy<Value = Option<JobKind>> {
-    prop_oneof![4 => Just(None), 1 => Just(Some(JobKind::Promote)), 1 => Just(Some(JobKind::Clone)), 1 => Just(Some(JobKind::Poll))]
-}
-
-fn any_data() -> impl Strategy<Value = DataDir> {
-    let states = prop_oneof![
-        Just(ControlState::ShutDown),
-        Just(ControlState::InProduction),
-        Just(ControlState::InArchiveRecovery)
-    ];
-    prop_oneof![
-        1 => Just(DataDir::Empty),
-        1 => Just(DataDir::Foreign(vec!["x".to_owned()])),
-        6 => (states, any::<bool>()).prop_map(|(state, standby)| data(state, standby)),
-    ]
-}
-
-proptest! {
-    /// Whatever is seen and remembered: PostgreSQL is made writable only under a proven lease, a primary whose lease is
-    /// known to be another's is ended, and data is replaced only while another leads and takes writes.
-    #[test]
-    fn no_decision_breaks_the_rules(
-        lease in any_lease(),
-        postgres in any_postgres(),
-        job in any_job(),
-        data in any_data(),
-        (stopping, nofailover, unfinished, failed, diverged) in any::<(bool, bool, bool, bool, bool)>(),
-    ) {
-        let base = seen(lease.clone());
-        let seen = Observation { postgres: postgres.clone(), job, data: data.clone(), stopping, nofailover, bootstrap_unfinished: unfinished, ..base };
-        let verdict = if diverged { Rejoin::Diverged } else { Rejoin::Follows };
-        let memory = Memory {
-            start_failures: if failed { 2 } else { 0 },
-            rejoin: Some((epoch("n2"), verdict)),
-            ..polled(vec![])
-        };
-        let decision = decide(&seen, &memory, NOW);
-        match &decision.step {
-            Some(Step::Promote(_) | Step::StartPrimary | Step::Switchover { .. }) => {
-                prop_assert_eq!(&lease, &LeaseSeen::Mine(epoch("n1")));
-            }
-            Some(Step::Clone { .. }) => {
-                prop_assert_eq!(&lease, &LeaseSeen::Theirs(epoch("n2")));
-                prop_assert!(diverged || data == DataDir::Empty);
-            }
-            Some(Step::Bid(_)) => prop_assert!(lease == LeaseSeen::Free && !nofailover || unfinished),
-            Some(Step::Release { .. } | Step::WinAnew { .. }) => prop_assert_eq!(&postgres, &Postgres::Down),
-            Some(Step::Leave(_)) => prop_assert_eq!(&postgres, &Postgres::Down),
-            _ => {}
-        }
-        let lost = matches!(lease, LeaseSeen::Theirs(_) | LeaseSeen::Free | LeaseSeen::Stale { .. });
-        let usable = matches!(data, DataDir::Cluster { .. });
-        if lost && usable && !stopping && job.is_none() && postgres == primary() {
-            prop_assert_eq!(&decision.step, &Some(Step::End));
-        }
-    }
 }

@@ -1,4 +1,8 @@
+use std::time::Duration;
+
 use super::*;
+use crate::name::Timeline;
+use crate::timing::LeaseTiming;
 
 /// Values captured from a live Patroni 4.1.4 cluster must come back byte for byte.
 #[test]

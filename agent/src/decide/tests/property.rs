@@ -1,0 +1,87 @@
+//! What no decision does, whatever is seen.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn any_lease() -> impl Strategy<Value = LeaseSeen> {
+    prop_oneof![
+        Just(LeaseSeen::Mine(epoch("n1"))),
+        Just(LeaseSeen::MineUnproven(epoch("n1"))),
+        Just(LeaseSeen::Stale {
+            epoch: epoch("n1"),
+            lease: 5
+        }),
+        Just(LeaseSeen::Theirs(epoch("n2"))),
+        Just(LeaseSeen::Free),
+        Just(LeaseSeen::Unknown),
+    ]
+}
+
+fn any_postgres() -> impl Strategy<Value = Postgres> {
+    prop_oneof![
+        Just(Postgres::Down),
+        Just(Postgres::Ending),
+        any::<bool>().prop_map(|writable| Postgres::Silent { writable }),
+        Just(primary()),
+        Just(standby_at(100)),
+    ]
+}
+
+fn any_job() -> impl Strategy<Value = Option<JobKind>> {
+    prop_oneof![4 => Just(None), 1 => Just(Some(JobKind::Promote)), 1 => Just(Some(JobKind::Clone)), 1 => Just(Some(JobKind::Poll))]
+}
+
+fn any_data() -> impl Strategy<Value = DataDir> {
+    let states = prop_oneof![
+        Just(ControlState::ShutDown),
+        Just(ControlState::InProduction),
+        Just(ControlState::InArchiveRecovery)
+    ];
+    prop_oneof![
+        1 => Just(DataDir::Empty),
+        1 => Just(DataDir::Foreign(vec!["x".to_owned()])),
+        6 => (states, any::<bool>()).prop_map(|(state, standby)| data(state, standby)),
+    ]
+}
+
+proptest! {
+    /// Whatever is seen and remembered: PostgreSQL is made writable only under a proven lease, a primary whose lease is
+    /// known to be another's is ended, and data is replaced only while another leads and takes writes.
+    #[test]
+    fn no_decision_breaks_the_rules(
+        lease in any_lease(),
+        postgres in any_postgres(),
+        job in any_job(),
+        data in any_data(),
+        (stopping, nofailover, unfinished, failed, diverged) in any::<(bool, bool, bool, bool, bool)>(),
+    ) {
+        let base = seen(lease.clone());
+        let seen = Observation { postgres: postgres.clone(), job, data: data.clone(), stopping, nofailover, bootstrap_unfinished: unfinished, ..base };
+        let verdict = if diverged { Rejoin::Diverged } else { Rejoin::Follows };
+        let memory = Memory {
+            start_failures: if failed { 2 } else { 0 },
+            rejoin: Some((epoch("n2"), verdict)),
+            ..polled(vec![])
+        };
+        let decision = decide(&seen, &memory, NOW);
+        match &decision.step {
+            Some(Step::Promote(_) | Step::StartPrimary | Step::Switchover { .. }) => {
+                prop_assert_eq!(&lease, &LeaseSeen::Mine(epoch("n1")));
+            }
+            Some(Step::Clone { .. }) => {
+                prop_assert_eq!(&lease, &LeaseSeen::Theirs(epoch("n2")));
+                prop_assert!(diverged || data == DataDir::Empty);
+            }
+            Some(Step::Bid(_)) => prop_assert!(lease == LeaseSeen::Free && !nofailover || unfinished),
+            Some(Step::Release { .. } | Step::WinAnew { .. }) => prop_assert_eq!(&postgres, &Postgres::Down),
+            Some(Step::Leave(_)) => prop_assert_eq!(&postgres, &Postgres::Down),
+            _ => {}
+        }
+        let lost = matches!(lease, LeaseSeen::Theirs(_) | LeaseSeen::Free | LeaseSeen::Stale { .. });
+        let usable = matches!(data, DataDir::Cluster { .. });
+        if lost && usable && !stopping && job.is_none() && postgres == primary() {
+            prop_assert_eq!(&decision.step, &Some(Step::End));
+        }
+    }
+}
