@@ -74,6 +74,8 @@ pub fn member(place: &MemberPlace<'_>, etcd3: Value, dcs: Value) -> Value {
             ],
             "parameters": {
                 "shared_buffers": "16MB",
+                // Its files lie in the data directory and go with it, also after a SIGKILL.
+                "dynamic_shared_memory_type": "mmap",
                 "max_wal_size": "128MB",
                 "password_encryption": "scram-sha-256",
                 "unix_socket_directories": place.dir,

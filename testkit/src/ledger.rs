@@ -114,7 +114,9 @@ impl Ledger {
     /// # Errors
     /// When the leader cannot be read.
     pub async fn finish(self, name: &str, fault: Instant, leader: &Member) -> Result<LedgerReport> {
-        self.finish_at(name, fault, leader.postgres()).await
+        let report = self.finish_at(name, fault, leader.postgres()).await?;
+        report.publish()?;
+        Ok(report)
     }
 
     async fn finish_at(mut self, name: &str, fault: Instant, leader: SocketAddr) -> Result<LedgerReport> {
@@ -131,9 +133,7 @@ impl Ledger {
             let key = writer.zip(seq).context("a row of numbers")?;
             held.insert(key, count.context("a count")?);
         }
-        let report = LedgerReport::new(name, &book, &held, fault.max(self.started));
-        report.publish()?;
-        Ok(report)
+        Ok(LedgerReport::new(name, &book, &held, fault.max(self.started)))
     }
 }
 

@@ -3,11 +3,19 @@
 //!
 //! A test takes a [`Site`], or a [`Cluster`] that has one, does what it does, and calls `pass`. Whatever it started is
 //! ended in any case; what it wrote is kept, and the ends of the logs are printed, unless it passed.
+//!
+//! | variable | meaning |
+//! |---|---|
+//! | `PGHERD_BIN` | the binary to test, instead of `target/debug/pgherd` |
+//! | `PGHERD_TEST_PG_BIN` | the directory of PostgreSQL's programs, instead of the newest that is installed |
+//! | `PGHERD_TEST_KEEP` | keep what passing tests wrote, too |
+//! | `PGHERD_TEST_GAPS` | a file to which each ledger appends its line |
 
 pub mod address;
 pub mod client;
 pub mod cluster;
 pub mod config;
+mod ending;
 pub mod etcd;
 pub mod http;
 pub mod ledger;

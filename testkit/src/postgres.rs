@@ -97,7 +97,7 @@ impl Postgres {
         command
             .arg("-c")
             .arg(format!("unix_socket_directories={}", dir.display()))
-            .args(["-c", "shared_buffers=16MB"]);
+            .args(["-c", "shared_buffers=16MB", "-c", "dynamic_shared_memory_type=mmap"]);
         *self.daemon.lock().await = Some(self.site.start(&self.name, command)?);
         let answers = eventually("PostgreSQL answers", READY_MAX, async || {
             Ok(value(self.address(), "SELECT 1", Duration::from_secs(2)).await?)

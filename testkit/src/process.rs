@@ -152,10 +152,8 @@ pub fn kill_all(limit: Duration, find: impl Fn() -> Vec<Pid>) -> Result<()> {
         if Instant::now() > deadline {
             bail!("processes that do not end within {limit:?}: {found:?}");
         }
-        let ends: Vec<OwnedFd> = found
-            .iter()
-            .filter_map(|pid| pidfd_open(*pid, PidfdFlags::empty()).ok())
-            .collect();
+        // Taken first: a number may belong to another process as soon as its own has ended.
+        let ends = end_events(&found);
         for pid in found {
             let _ = kill_process(pid, Signal::KILL); // One that is gone already is as good.
         }
@@ -163,8 +161,15 @@ pub fn kill_all(limit: Duration, find: impl Fn() -> Vec<Pid>) -> Result<()> {
     }
 }
 
+/// For waiting until one of the processes has ended.
+pub(crate) fn end_events(of: &[Pid]) -> Vec<OwnedFd> {
+    of.iter()
+        .filter_map(|pid| pidfd_open(*pid, PidfdFlags::empty()).ok())
+        .collect()
+}
+
 /// Returns when one of the processes has ended, and soon in any case.
-fn wait_for_any(ends: &[OwnedFd]) {
+pub(crate) fn wait_for_any(ends: &[OwnedFd]) {
     let mut fds: Vec<PollFd<'_>> = ends.iter().map(|end| PollFd::new(end, PollFlags::IN)).collect();
     let _ = poll(
         &mut fds,

@@ -21,7 +21,7 @@ pub fn workspace() -> PathBuf {
 /// Where cargo builds.
 #[must_use]
 pub fn target_dir() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+    named("CARGO_TARGET_DIR").unwrap_or_else(|| workspace().join("target"))
 }
 
 /// The binary under test: `PGHERD_BIN`, or what a plain `cargo build` leaves.
@@ -29,14 +29,18 @@ pub fn target_dir() -> PathBuf {
 /// # Errors
 /// When there is none.
 pub fn pgherd() -> Result<PathBuf> {
-    let built = target_dir().join("debug").join("pgherd");
-    let binary = std::env::var_os(BINARY_ENV).map_or(built, PathBuf::from);
+    let binary = named(BINARY_ENV).unwrap_or_else(|| target_dir().join("debug").join("pgherd"));
     ensure!(
         binary.is_file(),
         "there is no {}: build it with `cargo build -p pgherd`, or name another in {BINARY_ENV}",
         binary.display()
     );
     Ok(binary)
+}
+
+/// The path in an environment variable; a relative one begins at the root of the workspace.
+fn named(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).map(|path| workspace().join(path))
 }
 
 /// The directory of PostgreSQL's programs: `PGHERD_TEST_PG_BIN`, the newest of Debian's, or what `pg_config` says.

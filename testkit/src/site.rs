@@ -18,20 +18,18 @@ use tokio::task::JoinSet;
 use tokio::time::{interval, timeout};
 
 use crate::address::AddressBlock;
-use crate::process::{self, Daemon, Pid, Process};
+use crate::ending;
+use crate::process::{self, Daemon, Process};
 
 /// Set for everything that a site starts, with the site's directory as value.
-const SITE_ENV: &str = "PGHERD_TEST_SITE";
+pub(crate) const SITE_ENV: &str = "PGHERD_TEST_SITE";
 /// When set, no site's directory is removed.
-const KEEP_ENV: &str = "PGHERD_TEST_KEEP";
+pub(crate) const KEEP_ENV: &str = "PGHERD_TEST_KEEP";
 /// A directory with this file in it is left for people to look at.
-const KEPT_FILE: &str = "KEPT";
-/// How many of those are left; they may lie in memory.
-const KEPT_MAX: usize = 6;
-const DIRECTORY_PREFIX: &str = "pgherd-test-";
+pub(crate) const KEPT_FILE: &str = "KEPT";
+pub(crate) const DIRECTORY_PREFIX: &str = "pgherd-test-";
 /// What a memory file system must have free to be used: a cluster of three takes about a third of it.
 const MEMORY_BYTES_MIN: u64 = 3 << 30;
-const ENDING_MAX: Duration = Duration::from_secs(20);
 const TAIL_LINES: usize = 40;
 const REAPING: Duration = Duration::from_millis(250);
 
@@ -90,7 +88,7 @@ impl Site {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         static SWEPT: Once = Once::new();
         process::adopt_orphans()?;
-        SWEPT.call_once(sweep);
+        SWEPT.call_once(|| ending::sweep(&base_dir()));
         let user = geteuid().is_root().then(postgres_user).transpose()?;
         let started = process::look(getpid()).map_or(0, |me| me.started);
         let nth = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -234,13 +232,13 @@ impl Site {
     /// Whether a process was started through this site, or by something that was.
     #[must_use]
     pub fn owns(&self, process: &Process) -> bool {
-        belongs(process, &self.dir)
+        ending::belongs(process, &self.dir)
     }
 
     /// The site's living processes.
     #[must_use]
     pub fn processes(&self) -> Vec<Process> {
-        family(&self.dir)
+        ending::family(&self.dir)
     }
 
     /// A copy of `program`, if whom everything runs as could not reach it where it is.
@@ -274,7 +272,7 @@ impl Site {
 
 impl Drop for Site {
     fn drop(&mut self) {
-        let ended = process::kill_all(ENDING_MAX, || numbers(&family(&self.dir)));
+        let ended = ending::end_all(&self.dir);
         if let Err(error) = &ended {
             eprintln!("{error:#}");
         }
@@ -290,61 +288,6 @@ impl Drop for Site {
         if let Err(error) = removed {
             eprintln!("{}: {error}", self.dir.display());
         }
-    }
-}
-
-fn numbers(processes: &[Process]) -> Vec<Pid> {
-    processes.iter().map(|process| process.pid).collect()
-}
-
-fn family(dir: &Path) -> Vec<Process> {
-    let mut family = process::table();
-    family.retain(|process| !process.is_zombie && belongs(process, dir));
-    family
-}
-
-/// PostgreSQL overwrites its environment, but works in its data directory.
-fn belongs(process: &Process, dir: &Path) -> bool {
-    let marked = process::environment(process.pid, SITE_ENV).is_some_and(|value| Path::new(&value) == dir);
-    marked || process::working_directory(process.pid).is_some_and(|cwd| cwd.starts_with(dir) && process.pid != getpid())
-}
-
-/// Ends and removes what the sites of test processes have left that were killed themselves. Of the directories that
-/// were kept on purpose, the newest stay.
-fn sweep() {
-    let mut kept = Vec::new();
-    let entries = fs::read_dir(base_dir()).into_iter().flatten().flatten();
-    for dir in entries.map(|entry| entry.path()) {
-        let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let Some(owner) = name.strip_prefix(DIRECTORY_PREFIX) else {
-            continue;
-        };
-        let mut parts = owner.split('-').map(str::parse::<u64>);
-        let (Some(Ok(number)), Some(Ok(started))) = (parts.next(), parts.next()) else {
-            continue;
-        };
-        let owner = i32::try_from(number)
-            .ok()
-            .and_then(Pid::from_raw)
-            .and_then(process::look);
-        if owner.is_some_and(|owner| owner.started == started && !owner.is_zombie) {
-            continue;
-        }
-        let ended = process::kill_all(ENDING_MAX, || numbers(&family(&dir)));
-        if dir.join(KEPT_FILE).exists() {
-            kept.extend(fs::metadata(&dir).and_then(|metadata| Ok((metadata.modified()?, dir))));
-        } else if ended.is_ok() {
-            let _ = fs::remove_dir_all(&dir); // Another test process may be at it too.
-        }
-    }
-    kept.sort_unstable();
-    let surplus = if std::env::var_os(KEEP_ENV).is_some() {
-        0
-    } else {
-        kept.len().saturating_sub(KEPT_MAX)
-    };
-    for (_, dir) in kept.drain(..surplus) {
-        let _ = fs::remove_dir_all(&dir);
     }
 }
 

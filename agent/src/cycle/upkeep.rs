@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::key::Key;
+use pgherd_cluster::name::MemberName;
 use pgherd_cluster::record::{MemberRecord, Status};
 use pgherd_cluster::source::SourceHealth;
 use pgherd_cluster::timing::LeaseTiming;
@@ -25,6 +26,7 @@ pub(super) struct Upkeep {
     record: Option<(MemberRecord, i64, Boottime)>,
     status: Option<(Status, Boottime)>,
     slots_seen: BTreeMap<String, Boottime>,
+    members_seen: Vec<MemberName>,
     config_revision: Option<i64>,
     timing: Option<LeaseTiming>,
     memo: Resumed,
@@ -142,14 +144,14 @@ impl Cycle {
     async fn publish_leader(&mut self, seen: &Observation, position: pgherd_cluster::name::Lsn) {
         let now = Boottime::now();
         let period = self.context.timing().loop_wait();
-        if self
-            .upkeep
-            .status
-            .as_ref()
-            .is_some_and(|(_, written_at)| now.since(*written_at) + SLACK < period)
-        {
+        let written_lately = self.upkeep.status.as_ref();
+        let written_lately = written_lately.is_some_and(|(_, at)| now.since(*at) + SLACK < period);
+        // A member that has just come finds its slot the sooner it is made.
+        let members: Vec<MemberName> = seen.view.members.keys().cloned().collect();
+        if written_lately && members == self.upkeep.members_seen {
             return;
         }
+        self.upkeep.members_seen = members;
         let slots = match slots::ensure(&self.context).await {
             Ok(slots) => slots,
             Err(error) => {
