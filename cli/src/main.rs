@@ -19,6 +19,14 @@ use crate::args::{Arguments, Command};
 use crate::failure::Failure;
 
 fn main() -> ExitCode {
+    // A keeper asks the program that is to replace it, and then becomes it. Neither may depend on arguments or on a
+    // configuration, which an upgrade may find spoiled while PostgreSQL runs.
+    if let Some(answer) = pgherd_keeper::dry_start() {
+        return answer;
+    }
+    if let Some(ended) = pgherd_keeper::resume() {
+        return report(run::keeper_ended(ended));
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -32,7 +40,11 @@ fn main() -> ExitCode {
             };
         }
     };
-    match dispatch(&arguments.command) {
+    report(dispatch(&arguments.command))
+}
+
+fn report(result: Result<(), Failure>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             for line in failure.to_string().lines() {

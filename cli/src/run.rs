@@ -96,8 +96,15 @@ fn keeper(named: Option<PathBuf>, beside: Beside) -> Result<(), Failure> {
     if !preflight::runs_already(&config) {
         refuse_wrong_credentials(&cluster)?;
     }
-    let outcome = pgherd_keeper::run(keeper_config(document.source(), &config, beside)?).map_err(keeper_failure)?;
-    match outcome {
+    keeper_ended(pgherd_keeper::run(keeper_config(document.source(), &config, beside)?))
+}
+
+/// What a keeper's end means for the process.
+///
+/// # Errors
+/// What the agent left with, or what went wrong in the keeper itself.
+pub(crate) fn keeper_ended(ended: Result<KeeperOutcome, KeeperError>) -> Result<(), Failure> {
+    match ended.map_err(keeper_failure)? {
         KeeperOutcome::Stopped | KeeperOutcome::AgentLeft { code: 0 } => Ok(()),
         KeeperOutcome::AgentLeft { code } => Err(Failure::Ended(code)),
     }

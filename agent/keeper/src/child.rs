@@ -6,9 +6,12 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 
 use crate::clock::Boottime;
+use crate::process::ProcessTable;
+use crate::succession::STATE_ENV;
 
 /// A process that lived this long did not die of being started.
 const LIFE_MIN: Duration = Duration::from_secs(1);
@@ -28,7 +31,7 @@ impl Child {
     ///
     /// The child is reaped by the keeper's loop, never through the handle that is dropped here.
     pub(crate) fn spawn(command: &mut Command) -> io::Result<Self> {
-        let mut child = command.process_group(0).spawn()?;
+        let mut child = command.process_group(0).env_remove(STATE_ENV).spawn()?;
         let pid = Pid::from_child(&child);
         // It may have ended already, but it cannot have been reaped.
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).inspect_err(|_| {
@@ -39,6 +42,32 @@ impl Child {
             pid,
             pidfd,
             started: Boottime::now(),
+        })
+    }
+
+    /// Takes over a child from the keeper before an upgrade. Nobody else could have reaped it, so that its number is
+    /// still its own; that it has the same parent and start is seen to all the same.
+    pub(crate) fn adopt(record: ChildRecord, table: &mut ProcessTable) -> io::Result<Self> {
+        let ours = table
+            .read(record.pid)?
+            .is_some_and(|process| process.started == record.born && Pid::from_raw(process.parent) == Some(getpid()));
+        if !ours {
+            return Err(Errno::SRCH.into());
+        }
+        Ok(Self {
+            pid: record.pid,
+            pidfd: pidfd_open(record.pid, PidfdFlags::empty())?,
+            started: record.started,
+        })
+    }
+
+    /// What `adopt` needs.
+    pub(crate) fn record(&self, table: &mut ProcessTable) -> io::Result<ChildRecord> {
+        let process = table.read(self.pid)?.ok_or(Errno::SRCH)?;
+        Ok(ChildRecord {
+            pid: self.pid,
+            born: process.started,
+            started: self.started,
         })
     }
 
@@ -63,6 +92,24 @@ impl AsFd for Child {
     }
 }
 
+/// A child as one keeper writes it down for the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ChildRecord {
+    pub(crate) pid: Pid,
+    /// Clock ticks between the start of the machine and that of the process, as /proc has it.
+    pub(crate) born: u64,
+    /// When the keeper had started it.
+    pub(crate) started: Boottime,
+}
+
+/// A service as one keeper writes it down for the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ServiceRecord {
+    pub(crate) child: Option<ChildRecord>,
+    pub(crate) start_at: Boottime,
+    pub(crate) pause: Duration,
+}
+
 /// A child that shall always run.
 #[derive(Debug)]
 pub(crate) struct Service {
@@ -79,6 +126,24 @@ impl Service {
             start_at: now,
             pause: Duration::ZERO,
         }
+    }
+
+    /// Takes over a service from the keeper before an upgrade.
+    pub(crate) fn adopt(record: ServiceRecord, table: &mut ProcessTable) -> io::Result<Self> {
+        Ok(Self {
+            child: record.child.map(|child| Child::adopt(child, table)).transpose()?,
+            start_at: record.start_at,
+            pause: record.pause,
+        })
+    }
+
+    /// What `adopt` needs.
+    pub(crate) fn record(&self, table: &mut ProcessTable) -> io::Result<ServiceRecord> {
+        Ok(ServiceRecord {
+            child: self.child.as_ref().map(|child| child.record(table)).transpose()?,
+            start_at: self.start_at,
+            pause: self.pause,
+        })
     }
 
     pub(crate) fn child(&self) -> Option<&Child> {

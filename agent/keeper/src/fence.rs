@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::clock::Boottime;
-use crate::protocol::Refusal;
+use crate::clock::{Boottime, nanos};
+use crate::protocol::{Malformed, Refusal};
+use crate::wire::{Reader, Writer};
 
 /// How many terms are remembered as final. A message about an older one cannot still be under way: the agent that sent
 /// it has been replaced, or has had every one of these refused.
@@ -34,13 +35,18 @@ enum State {
     Armed(Armed),
     /// The term is over, and PostgreSQL is not known to have ended.
     Fencing(Armed),
+    /// Maintenance: whatever runs stays, and nobody watches it.
+    Paused {
+        /// Whether a term was armed, so that what runs may be writable.
+        was_armed: bool,
+    },
 }
 
-/// The fence of one instance. Input is `arm`, `disarm`, `begin` and `instance_ended`; the rest only looks.
+/// The fence of one instance. Input is `arm`, `disarm`, `pause`, `begin` and `instance_ended`; the rest only looks.
 ///
 /// Whether a process of the instance is left is asked through a closure, for it costs a walk through /proc that a
 /// renewal does not need.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Fence {
     state: State,
     final_terms: VecDeque<u64>,
@@ -74,7 +80,8 @@ impl Fence {
             return Err(Refusal::DeadlinePassed);
         }
         let armed = match self.state {
-            State::Disarmed => asked,
+            // In pause nobody has watched what runs, so that no term can be said to have it.
+            State::Disarmed | State::Paused { .. } => asked,
             State::Armed(held) if held.term == asked.term && held.deadline >= asked.deadline => held,
             State::Armed(held) if held.term == asked.term => asked,
             State::Armed(_) | State::Fencing(_) => {
@@ -88,12 +95,69 @@ impl Fence {
         Ok(armed)
     }
 
-    /// Takes the deadline away, which only an instance that has ended may ask for.
+    /// Writes down what the keeper after an upgrade has to know. A fence that has begun is not handed on.
+    pub(crate) fn encode(&self, writer: &mut Writer<'_>) {
+        match self.state {
+            State::Disarmed | State::Fencing(_) => writer.u8(0),
+            State::Armed(armed) => {
+                writer.u8(1);
+                writer.u64(armed.term);
+                writer.u64(armed.deadline.as_nanos());
+                writer.u64(nanos(armed.margin));
+            }
+            State::Paused { was_armed } => {
+                writer.u8(2);
+                writer.u8(u8::from(was_armed));
+            }
+        }
+        writer.count(self.final_terms.len());
+        for term in &self.final_terms {
+            writer.u64(*term);
+        }
+    }
+
+    pub(crate) fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let state = match reader.u8()? {
+            0 => State::Disarmed,
+            1 => State::Armed(Armed {
+                term: reader.u64()?,
+                deadline: Boottime::from_nanos(reader.u64()?),
+                margin: Duration::from_nanos(reader.u64()?),
+            }),
+            2 => State::Paused {
+                was_armed: reader.flag()?,
+            },
+            state => {
+                return Err(Malformed::Value {
+                    value: i64::from(state),
+                });
+            }
+        };
+        let final_terms = (0..reader.count_within(8, FINAL_TERMS_MAX)?)
+            .map(|_| reader.u64())
+            .collect::<Result<_, _>>()?;
+        Ok(Self { state, final_terms })
+    }
+
+    /// Takes the deadline away, which only an instance that has ended may ask for. Ends a pause that began without one.
     pub(crate) fn disarm(&mut self, left: impl FnOnce() -> bool) -> Result<(), Refusal> {
-        if self.state != State::Disarmed && left() {
+        let guards = !matches!(self.state, State::Disarmed | State::Paused { was_armed: false });
+        if guards && left() {
             return Err(Refusal::InstanceLeft);
         }
         self.state = State::Disarmed;
+        Ok(())
+    }
+
+    /// Suspends the fence until `arm` or `disarm`. One that has begun, or is due, is not stopped by that.
+    pub(crate) fn pause(&mut self, now: Boottime) -> Result<(), Refusal> {
+        let was_armed = match self.state {
+            State::Disarmed => false,
+            State::Armed(armed) if now < armed.fence_at() => true,
+            State::Armed(_) | State::Fencing(_) => return Err(Refusal::TermIsFinal),
+            State::Paused { was_armed } => was_armed,
+        };
+        self.state = State::Paused { was_armed };
         Ok(())
     }
 
@@ -112,10 +176,12 @@ impl Fence {
     }
 
     /// No process of the instance is left. A fence that has begun is over by that; one that has not stays armed, for
-    /// the agent may restart PostgreSQL in place under the same term.
+    /// the agent may restart PostgreSQL in place under the same term. A pause goes on, and nothing writable runs in it.
     pub(crate) fn instance_ended(&mut self) {
-        if let State::Fencing(_) = self.state {
-            self.state = State::Disarmed;
+        match &mut self.state {
+            State::Fencing(_) => self.state = State::Disarmed,
+            State::Paused { was_armed } => *was_armed = false,
+            State::Disarmed | State::Armed(_) => {}
         }
     }
 
@@ -127,7 +193,7 @@ impl Fence {
     /// The deadline that another process should enforce too: of a term that is armed or being fenced.
     pub(crate) fn deadline(&self) -> Option<Armed> {
         match self.state {
-            State::Disarmed => None,
+            State::Disarmed | State::Paused { .. } => None,
             State::Armed(armed) | State::Fencing(armed) => Some(armed),
         }
     }
@@ -136,8 +202,18 @@ impl Fence {
     pub(crate) fn armed(&self) -> Option<Armed> {
         match self.state {
             State::Armed(armed) => Some(armed),
-            State::Disarmed | State::Fencing(_) => None,
+            State::Disarmed | State::Fencing(_) | State::Paused { .. } => None,
         }
+    }
+
+    /// Whether PostgreSQL is left alone, whatever happens to keeper and agent.
+    pub(crate) fn is_paused(&self) -> bool {
+        matches!(self.state, State::Paused { .. })
+    }
+
+    /// Whether the fence has begun and is not over.
+    pub(crate) fn is_fencing(&self) -> bool {
+        matches!(self.state, State::Fencing(_))
     }
 
     /// The last term whose fence has begun.
@@ -269,10 +345,57 @@ mod tests {
         assert_eq!(fence.armed(), Some(term(7, 10)));
     }
 
+    #[test]
+    fn a_pause_suspends_the_fence_until_it_is_armed_again() {
+        let mut fence = armed(term(7, 10));
+        assert_eq!(fence.pause(at(5)), Ok(()));
+        assert!(fence.is_paused() && !fence.may_write(at(5)));
+        assert_eq!((fence.deadline(), fence.wake_at()), (None, None));
+        assert_eq!(fence.begin(at(20)), None);
+        assert_eq!(fence.pause(at(20)), Ok(()), "asked twice");
+        assert_eq!(fence.arm(term(7, 21), at(20), LEFT), Err(Refusal::DeadlinePassed));
+        assert!(fence.is_paused());
+        assert_eq!(fence.arm(term(7, 30), at(20), LEFT), Ok(term(7, 30)));
+        assert!(!fence.is_paused());
+        assert_eq!(fence.begin(at(29)), Some(term(7, 30)));
+    }
+
+    #[test]
+    fn what_ran_under_a_term_may_be_taken_over_by_another_after_a_pause() {
+        let mut fence = armed(term(7, 10));
+        assert_eq!(fence.pause(at(5)), Ok(()));
+        assert_eq!(fence.arm(term(8, 30), at(20), LEFT), Ok(term(8, 30)));
+    }
+
+    #[test]
+    fn a_pause_comes_too_late_for_a_fence_that_is_due() {
+        assert_eq!(armed(term(7, 10)).pause(at(9)), Err(Refusal::TermIsFinal));
+        assert_eq!(fencing(term(7, 10)).pause(at(9)), Err(Refusal::TermIsFinal));
+    }
+
+    #[test]
+    fn a_pause_is_ended_without_a_term_only_if_nothing_writable_can_run() {
+        let mut standby = Fence::new();
+        assert_eq!(standby.pause(at(1)), Ok(()));
+        assert_eq!(standby.disarm(LEFT), Ok(()));
+        assert!(!standby.is_paused());
+        let mut primary = armed(term(7, 10));
+        assert_eq!(primary.pause(at(1)), Ok(()));
+        assert_eq!(primary.disarm(LEFT), Err(Refusal::InstanceLeft));
+        primary.instance_ended();
+        assert!(primary.is_paused());
+        assert_eq!(
+            primary.disarm(LEFT),
+            Ok(()),
+            "what runs now was started without a deadline"
+        );
+    }
+
     #[derive(Clone, Debug)]
     enum Step {
         Arm { term: u64, ahead: u64 },
         Disarm,
+        Pause,
         Pass { seconds: u64 },
         Ended,
     }
@@ -281,6 +404,7 @@ mod tests {
         prop_oneof![
             (0..4_u64, 0..8_u64).prop_map(|(term, ahead)| Step::Arm { term, ahead }),
             Just(Step::Disarm),
+            Just(Step::Pause),
             (0..5_u64).prop_map(|seconds| Step::Pass { seconds }),
             Just(Step::Ended),
         ]
@@ -288,12 +412,14 @@ mod tests {
 
     proptest! {
         /// Whatever is asked, writing is allowed only before the fence of the newest accepted deadline, and never
-        /// again under a term that has had its fence begun.
+        /// again under a term that has had its fence begun. A pause ends nothing and allows nothing, and after it the
+        /// fence is what it is without one.
         #[test]
         fn no_order_of_requests_revives_a_term(steps in prop::collection::vec(step(), 1..60), left in any::<bool>()) {
             let mut fence = Fence::new();
             let mut now = 10;
             let mut dead = Vec::new();
+            let mut paused = false;
             for step in steps {
                 match step {
                     Step::Arm { term: number, ahead } => {
@@ -301,15 +427,23 @@ mod tests {
                         if let Ok(held) = fence.arm(asked, at(now), || left) {
                             prop_assert!(!dead.contains(&number));
                             prop_assert!(held.fence_at() > at(now) && held.deadline >= asked.deadline);
+                            prop_assert_eq!(fence.wake_at(), Some(held.fence_at()));
+                            prop_assert_eq!(fence.clone().begin(held.fence_at()), Some(held));
+                            paused = false;
                         }
                     }
-                    Step::Disarm => {
-                        let _ = fence.disarm(|| left);
-                    }
+                    Step::Disarm => paused &= fence.disarm(|| left).is_err(),
+                    Step::Pause => paused |= fence.pause(at(now)).is_ok(),
                     Step::Pass { seconds } => now += seconds,
                     Step::Ended => fence.instance_ended(),
                 }
-                dead.extend(fence.begin(at(now)).map(|armed| armed.term));
+                let begun = fence.begin(at(now)).map(|armed| armed.term);
+                prop_assert_eq!(fence.is_paused(), paused);
+                if paused {
+                    prop_assert_eq!((begun, fence.deadline(), fence.wake_at()), (None, None, None));
+                    prop_assert!(!fence.may_write(at(now)));
+                }
+                dead.extend(begun);
                 if fence.may_write(at(now)) {
                     let held = fence.armed().expect("only an armed fence allows writing");
                     prop_assert!(!dead.contains(&held.term) && at(now) < held.fence_at());

@@ -15,12 +15,14 @@ pub(crate) struct Household {
     pub(crate) agent: Option<Pid>,
     pub(crate) proxy: Option<Pid>,
     pub(crate) sentinel: Option<Pid>,
+    /// The dry start of an upgrade.
+    pub(crate) dry_start: Option<Pid>,
     pub(crate) postmaster: Option<Pid>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kin {
-    /// Agent, proxy or sentinel, something that descends from one of them, or the keeper itself.
+    /// Agent, proxy, sentinel or dry start, something that descends from one of them, or the keeper itself.
     Staff,
     /// The postmaster, or something that descends from it.
     Postmaster,
@@ -199,7 +201,13 @@ fn kin(all: &[Process], process: Process, household: &Household) -> Kin {
         if is(household.postmaster, pid) {
             return Kin::Postmaster;
         }
-        if is(household.agent, pid) || is(household.proxy, pid) || is(household.sentinel, pid) {
+        let staff = [
+            household.agent,
+            household.proxy,
+            household.sentinel,
+            household.dry_start,
+        ];
+        if staff.into_iter().any(|child| is(child, pid)) {
             return Kin::Staff;
         }
         if pid == keeper {
@@ -262,6 +270,7 @@ mod tests {
             agent: agent_pid,
             proxy,
             sentinel,
+            dry_start: None,
             postmaster: Some(pid(postmaster)),
         };
         let kinship = |household| {

@@ -28,7 +28,8 @@ use crate::protocol::{ExitKind, Hello, Report};
 use crate::seat::Seat;
 use crate::sentinel::SENTINEL_ENV;
 use crate::signals::Signals;
-use crate::word::Word;
+use crate::upgrade::Upgrade;
+use crate::word::{Notice, Word};
 
 /// The longest time between two turns of the loop, so that nothing that was missed is missed for long.
 const TURN_MAX: Duration = Duration::from_secs(1);
@@ -37,10 +38,13 @@ const LOCK_WAIT_MAX: Duration = Duration::from_secs(3);
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// What a keeper runs, and where.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeeperConfig {
-    /// The program of agent, proxy and sentinel: this binary, by an absolute path.
+    /// The program of agent, proxy and sentinel: this binary, by an absolute path. After an upgrade of the package it must
+    /// name the new file, which what /proc/self/exe says by then does not.
     pub program: PathBuf,
+    /// Arguments of the keeper itself, with which an upgrade executes `program`. See [`resume`](crate::resume).
+    pub keeper_args: Vec<OsString>,
     /// Arguments of the agent, which is told by [`crate::LINK_ENV`] that its standard input is a [`crate::KeeperLink`].
     pub agent_args: Vec<OsString>,
     /// Arguments of a proxy to run beside; none for no proxy.
@@ -55,7 +59,7 @@ pub struct KeeperConfig {
     pub stop_timeout: Duration,
 }
 
-/// Why the keeper's work is over. No process of the instance is left then.
+/// Why the keeper's work is over. No process of the instance is left then, unless the fence was paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeeperOutcome {
     /// It was told to stop, and the agent did not say with which code.
@@ -73,33 +77,26 @@ pub enum KeeperOutcome {
 /// When the system refuses what the fence rests on, or another keeper holds the runtime directory. The caller must exit
 /// then, so that the sentinel ends what runs.
 pub fn run(config: KeeperConfig) -> Result<KeeperOutcome, KeeperError> {
-    let mut keeper = Keeper::new(config)?;
-    loop {
-        if let Some(outcome) = keeper.turn()? {
-            // It would leave by itself, but a new keeper would have to wait for that.
-            keeper.sentinel.kill();
-            return Ok(outcome);
-        }
-        keeper.wait()?;
-    }
+    Keeper::new(config)?.live()
 }
 
 pub(crate) struct Keeper {
     pub(crate) config: KeeperConfig,
-    lock: OwnedFd,
+    pub(crate) lock: OwnedFd,
     pub(crate) log: Log,
-    alarm: Alarm,
-    signals: Signals,
+    pub(crate) alarm: Alarm,
+    pub(crate) signals: Signals,
     pub(crate) memo: Memo,
-    word: Word,
+    pub(crate) word: Word,
     pub(crate) fence: Fence,
     pub(crate) instance: Instance,
     pub(crate) ending: Option<Ending>,
     pub(crate) postmaster: Option<Child>,
     pub(crate) agent: Seat,
     pub(crate) proxy: Option<Service>,
-    sentinel: Service,
+    pub(crate) sentinel: Service,
     pub(crate) life: Life,
+    pub(crate) upgrade: Upgrade,
 }
 
 impl Keeper {
@@ -127,8 +124,20 @@ impl Keeper {
             proxy: config.proxy_args.is_some().then(|| Service::new(now)),
             sentinel: Service::new(now),
             life: Life::Running,
+            upgrade: Upgrade::None,
             config,
         })
+    }
+
+    pub(crate) fn live(mut self) -> Result<KeeperOutcome, KeeperError> {
+        loop {
+            if let Some(outcome) = self.turn()? {
+                // It would leave by itself, but a new keeper would have to wait for that.
+                self.sentinel.kill();
+                return Ok(outcome);
+            }
+            self.wait()?;
+        }
     }
 
     /// One turn looks at everything, whatever woke it: nothing of it blocks, and turns are rare.
@@ -141,19 +150,23 @@ impl Keeper {
         self.go_on_ending(Boottime::now())?;
         self.start_services(now);
         self.agent.flush();
+        self.go_on_upgrading(Boottime::now());
         Ok(self.go_on_leaving(now))
     }
 
     fn wait(&self) -> Result<(), KeeperError> {
         self.alarm.set(self.wake_at(Boottime::now())).doing("setting a timer")?;
-        let mut fds = Vec::with_capacity(9);
+        let mut fds = Vec::with_capacity(11);
         let readable = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
         fds.push(readable(self.alarm.as_fd()));
         fds.extend(self.signals.fds().map(readable));
         let services = [Some(&self.agent.service), Some(&self.sentinel), self.proxy.as_ref()]
             .into_iter()
             .flatten();
-        let children = services.filter_map(Service::child).chain(self.postmaster.as_ref());
+        let children = services
+            .filter_map(Service::child)
+            .chain(self.postmaster.as_ref())
+            .chain(self.upgrade.child());
         fds.extend(children.map(|child| readable(child.as_fd())));
         fds.extend(self.agent.poll_fd());
         match poll(&mut fds, None) {
@@ -168,8 +181,12 @@ impl Keeper {
                 [self.agent.wake_at(), self.proxy.as_ref().and_then(Service::wake_at)],
                 None,
             ),
-            Life::Stopping { until, .. } | Life::Leaving { until, .. } => {
-                ([None, None], (now < until).then_some(until))
+            Life::Stopping { until, .. } => ([None, None], (now < until).then_some(until)),
+            Life::Leaving {
+                until, keeps_postgres, ..
+            } => {
+                let sweep = if keeps_postgres { self.agent.sweep_at() } else { None };
+                ([sweep, None], (now < until).then_some(until))
             }
         };
         let ending = self.ending.as_ref().map(Ending::wake_at);
@@ -177,6 +194,7 @@ impl Keeper {
             self.fence.wake_at(),
             ending,
             self.sentinel.wake_at(),
+            self.upgrade.wake_at(),
             until,
             Some(now.plus(TURN_MAX)),
         ];
@@ -192,9 +210,11 @@ impl Keeper {
         self.agent.report(&Report::Fenced { term: armed.term });
     }
 
-    /// Lets the sentinel know of the deadline in force.
-    pub(crate) fn publish_deadline(&mut self) -> Result<(), KeeperError> {
-        self.word.write(self.fence.deadline()).doing("writing the shared word")
+    /// Lets the sentinel know of the deadline in force, or of the pause.
+    pub(crate) fn publish_notice(&mut self) -> Result<(), KeeperError> {
+        self.word
+            .write(Notice::of(&self.fence))
+            .doing("writing the shared word")
     }
 
     pub(crate) fn household(&self) -> Household {
@@ -202,6 +222,7 @@ impl Keeper {
             agent: self.agent.service.pid(),
             proxy: self.proxy.as_ref().and_then(Service::pid),
             sentinel: self.sentinel.pid(),
+            dry_start: self.upgrade.child().map(Child::pid),
             postmaster: self.postmaster.as_ref().map(Child::pid),
         }
     }
@@ -244,7 +265,7 @@ impl Keeper {
         self.ending = None;
         self.instance.forget();
         self.fence.instance_ended();
-        self.publish_deadline()?;
+        self.publish_notice()?;
         self.agent.report(&Report::Ended);
         Ok(())
     }
@@ -257,6 +278,9 @@ impl Keeper {
         }
         if self.signals.stop() {
             self.told_to_stop(now);
+        }
+        if self.signals.upgrade() {
+            self.told_to_upgrade(now);
         }
     }
 
@@ -283,6 +307,8 @@ impl Keeper {
             self.log.line(format_args!("proxy {pid} ended: {status}"));
         } else if self.sentinel.reaped(pid, now) {
             self.log.line(format_args!("sentinel {pid} ended: {status}"));
+        } else if self.upgrade.child().is_some_and(|child| child.pid() == pid) {
+            self.dry_start_ended(status);
         }
         Ok(())
     }
@@ -316,9 +342,7 @@ impl Keeper {
         if self.life != Life::Running {
             return;
         }
-        let household = self.household();
-        let swept = !self.agent.sweep(now, || self.instance.kill_orphans(&household));
-        if swept
+        if self.agent_swept(now)
             && self.agent.service.is_due(now)
             && let Err(error) = self.start_agent(now)
         {
@@ -333,6 +357,18 @@ impl Keeper {
         {
             self.log.line(format_args!("starting the proxy: {error}"));
         }
+    }
+
+    /// Whether nothing of the last agent is left. In pause a server without a postmaster of ours may be the operator's,
+    /// and could be taken for something of the agent's.
+    pub(crate) fn agent_swept(&mut self, now: Boottime) -> bool {
+        let household = self.household();
+        let spares_all = self.fence.is_paused() && household.postmaster.is_none();
+        let kill = || match spares_all {
+            true => Ok(0),
+            false => self.instance.kill_orphans(&household),
+        };
+        !self.agent.sweep(now, kill)
     }
 
     /// The sentinel's standard output is our lock, so that a new keeper waits until it has done its work.
@@ -360,6 +396,7 @@ impl Keeper {
             postmaster: self.postmaster.as_ref().map(Child::pid),
             instance_left: self.instance_left(),
             stopping: self.life != Life::Running,
+            paused: self.fence.is_paused(),
         };
         self.agent.report(&Report::Hello(hello));
         Ok(())

@@ -9,6 +9,7 @@ use crate::clock::Boottime;
 use crate::ending::GRACE_MAX;
 use crate::keeper::{Keeper, KeeperOutcome};
 use crate::protocol::Report;
+use crate::seat::Farewell;
 
 /// From when on being told to stop again means impatience. Before, it is the same order twice: some supervisors signal
 /// the process and then its group.
@@ -27,6 +28,8 @@ pub(crate) enum Life {
     Leaving {
         until: Boottime,
         outcome: KeeperOutcome,
+        /// PostgreSQL is left alone, for the fence is paused.
+        keeps_postgres: bool,
     },
 }
 
@@ -43,15 +46,17 @@ impl Keeper {
                 self.log
                     .line(format_args!("told to stop again, ending everything at once"));
                 self.life = Life::Stopping { since, until: now };
-                self.begin_ending(now, GRACE_MAX);
+                if !self.fence.is_paused() {
+                    self.begin_ending(now, GRACE_MAX);
+                }
             }
-            Life::Leaving { outcome, .. } => self.life = Life::Leaving { until: now, outcome },
+            Life::Leaving { ref mut until, .. } => *until = now,
         }
     }
 
     /// The agent is about to exit, and gets as much time for it as if it had been told to.
-    pub(crate) fn agent_leaves(&mut self, code: u8, now: Boottime) {
-        self.agent.leaving = Some(code);
+    pub(crate) fn agent_leaves(&mut self, farewell: Farewell, now: Boottime) {
+        self.agent.leaving = Some(farewell);
         self.begin_stopping(now);
     }
 
@@ -60,12 +65,18 @@ impl Keeper {
         let Life::Stopping { until, .. } = self.life else {
             return;
         };
-        let outcome = self
-            .agent
-            .leaving
-            .map_or(KeeperOutcome::Stopped, |code| KeeperOutcome::AgentLeft { code });
-        self.life = Life::Leaving { until, outcome };
-        if self.instance_left() {
+        let farewell = self.agent.leaving;
+        let outcome = farewell.map_or(KeeperOutcome::Stopped, |farewell| KeeperOutcome::AgentLeft {
+            code: farewell.code,
+        });
+        // An agent that dies without a word leaves as much in pause as a keeper that does.
+        let keeps_postgres = self.fence.is_paused() && farewell.is_none_or(|farewell| farewell.keep_postgres);
+        self.life = Life::Leaving {
+            until,
+            outcome,
+            keeps_postgres,
+        };
+        if !keeps_postgres && self.instance_left() {
             self.begin_ending(now, GRACE_MAX);
         }
     }
@@ -80,8 +91,19 @@ impl Keeper {
                 self.agent.service.kill();
             }
         }
-        let Life::Leaving { until, outcome } = self.life else {
+        let Life::Leaving {
+            until,
+            outcome,
+            keeps_postgres,
+        } = self.life
+        else {
             return None;
+        };
+        // Where PostgreSQL is ended, what the agent has left behind is ended with it.
+        let postgres_settled = if keeps_postgres {
+            self.agent_swept(now)
+        } else {
+            self.postmaster.is_none()
         };
         let proxy = self.proxy.as_ref().filter(|proxy| proxy.child().is_some());
         if let Some(proxy) = proxy
@@ -89,7 +111,7 @@ impl Keeper {
         {
             proxy.kill();
         }
-        (proxy.is_none() && self.ending.is_none() && self.postmaster.is_none()).then_some(outcome)
+        (proxy.is_none() && self.ending.is_none() && postgres_settled).then_some(outcome)
     }
 
     pub(crate) fn signal_proxy(&self, signal: Signal) {

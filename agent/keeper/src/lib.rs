@@ -8,6 +8,35 @@
 //!
 //! All times are moments on CLOCK_BOOTTIME ([`clock::Boottime`]), which go on while the machine is suspended.
 
+//!
+//! # Upgrade
+//!
+//! On SIGUSR2 the keeper becomes the program that its [`KeeperConfig::program`] names by then, by an exec in place.
+//! Process number, parenthood and children stay, so that agent, proxy, sentinel and PostgreSQL notice nothing.
+//!
+//! First the new program is started dry: it is given the state, and says by its exit code whether it could go on with it
+//! ([`dry_start`]). If it cannot, or takes longer than five seconds, one line says so and nothing has happened. The
+//! keeper goes on with its work meanwhile. Then the state and the descriptors pass through the exec, and the new program
+//! goes on with them ([`resume`]) without reading arguments or configuration: the deadline in force, its margin and the
+//! final terms, the memo, the children by number and start, the agent's socket with all that is under way on it in
+//! either direction, the shared word, and the lock, which is held throughout. The deadline is a moment of the machine's
+//! clock and means the same afterwards. The sentinel watches it throughout; it stays the old program until it dies, as
+//! do agent and proxy.
+//!
+//! Signals are blocked for the exec, so that one that comes meanwhile arrives afterwards. An upgrade waits while an end,
+//! a fence or the clearing up after a dead agent is under way, while no sentinel runs, and shortly before the fence would
+//! begin. A keeper that is stopping is not upgraded.
+//!
+//! A program that takes over and then cannot go on exits with an error, and the sentinel ends PostgreSQL as whenever a
+//! keeper dies.
+//!
+//! # Pause
+//!
+//! For maintenance, [`Request::Pause`](protocol::Request::Pause) suspends the fence: no deadline is in force, and PostgreSQL stays as it is, whatever
+//! becomes of the agent and of the keeper. An agent that leaves may have PostgreSQL stay behind. A keeper that is told to
+//! stop leaves it behind unless the agent says otherwise, and so does the sentinel of a keeper that is killed. What would
+//! make PostgreSQL writable is refused as it is without a deadline. Arming the fence ends the pause.
+
 pub mod clock;
 pub mod protocol;
 
@@ -26,6 +55,9 @@ mod requests;
 mod seat;
 mod sentinel;
 mod signals;
+mod state;
+mod succession;
+mod upgrade;
 mod wire;
 mod word;
 
@@ -33,3 +65,4 @@ pub use error::KeeperError;
 pub use keeper::{KeeperConfig, KeeperOutcome, run};
 pub use link::{KeeperLink, LINK_ENV};
 pub use sentinel::{SENTINEL_ENV, keeper_of_sentinel, run_sentinel};
+pub use upgrade::{dry_start, resume};

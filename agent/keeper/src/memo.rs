@@ -23,6 +23,15 @@ impl Memo {
         Self::load_for(runtime_dir, fs::read(BOOT_ID_PATH)?.trim_ascii().to_vec())
     }
 
+    /// The memo of the keeper before the upgrade, which counts for more than the copy.
+    pub(crate) fn take_over(runtime_dir: &Path, bytes: Vec<u8>) -> io::Result<Self> {
+        Ok(Self {
+            path: runtime_dir.join("memo"),
+            boot_id: fs::read(BOOT_ID_PATH)?.trim_ascii().to_vec(),
+            bytes,
+        })
+    }
+
     fn load_for(runtime_dir: &Path, boot_id: Vec<u8>) -> io::Result<Self> {
         let path = runtime_dir.join("memo");
         let copy = match fs::read(&path) {

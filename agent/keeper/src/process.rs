@@ -126,8 +126,8 @@ impl ProcessTable {
         readlinkat(self.dir.fd()?, self.path.as_str(), Vec::new())
     }
 
-    /// `None` for a process that has ended since its name was read.
-    fn read(&mut self, pid: Pid) -> io::Result<Option<Process>> {
+    /// One process as it is now; `None` when it has ended and been reaped.
+    pub(crate) fn read(&mut self, pid: Pid) -> io::Result<Option<Process>> {
         self.set_path(pid, "stat");
         // The line has 52 fields, of which the name, 15 bytes at most, is the only one without a narrow bound.
         let mut line = [0; 2048];

@@ -20,7 +20,7 @@ pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 pub const MEMO_BYTES_MAX: usize = 4096;
 /// First byte of each message. The keeper outlives the agent, so that after an upgrade of the package the two may be
 /// of different versions; neither may then guess.
-const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 1;
 
 /// What the agent asks of the keeper. Requests are handled in the order of sending.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,8 +37,15 @@ pub enum Request {
         /// How long before the deadline the keeper begins to end it.
         margin: Duration,
     },
-    /// Take the deadline away. Accepted when no process of the instance is left. Answered by [`Report::Disarmed`].
+    /// Take the deadline away. Accepted when no process of the instance is left, and for the end of a pause that began
+    /// without a deadline. Answered by [`Report::Disarmed`] or [`Report::Refused`].
     Disarm,
+    /// Suspend the fence for maintenance: no deadline is in force, PostgreSQL stays as it is, and it is left alone also
+    /// when the agent, the keeper or both end. What makes it writable stays refused. Answered by [`Report::Disarmed`],
+    /// or by [`Report::Refused`] when the fence has begun.
+    ///
+    /// [`Request::Arm`] ends the pause, for any term that is not final, so that no renewal may be sent after this.
+    Pause,
     /// Start the postmaster. Answered by [`Report::Started`] or [`Report::Refused`].
     Start(Start),
     /// Send the postmaster a signal. Answered only if refused.
@@ -50,10 +57,14 @@ pub enum Request {
         /// Handed to the next agent in its [`Report::Hello`].
         memo: Vec<u8>,
     },
-    /// The agent is about to exit on purpose: when it has, end what is left of PostgreSQL and return the code.
+    /// The agent is about to exit on purpose: when it has, end what is left of PostgreSQL and return the code. Answered
+    /// only if refused.
     Leave {
         /// The keeper's exit code.
         code: u8,
+        /// Leave PostgreSQL alone instead. Refused unless the fence is paused; when the agent is gone and the pause has
+        /// been ended meanwhile, PostgreSQL is ended after all.
+        keep_postgres: bool,
     },
 }
 
@@ -95,7 +106,7 @@ pub enum Report {
         /// When PostgreSQL must have ended.
         deadline: Boottime,
     },
-    /// No deadline is in force.
+    /// No deadline is in force, be it by [`Request::Disarm`] or by [`Request::Pause`].
     Disarmed,
     /// The postmaster's process has been started; whether PostgreSQL accepts connections is not known.
     Started {
@@ -144,6 +155,8 @@ pub struct Hello {
     pub instance_left: bool,
     /// Whether the keeper is stopping.
     pub stopping: bool,
+    /// Whether the fence is paused. It stays so until this agent arms it or ends the pause.
+    pub paused: bool,
 }
 
 /// A request without its fields.
@@ -157,6 +170,10 @@ pub enum RequestKind {
     Start,
     /// [`Request::Signal`]
     Signal,
+    /// [`Request::Pause`]
+    Pause,
+    /// [`Request::Leave`]
+    Leave,
 }
 
 /// Why a request was refused.
@@ -174,6 +191,8 @@ pub enum Refusal {
     NotArmed,
     /// There is no postmaster.
     NoPostmaster,
+    /// PostgreSQL may be left behind only in pause.
+    NotPaused,
     /// The system refused, with this error number.
     System(i32),
 }
@@ -281,10 +300,12 @@ impl Request {
                 writer.u8(6);
                 writer.bytes(memo);
             }
-            Self::Leave { code } => {
+            Self::Leave { code, keep_postgres } => {
                 writer.u8(7);
                 writer.u8(*code);
+                writer.u8(u8::from(*keep_postgres));
             }
+            Self::Pause => writer.u8(8),
         }
         writer.finish()
     }
@@ -308,7 +329,11 @@ impl Request {
             6 => Self::Remember {
                 memo: memo(&mut reader)?,
             },
-            7 => Self::Leave { code: reader.u8()? },
+            7 => Self::Leave {
+                code: reader.u8()?,
+                keep_postgres: reader.flag()?,
+            },
+            8 => Self::Pause,
             tag => return Err(Malformed::Tag { tag }),
         };
         reader.end()?;
@@ -444,49 +469,43 @@ impl Report {
 impl Hello {
     fn encode(&self, writer: &mut Writer<'_>) {
         writer.bytes(&self.memo);
-        writer.u8(u8::from(self.armed.is_some()));
-        if let Some((term, deadline)) = self.armed {
+        writer.option(self.armed, |writer, (term, deadline)| {
             writer.u64(term);
             writer.u64(deadline.as_nanos());
-        }
-        writer.u8(u8::from(self.fenced.is_some()));
-        if let Some(term) = self.fenced {
-            writer.u64(term);
-        }
-        writer.u8(u8::from(self.postmaster.is_some()));
-        if let Some(pid) = self.postmaster {
-            writer.i32(pid.as_raw_nonzero().get());
-        }
+        });
+        writer.option(self.fenced, Writer::u64);
+        writer.option(self.postmaster, |writer, pid| writer.i32(pid.as_raw_nonzero().get()));
         writer.u8(u8::from(self.instance_left));
         writer.u8(u8::from(self.stopping));
+        writer.u8(u8::from(self.paused));
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
-        let memo = memo(reader)?;
-        let armed = if reader.flag()? {
-            Some((reader.u64()?, Boottime::from_nanos(reader.u64()?)))
-        } else {
-            None
-        };
-        let fenced = if reader.flag()? { Some(reader.u64()?) } else { None };
-        let postmaster = if reader.flag()? { Some(pid(reader)?) } else { None };
         Ok(Self {
-            memo,
-            armed,
-            fenced,
-            postmaster,
+            memo: memo(reader)?,
+            armed: reader.option(|reader| Ok((reader.u64()?, Boottime::from_nanos(reader.u64()?))))?,
+            fenced: reader.option(Reader::u64)?,
+            postmaster: reader.option(pid)?,
             instance_left: reader.flag()?,
             stopping: reader.flag()?,
+            paused: reader.flag()?,
         })
     }
 }
 
 impl RequestKind {
     fn decode(code: u8) -> Result<Self, Malformed> {
-        [Self::Arm, Self::Disarm, Self::Start, Self::Signal]
-            .into_iter()
-            .find(|kind| *kind as u8 == code)
-            .ok_or(Malformed::Value { value: i64::from(code) })
+        [
+            Self::Arm,
+            Self::Disarm,
+            Self::Start,
+            Self::Signal,
+            Self::Pause,
+            Self::Leave,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u8 == code)
+        .ok_or(Malformed::Value { value: i64::from(code) })
     }
 }
 
@@ -501,6 +520,7 @@ impl Refusal {
             Self::NotArmed => (4, 0),
             Self::NoPostmaster => (5, 0),
             Self::System(errno) => (6, errno),
+            Self::NotPaused => (7, 0),
         };
         writer.u8(code);
         writer.i32(errno);
@@ -515,6 +535,7 @@ impl Refusal {
             (4, 0) => Ok(Self::NotArmed),
             (5, 0) => Ok(Self::NoPostmaster),
             (6, errno) => Ok(Self::System(errno)),
+            (7, 0) => Ok(Self::NotPaused),
             (code, _) => Err(Malformed::Value { value: i64::from(code) }),
         }
     }
@@ -529,6 +550,7 @@ impl fmt::Display for Refusal {
             Self::InstanceLeft => write!(out, "a process of the instance is left"),
             Self::NotArmed => write!(out, "no deadline lies ahead"),
             Self::NoPostmaster => write!(out, "there is no postmaster"),
+            Self::NotPaused => write!(out, "PostgreSQL may be left behind only in pause"),
             Self::System(errno) => write!(out, "{}", std::io::Error::from_raw_os_error(*errno)),
         }
     }
@@ -573,14 +595,14 @@ fn tag(reader: &mut Reader<'_>) -> Result<u8, Malformed> {
     }
 }
 
-fn pid(reader: &mut Reader<'_>) -> Result<Pid, Malformed> {
+pub(crate) fn pid(reader: &mut Reader<'_>) -> Result<Pid, Malformed> {
     let raw = reader.i32()?;
     // A negative number would name a process group to `kill`.
     let positive = if raw > 0 { Pid::from_raw(raw) } else { None };
     positive.ok_or(Malformed::Value { value: i64::from(raw) })
 }
 
-fn memo(reader: &mut Reader<'_>) -> Result<Vec<u8>, Malformed> {
+pub(crate) fn memo(reader: &mut Reader<'_>) -> Result<Vec<u8>, Malformed> {
     let memo = reader.bytes()?;
     if memo.len() > MEMO_BYTES_MAX {
         return Err(Malformed::Memo { bytes: memo.len() });
@@ -588,7 +610,7 @@ fn memo(reader: &mut Reader<'_>) -> Result<Vec<u8>, Malformed> {
     Ok(memo.to_vec())
 }
 
-fn os_string(reader: &mut Reader<'_>) -> Result<OsString, Malformed> {
+pub(crate) fn os_string(reader: &mut Reader<'_>) -> Result<OsString, Malformed> {
     reader.c_bytes().map(|bytes| OsString::from_vec(bytes.to_vec()))
 }
 

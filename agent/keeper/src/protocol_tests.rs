@@ -41,7 +41,8 @@ fn request() -> impl Strategy<Value = Request> {
         signal.prop_map(Request::Signal),
         Just(Request::End),
         prop::collection::vec(any::<u8>(), 0..=MEMO_BYTES_MAX).prop_map(|memo| Request::Remember { memo }),
-        any::<u8>().prop_map(|code| Request::Leave { code }),
+        any::<(u8, bool)>().prop_map(|(code, keep_postgres)| Request::Leave { code, keep_postgres }),
+        Just(Request::Pause),
     ]
 }
 
@@ -55,9 +56,9 @@ fn hello() -> impl Strategy<Value = Report> {
         prop::option::of(any::<(u64, u64)>()),
         prop::option::of(any::<u64>()),
         prop::option::of(some_pid()),
-        any::<(bool, bool)>(),
+        any::<(bool, bool, bool)>(),
     )
-        .prop_map(|(memo, armed, fenced, postmaster, (instance_left, stopping))| {
+        .prop_map(|(memo, armed, fenced, postmaster, (instance_left, stopping, paused))| {
             let armed = armed.map(|(term, deadline)| (term, Boottime::from_nanos(deadline)));
             Report::Hello(Hello {
                 memo,
@@ -66,6 +67,7 @@ fn hello() -> impl Strategy<Value = Report> {
                 postmaster,
                 instance_left,
                 stopping,
+                paused,
             })
         })
 }
@@ -78,6 +80,7 @@ fn refusal() -> impl Strategy<Value = Refusal> {
         Just(Refusal::InstanceLeft),
         Just(Refusal::NotArmed),
         Just(Refusal::NoPostmaster),
+        Just(Refusal::NotPaused),
         any::<i32>().prop_map(Refusal::System),
     ]
 }
@@ -88,6 +91,8 @@ fn report() -> impl Strategy<Value = Report> {
         Just(RequestKind::Disarm),
         Just(RequestKind::Start),
         Just(RequestKind::Signal),
+        Just(RequestKind::Pause),
+        Just(RequestKind::Leave),
     ];
     let exit = prop_oneof![
         any::<i32>().prop_map(ExitKind::Code),

@@ -13,7 +13,7 @@ use crate::error::KeeperError;
 use crate::fence::Armed;
 use crate::keeper::Keeper;
 use crate::protocol::{PostmasterSignal, Refusal, Report, Request, RequestKind, Start};
-use crate::seat::Received;
+use crate::seat::{Farewell, Received};
 
 /// How many requests are handled before the loop looks at everything else again.
 const REQUESTS_MAX: usize = 64;
@@ -58,6 +58,7 @@ impl Keeper {
         match request {
             Request::Arm { term, deadline, margin } => return self.arm(Armed { term, deadline, margin }, now),
             Request::Disarm => return self.disarm(),
+            Request::Pause => return self.pause(now),
             Request::Start(start) => match self.start(&start) {
                 Ok(pid) => self.agent.report(&Report::Started { pid }),
                 Err(why) => self.refuse(RequestKind::Start, why),
@@ -73,7 +74,10 @@ impl Keeper {
                     self.log.line(format_args!("the memo is kept in memory only: {error}"));
                 }
             }
-            Request::Leave { code } => self.agent_leaves(code, now),
+            Request::Leave { keep_postgres, .. } if keep_postgres && !self.fence.is_paused() => {
+                self.refuse(RequestKind::Leave, Refusal::NotPaused);
+            }
+            Request::Leave { code, keep_postgres } => self.agent_leaves(Farewell { code, keep_postgres }, now),
         }
         Ok(())
     }
@@ -86,7 +90,7 @@ impl Keeper {
             .arm(asked, now, || ending || self.instance.is_left(Some(&household)))
         {
             Ok(armed) => {
-                self.publish_deadline()?;
+                self.publish_notice()?;
                 self.agent.report(&Report::Armed {
                     term: armed.term,
                     deadline: armed.deadline,
@@ -102,10 +106,21 @@ impl Keeper {
         let ending = self.ending.is_some();
         match self.fence.disarm(|| ending || self.instance.is_left(Some(&household))) {
             Ok(()) => {
-                self.publish_deadline()?;
+                self.publish_notice()?;
                 self.agent.report(&Report::Disarmed);
             }
             Err(why) => self.refuse(RequestKind::Disarm, why),
+        }
+        Ok(())
+    }
+
+    fn pause(&mut self, now: Boottime) -> Result<(), KeeperError> {
+        match self.fence.pause(now) {
+            Ok(()) => {
+                self.publish_notice()?;
+                self.agent.report(&Report::Disarmed);
+            }
+            Err(why) => self.refuse(RequestKind::Pause, why),
         }
         Ok(())
     }

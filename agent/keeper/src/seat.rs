@@ -16,7 +16,7 @@ use crate::link::LINK_ENV;
 use crate::protocol::{MESSAGE_BYTES_MAX, Malformed, Report, Request};
 
 /// Reports that wait for an agent that does not read, beyond what the socket holds.
-const OUTBOX_MAX: usize = 64;
+pub(crate) const OUTBOX_MAX: usize = 64;
 /// How long the start of an agent waits for what the last one left behind to end. What then still runs hangs in the
 /// kernel, and the new agent is told of it.
 const SWEEP_MAX: Duration = Duration::from_secs(5);
@@ -32,6 +32,13 @@ pub(crate) enum Received {
     Malformed(Malformed),
 }
 
+/// What an agent that leaves on purpose said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Farewell {
+    pub(crate) code: u8,
+    pub(crate) keep_postgres: bool,
+}
+
 /// The ending of what a dead agent left behind.
 #[derive(Clone, Copy, Debug)]
 struct Sweep {
@@ -43,21 +50,26 @@ struct Sweep {
 #[derive(Debug)]
 pub(crate) struct Seat {
     pub(crate) service: Service,
-    link: Option<OwnedFd>,
-    outbox: VecDeque<Vec<u8>>,
+    pub(crate) link: Option<OwnedFd>,
+    pub(crate) outbox: VecDeque<Vec<u8>>,
     sweep: Option<Sweep>,
     buffer: Vec<u8>,
-    /// The exit code with which the agent is about to leave.
-    pub(crate) leaving: Option<u8>,
+    /// Set when the agent is about to leave.
+    pub(crate) leaving: Option<Farewell>,
 }
 
 impl Seat {
     pub(crate) fn new(now: Boottime) -> Self {
+        Self::taken(Service::new(now), None, VecDeque::new())
+    }
+
+    /// The place with its agent as it was before an upgrade.
+    pub(crate) fn taken(service: Service, link: Option<OwnedFd>, outbox: VecDeque<Vec<u8>>) -> Self {
         let buffer = vec![0; MESSAGE_BYTES_MAX + 1];
         Self {
-            service: Service::new(now),
-            link: None,
-            outbox: VecDeque::new(),
+            service,
+            link,
+            outbox,
             sweep: None,
             buffer,
             leaving: None,
@@ -116,7 +128,12 @@ impl Seat {
     }
 
     pub(crate) fn wake_at(&self) -> Option<Boottime> {
-        self.sweep.map(|sweep| sweep.again_at).or(self.service.wake_at())
+        self.sweep_at().or(self.service.wake_at())
+    }
+
+    /// When `sweep` has something to do, if anything may be left of the last agent.
+    pub(crate) fn sweep_at(&self) -> Option<Boottime> {
+        self.sweep.map(|sweep| sweep.again_at)
     }
 
     /// Sends the report, or keeps it until the agent reads again. Without an agent it is dropped: the next one is told

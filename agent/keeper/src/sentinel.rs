@@ -16,7 +16,7 @@ use crate::error::{Doing, KeeperError};
 use crate::instance::Instance;
 use crate::log::Log;
 use crate::signals::disregard_stop;
-use crate::word;
+use crate::word::{self, Notice};
 
 /// The environment variable that makes a process a sentinel: it holds the keeper's process number.
 pub const SENTINEL_ENV: &str = "PGHERD_SENTINEL";
@@ -37,7 +37,7 @@ pub fn keeper_of_sentinel() -> Option<Pid> {
 }
 
 /// The whole life of a sentinel, whose standard input is the shared word. Returns when its keeper has died and no
-/// process of the instance is left.
+/// process of the instance is left, or the keeper was in pause: then PostgreSQL is left alone.
 ///
 /// # Errors
 /// When the system refuses what the watch rests on; the keeper then starts another sentinel.
@@ -91,7 +91,7 @@ impl Sentinel {
 
     /// Returns when to look again. Half of the margin is the keeper's; it has no more to do in the other half.
     fn guard(&mut self, now: Boottime) -> Result<Boottime, KeeperError> {
-        let Some(armed) = word::read(&self.word).doing("reading the shared word")? else {
+        let Notice::Armed(armed) = word::read(&self.word).doing("reading the shared word")? else {
             self.instance.forget();
             return Ok(now.plus(READ_INTERVAL));
         };
@@ -113,8 +113,15 @@ impl Sentinel {
         }
     }
 
-    /// The keeper is dead: ends the instance, whether a deadline is set or not, for nobody watches it any more.
+    /// The keeper is dead: ends the instance, whether a deadline is set or not, for nobody watches it any more. In pause
+    /// nobody is to watch it, and a keeper that is killed then leaves what one that is stopped then leaves.
     fn succeed(&mut self) -> Result<(), KeeperError> {
+        // A word that cannot be read says nothing about a pause.
+        if word::read(&self.word) == Ok(Notice::Paused) {
+            self.log
+                .line(format_args!("the keeper has died in pause, PostgreSQL is left alone"));
+            return Ok(());
+        }
         self.log
             .line(format_args!("the keeper has died, its sentinel ends PostgreSQL"));
         let mut now = Boottime::now();

@@ -50,6 +50,14 @@ impl<'a> Reader<'a> {
         Ok(head)
     }
 
+    /// A field that may be missing.
+    pub(crate) fn option<T>(
+        &mut self,
+        read: impl FnOnce(&mut Self) -> Result<T, Malformed>,
+    ) -> Result<Option<T>, Malformed> {
+        if self.flag()? { read(self).map(Some) } else { Ok(None) }
+    }
+
     /// A byte string that can be handed to `execve`.
     pub(crate) fn c_bytes(&mut self) -> Result<&'a [u8], Malformed> {
         let bytes = self.bytes()?;
@@ -69,6 +77,16 @@ impl<'a> Reader<'a> {
         } else {
             Ok(count)
         }
+    }
+
+    /// As `count`, for a list that has a limit of its own.
+    pub(crate) fn count_within(&mut self, element_bytes_min: usize, count_max: usize) -> Result<usize, Malformed> {
+        let count = self.count(element_bytes_min)?;
+        if count > count_max {
+            let value = i64::try_from(count).unwrap_or(i64::MAX);
+            return Err(Malformed::Value { value });
+        }
+        Ok(count)
     }
 
     /// The message must be used up.
@@ -120,8 +138,21 @@ impl<'a> Writer<'a> {
         self.out.extend_from_slice(bytes);
     }
 
+    /// A field that may be missing.
+    pub(crate) fn option<T>(&mut self, value: Option<T>, write: impl FnOnce(&mut Self, T)) {
+        self.u8(u8::from(value.is_some()));
+        if let Some(value) = value {
+            write(self, value);
+        }
+    }
+
     pub(crate) fn finish(self) -> Result<(), TooLong> {
-        if self.countable && self.out.len() <= MESSAGE_BYTES_MAX {
+        self.finish_within(MESSAGE_BYTES_MAX)
+    }
+
+    /// As `finish`, for what is no message and has a limit of its own.
+    pub(crate) fn finish_within(self, bytes_max: usize) -> Result<(), TooLong> {
+        if self.countable && self.out.len() <= bytes_max {
             Ok(())
         } else {
             Err(TooLong)

@@ -1,7 +1,9 @@
 //! The keeper with real processes: an agent that the test speaks through, and a postmaster whose backend writes the
 //! time to a file until SIGKILL ends it. That file shows until when the instance was alive.
 
+mod pause;
 mod support;
+mod upgrade;
 
 use std::fs;
 use std::process::Command;
@@ -11,7 +13,7 @@ use pgherd_keeper::clock::Boottime;
 use pgherd_keeper::protocol::{ExitKind, PostmasterSignal, Refusal, Report, Request, RequestKind};
 use rustix::process::{Pid, Signal};
 
-use support::{World, arm, freeze, is_alive, signal, wait_until, wait_until_dead};
+use support::{World, arm, freeze, is_alive, leave, signal, wait_until, wait_until_dead};
 
 const fn refused(what: RequestKind, why: Refusal) -> Report {
     Report::Refused { what, why }
@@ -369,7 +371,7 @@ fn a_stop_is_handed_to_the_agent_whose_code_becomes_the_keepers() {
     signal(world.keeper(), Signal::TERM);
     assert_eq!(agent.recv(), Report::Stop);
     assert!(is_alive(backend), "the agent has the word");
-    agent.send(&Request::Leave { code: 3 });
+    agent.send(&leave(3));
     agent.exit();
 
     assert_eq!(world.outcome().code(), Some(3));
@@ -382,7 +384,7 @@ fn a_stop_is_handed_to_the_agent_whose_code_becomes_the_keepers() {
 fn an_agent_may_leave_unasked() {
     let mut world = World::new();
     let (agent, _) = world.agent();
-    agent.send(&Request::Leave { code: 64 });
+    agent.send(&leave(64));
     agent.exit();
     assert_eq!(world.outcome().code(), Some(64));
 }
@@ -391,7 +393,7 @@ fn an_agent_may_leave_unasked() {
 fn an_agent_that_leaves_but_does_not_go_is_ended() {
     let mut world = World::with(&["300"]);
     let (agent, _) = world.agent();
-    agent.send(&Request::Leave { code: 64 });
+    agent.send(&leave(64));
     assert_eq!(world.outcome().code(), Some(64));
 }
 

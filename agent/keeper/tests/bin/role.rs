@@ -17,7 +17,9 @@ use std::time::Duration;
 
 use pgherd_keeper::clock::Boottime;
 use pgherd_keeper::protocol::Request;
-use pgherd_keeper::{KeeperConfig, KeeperLink, KeeperOutcome, keeper_of_sentinel, run, run_sentinel};
+use pgherd_keeper::{
+    KeeperConfig, KeeperLink, KeeperOutcome, dry_start, keeper_of_sentinel, resume, run, run_sentinel,
+};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType, connect, recv, send, socket};
@@ -35,6 +37,12 @@ const TOOL: u8 = 254;
 const TICK: Duration = Duration::from_millis(5);
 
 fn main() -> ExitCode {
+    if let Some(code) = dry_start() {
+        return code;
+    }
+    if let Some(outcome) = resume() {
+        return conclude("resumed keeper", outcome.map(exit_code).map_err(Into::into));
+    }
     let args: Vec<OsString> = env::args_os().skip(1).collect();
     let role = args.first().and_then(|role| role.to_str()).unwrap_or_default();
     let path = args.get(1).map(PathBuf::from).unwrap_or_default();
@@ -48,6 +56,10 @@ fn main() -> ExitCode {
         "idle" => idle(&path),
         _ => Err("unknown role".into()),
     };
+    conclude(role, outcome)
+}
+
+fn conclude(role: &str, outcome: Outcome) -> ExitCode {
     outcome.unwrap_or_else(|error| {
         eprintln!("{role}: {error}");
         ExitCode::from(70)
@@ -69,7 +81,8 @@ fn keeper(dir: &Path, args: &[OsString]) -> Outcome {
         .ok_or("no stop timeout")?
         .parse()?;
     let config = KeeperConfig {
-        program: env::current_exe()?,
+        program: dir.join("pgherd"),
+        keeper_args: env::args_os().skip(1).collect(),
         agent_args: words(&["agent"], dir),
         proxy_args: (args.len() > 1).then(|| words(&["proxy"], dir)),
         sentinel_args: words(&["sentinel"], &dir.join("data")),
@@ -77,10 +90,14 @@ fn keeper(dir: &Path, args: &[OsString]) -> Outcome {
         runtime_dir: dir.join("run"),
         stop_timeout: Duration::from_millis(stop_millis),
     };
-    Ok(match run(config)? {
+    Ok(exit_code(run(config)?))
+}
+
+fn exit_code(outcome: KeeperOutcome) -> ExitCode {
+    match outcome {
         KeeperOutcome::Stopped => ExitCode::from(STOPPED),
         KeeperOutcome::AgentLeft { code } => ExitCode::from(code),
-    })
+    }
 }
 
 fn sentinel(data_dir: &Path) -> Outcome {

@@ -6,8 +6,9 @@
 )]
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::thread;
@@ -47,6 +48,8 @@ impl World {
         fs::create_dir(dir.path().join("data")).expect("the directory is new");
         // Under a server's name, by which the sentinel knows it.
         fs::hard_link(ROLE, dir.path().join("postgres")).expect("both lie in cargo's target directory");
+        // What the keeper starts, and becomes by an upgrade.
+        fs::hard_link(ROLE, dir.path().join("pgherd")).unwrap();
         let control = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         bind(&control, &SocketAddrUnix::new(dir.path().join("control")).unwrap()).unwrap();
         listen(&control, 8).unwrap();
@@ -58,6 +61,42 @@ impl World {
     pub(crate) fn replace_keeper(&mut self) {
         self.keeper.wait().unwrap();
         self.keeper = spawn_keeper(self.dir.path(), &["10000"]);
+    }
+
+    /// Replaces the program as a package does: another file takes its name.
+    pub(crate) fn install(&self) {
+        fs::copy(ROLE, self.path("pgherd.new")).unwrap();
+        fs::rename(self.path("pgherd.new"), self.path("pgherd")).unwrap();
+    }
+
+    /// Replaces the program by a shell script, whose directory is the variable `dir` and which knows the real program as
+    /// `role`. What the script says to a dry start is its first part.
+    pub(crate) fn install_script(&self, when_dry: &str, otherwise: &str) {
+        let dir = self.dir.path().display();
+        let script = format!(
+            "#!/bin/sh\ndir={dir}; role={ROLE}\nif [ -n \"$PGHERD_KEEPER_DRY_START\" ]; then\n{when_dry}\nfi\n{otherwise}\n"
+        );
+        self.install_raw(&script);
+    }
+
+    /// Replaces the program by a script as it is.
+    pub(crate) fn install_raw(&self, script: &str) {
+        fs::write(self.path("pgherd.new"), script).unwrap();
+        fs::set_permissions(self.path("pgherd.new"), Permissions::from_mode(0o700)).unwrap();
+        fs::rename(self.path("pgherd.new"), self.path("pgherd")).unwrap();
+    }
+
+    /// Asks the keeper to become what `install` has put in place, and waits until it has.
+    pub(crate) fn upgrade(&self) {
+        assert!(!self.is_upgraded());
+        signal(self.keeper(), Signal::USR2);
+        wait_until("the keeper is the new program", || self.is_upgraded());
+    }
+
+    /// Whether the keeper runs the program that is in place now.
+    pub(crate) fn is_upgraded(&self) -> bool {
+        let inode = |path: PathBuf| fs::metadata(path).unwrap().ino();
+        inode(format!("/proc/{}/exe", self.keeper().as_raw_nonzero()).into()) == inode(self.path("pgherd"))
     }
 
     /// The next agent that the keeper starts, and what it is told first.
@@ -149,9 +188,20 @@ impl World {
     }
 
     /// Whether neither a keeper nor a sentinel holds the runtime directory.
-    fn is_unlocked(&self) -> bool {
+    pub(crate) fn is_unlocked(&self) -> bool {
         let lock = File::open(self.path("run/lock"));
         lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok())
+    }
+
+    /// SIGKILL to what a keeper in pause has left behind.
+    fn kill_left_behind(&self) {
+        for file in ["data/postmaster", "data/backend"] {
+            let number = fs::read_to_string(self.path(file)).ok();
+            let pid = number.and_then(|number| Pid::from_raw(number.parse().ok()?));
+            if let Some(pid) = pid.filter(|pid| command_line(*pid).contains(&*self.dir.path().to_string_lossy())) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
     }
 
     /// Does something to the keeper again and again until it has exited.
@@ -177,6 +227,7 @@ impl Drop for World {
             while !self.is_unlocked() && Boottime::now() < until {
                 thread::park_timeout(Duration::from_millis(10));
             }
+            self.kill_left_behind();
         } else if self.keeper.try_wait().is_ok_and(|status| status.is_none()) {
             signal(self.keeper(), Signal::CONT);
             self.outcome_while(|keeper| signal(keeper, Signal::TERM));
@@ -256,6 +307,14 @@ pub(crate) fn arm(term: u64, millis: u64, margin: u64) -> Request {
     }
 }
 
+/// An agent's farewell that leaves nothing of PostgreSQL behind.
+pub(crate) const fn leave(code: u8) -> Request {
+    Request::Leave {
+        code,
+        keep_postgres: false,
+    }
+}
+
 pub(crate) fn signal(pid: Pid, signal: Signal) {
     kill_process(pid, signal).unwrap();
 }
@@ -309,7 +368,7 @@ fn state(pid: Pid) -> String {
         .to_owned()
 }
 
-fn command_line(pid: Pid) -> String {
+pub(crate) fn command_line(pid: Pid) -> String {
     fs::read_to_string(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default()
 }
 
