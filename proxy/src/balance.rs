@@ -1,7 +1,7 @@
 //! Which replica a reader goes to. Pure: the view, the sessions that are open and random draws in, a member out.
 
 use pgherd_cluster::name::MemberName;
-use pgherd_cluster::record::PgState;
+use pgherd_cluster::record::{PgState, Role};
 use pgherd_cluster::view::{Member, View};
 
 /// Why a member gets no reader.
@@ -11,6 +11,8 @@ pub enum LeftOut {
     Leads,
     /// Its PostgreSQL is in this state.
     NotRunning(PgState),
+    /// It is not a standby, whether it streams or not.
+    NotStandby(Role),
     /// It is not a streaming standby.
     NotStreaming(Option<String>),
     /// It is tagged so.
@@ -33,6 +35,7 @@ impl std::fmt::Display for LeftOut {
         match self {
             Self::Leads => f.write_str("it leads"),
             Self::NotRunning(state) => write!(f, "PostgreSQL is {}", state.as_str()),
+            Self::NotStandby(role) => write!(f, "its role is {}", role.as_str()),
             Self::NotStreaming(None) => f.write_str("it does not stream"),
             Self::NotStreaming(Some(state)) => write!(f, "it does not stream: {state}"),
             Self::NoLoadBalance => f.write_str("tagged noloadbalance"),
@@ -66,6 +69,41 @@ pub fn readable(view: &View, member: &Member, max_lag_bytes: Option<u64>) -> Res
     if record.replication_state.as_deref() != Some("streaming") {
         return Err(LeftOut::NotStreaming(record.replication_state.clone()));
     }
+    fit(view, member, max_lag_bytes)
+}
+
+/// Whether readers may go to `member` rather than nowhere, while [`nobody_to_stream_from`], or why not. A former leader's
+/// record may still say that it runs: only a standby can take no writes.
+///
+/// # Errors
+/// The first reason found.
+pub fn last_resort(view: &View, member: &Member, max_lag_bytes: Option<u64>) -> Result<(), LeftOut> {
+    let record = &member.record;
+    if view.epoch().is_some_and(|epoch| epoch.holder == member.name) {
+        return Err(LeftOut::Leads);
+    }
+    if record.state != PgState::Running {
+        return Err(LeftOut::NotRunning(record.state));
+    }
+    if record.role != Role::Replica {
+        return Err(LeftOut::NotStandby(record.role));
+    }
+    fit(view, member, max_lag_bytes)
+}
+
+/// Whether standbys cannot stream because nobody leads, the leader is down by its own word, or it is among those that did
+/// not answer.
+#[must_use]
+pub fn nobody_to_stream_from(view: &View, did_not_answer: &[MemberName]) -> bool {
+    let Some(leader) = view.leader_member() else {
+        return true;
+    };
+    leader.record.state != PgState::Running || did_not_answer.contains(&leader.name)
+}
+
+/// What is asked of every member that is read from.
+fn fit(view: &View, member: &Member, max_lag_bytes: Option<u64>) -> Result<(), LeftOut> {
+    let record = &member.record;
     if record.tag("noloadbalance") {
         return Err(LeftOut::NoLoadBalance);
     }
@@ -157,6 +195,70 @@ mod tests {
         ));
         assert_eq!(why(&cluster, "n4", None), Some(LeftOut::NotRunning(PgState::Starting)));
         assert_eq!(why(&cluster, "n5", None), Some(LeftOut::NoLoadBalance));
+    }
+
+    #[test]
+    fn without_a_leader_a_standby_is_read_from_although_it_does_not_stream() {
+        let archive = r#""replication_state":"in archive recovery","replay_lsn":900"#;
+        let none = r#""replay_lsn":900"#;
+        let cases = [
+            ("replica", "running", archive, None, Ok(())),
+            ("replica", "running", none, Some(100), Ok(())),
+            (
+                "replica",
+                "running",
+                none,
+                Some(99),
+                Err(LeftOut::Lags {
+                    bytes: 100,
+                    bytes_max: 99,
+                }),
+            ),
+            ("replica", "running", r#""tags":{}"#, None, Ok(())),
+            ("replica", "running", r#""tags":{}"#, Some(99), Err(LeftOut::LagUnknown)),
+            (
+                "replica",
+                "starting",
+                none,
+                None,
+                Err(LeftOut::NotRunning(PgState::Starting)),
+            ),
+            // It may take writes for all that is known.
+            (
+                "primary",
+                "running",
+                none,
+                None,
+                Err(LeftOut::NotStandby(Role::Primary)),
+            ),
+            (
+                "replica",
+                "running",
+                r#""tags":{"noloadbalance":true}"#,
+                None,
+                Err(LeftOut::NoLoadBalance),
+            ),
+        ];
+        for (role, state, more, max_lag_bytes, expected) in cases {
+            let cluster = Cluster::new()
+                .status(r#"{"optime":1000}"#)
+                .member("n2", role, state, more);
+            let view = cluster.view();
+            let told = last_resort(&view, &view.members[&name("n2")], max_lag_bytes);
+            assert_eq!(told, expected, "{role} {state} {more} {max_lag_bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_leader_that_runs_and_answers_can_be_streamed_from() {
+        let runs = Cluster::new().leader("n1", 10).primary("n1", 11);
+        assert!(!nobody_to_stream_from(&runs.view(), &[]));
+        assert!(!nobody_to_stream_from(&runs.view(), &[name("n2")]));
+        assert!(nobody_to_stream_from(&runs.view(), &[name("n1")]));
+        assert!(nobody_to_stream_from(&Cluster::new().primary("n1", 11).view(), &[]));
+        assert!(nobody_to_stream_from(&Cluster::new().leader("n1", 10).view(), &[]));
+        let crashed = runs.member("n1", "primary", "crashed", r#""tags":{}"#);
+        assert!(nobody_to_stream_from(&crashed.view(), &[]));
     }
 
     #[test]

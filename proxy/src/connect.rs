@@ -23,11 +23,13 @@ use crate::counters::OpenRoute;
 use crate::dial::dial;
 use crate::draw::draws;
 use crate::events::EventKind;
+use crate::look::look;
 use crate::refusal;
-use crate::route::{self, Decision, Policy, Target, Why};
+use crate::route::{self, Decision, Footing, Policy, Target, Why};
 use crate::sessions::{Ending, Registration};
 use crate::shared::{Shared, count};
 use crate::wire::error_response::Fatal;
+use crate::wire::first_answer::FirstAnswer;
 
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_millis(500);
@@ -36,9 +38,11 @@ const TRY_OTHERS_MAX: Duration = Duration::from_secs(5);
 /// A startup message fits in any socket buffer; a server that takes none of it is as good as absent.
 const FORWARD_MAX: Duration = Duration::from_secs(2);
 
-/// A server that has the client's startup message.
+/// A server that has the client's startup message and did not turn it away.
 pub(crate) struct Connected {
     pub(crate) server: TcpStream,
+    /// What was received of its answer.
+    pub(crate) early: Vec<u8>,
     pub(crate) target: Target,
     pub(crate) registration: Registration,
     pub(crate) ended: oneshot::Receiver<Ending>,
@@ -49,7 +53,7 @@ pub(crate) struct Connected {
 pub(crate) enum Denied {
     /// With what the client is told.
     Refused(Fatal),
-    /// It went away while it was held.
+    /// It went away before it was connected.
     ClientGone,
     /// The proxy stops.
     Stopping,
@@ -68,35 +72,36 @@ pub(crate) struct Connector<'a> {
 
 enum Dialled {
     Connected(Box<Connected>),
-    /// The member does not answer, or took nothing.
-    Failed,
+    /// The member does not answer, took nothing, or takes no connections now.
+    Failed(Why),
     /// What the dial was decided on is no longer so.
     Overtaken,
+    ClientGone,
     Stopping,
+}
+
+impl Dialled {
+    fn unreachable(target: &Target) -> Self {
+        Self::Failed(Why::Unreachable {
+            member: target.member.clone(),
+        })
+    }
 }
 
 impl Connector<'_> {
     /// Runs until the client is connected or sent away.
     pub(crate) async fn connect(&self) -> Result<Connected, Denied> {
         let started = Boottime::now();
-        let hold = self.shared.config.hold;
-        let patience = if hold.clients == 0 {
-            Duration::ZERO
-        } else {
-            hold.timeout
-        };
-        let policy = Policy {
-            role: self.config.role,
-            max_lag_bytes: self.config.max_lag_bytes,
-            fallback_to_leader: self.config.fallback_to_leader,
-            hold_until: started + patience,
-        };
+        let policy = self.policy(started);
         let mut changes = self.shared.view.subscribe();
         let mut warrant_back = self.shared.warrant_back.subscribe();
         let tried_until = started + TRY_OTHERS_MAX;
         let mut place = None;
         let mut avoid = Vec::new();
         let mut retry = RETRY_MIN;
+        let look_until = policy.hold_until.max(tried_until);
+        let mut failed = None;
+        let mut answered = None;
         loop {
             // Before the evidence is read, so that no change after it is missed.
             changes.mark_unchanged();
@@ -104,21 +109,29 @@ impl Connector<'_> {
             let (why, last_chance) = match self.decide(policy, &avoid) {
                 Decision::Refuse(why) => (why, true),
                 Decision::Hold(why) => (why, false),
-                Decision::To(target) => match self.dial(policy, &target, &mut changes).await {
+                Decision::To(target) => match self.dial(policy, &target, &avoid, &mut changes, look_until).await {
                     Dialled::Connected(connected) => return Ok(*connected),
                     Dialled::Overtaken => continue,
+                    Dialled::ClientGone => return Err(Denied::ClientGone),
                     Dialled::Stopping => return Err(Denied::Stopping),
-                    Dialled::Failed
-                        if target.epoch.is_none() && Boottime::now() < policy.hold_until.max(tried_until) =>
-                    {
+                    Dialled::Failed(why) if self.config.role == ListenerRole::Read && Boottime::now() < look_until => {
                         avoid.push(target.member);
+                        failed = Some(why);
                         continue;
                     }
-                    Dialled::Failed => {
-                        let member = target.member;
-                        (Why::Unreachable { member }, Boottime::now() >= policy.hold_until)
-                    }
+                    Dialled::Failed(why) => (why, Boottime::now() >= policy.hold_until),
                 },
+            };
+            if matches!(why, Why::NoReplica { .. } | Why::Unreachable { .. })
+                && let Some(silent) = self.silent_leader(policy, &avoid, &mut answered).await
+            {
+                avoid.push(silent);
+                continue;
+            }
+            // The route knows only that all were tried; what the last one said is worth more.
+            let why = match (why, failed.take()) {
+                (Why::Unreachable { .. } | Why::NoReplica { .. }, Some(failed)) => failed,
+                (why, _) => why,
             };
             if last_chance {
                 return Err(self.refuse(&why, started));
@@ -127,11 +140,11 @@ impl Connector<'_> {
                 place = Some(self.shared.hold(self.listener).ok_or_else(|| self.refuse_hold(&why))?);
             }
             let mut pause = policy.hold_until.since(Boottime::now());
-            if matches!(why, Why::Unreachable { .. }) {
+            if matches!(why, Why::Unreachable { .. } | Why::NotNow { .. }) {
                 pause = pause.min(retry);
                 retry = (retry * 2).min(RETRY_MAX);
-                avoid.clear();
             }
+            avoid.clear(); // They may answer by then.
             tokio::select! {
                 () = sleep(pause) => {}
                 () = changed(&mut changes) => {}
@@ -139,6 +152,21 @@ impl Connector<'_> {
                 () = gone(self.client) => return Err(Denied::ClientGone),
                 () = self.cut.cancelled() => return Err(Denied::Stopping),
             }
+        }
+    }
+
+    fn policy(&self, started: Boottime) -> Policy {
+        let hold = self.shared.config.hold;
+        let patience = if hold.clients == 0 {
+            Duration::ZERO
+        } else {
+            hold.timeout
+        };
+        Policy {
+            role: self.config.role,
+            max_lag_bytes: self.config.max_lag_bytes,
+            fallback_to_leader: self.config.fallback_to_leader,
+            hold_until: started + patience,
         }
     }
 
@@ -156,10 +184,44 @@ impl Connector<'_> {
         route::route(policy, seen.evidence(), load)
     }
 
+    /// The leader, if it cannot be connected to: nobody can stream from it then. One that answered is noted in `answered` and
+    /// not asked again for this client, since each question costs it a connection.
+    async fn silent_leader(
+        &self,
+        policy: Policy,
+        avoid: &[MemberName],
+        answered: &mut Option<MemberName>,
+    ) -> Option<MemberName> {
+        let view = self.shared.view.load_full();
+        let leader = route::worth_asking(policy, &view, avoid)?;
+        if answered.as_ref() == Some(&leader.name) {
+            return None;
+        }
+        let address = leader.record.postgres_address()?;
+        let dialled = tokio::select! {
+            dialled = dial(&address) => dialled,
+            // Noticed again where it is waited.
+            () = gone(self.client) => return None,
+            () = self.cut.cancelled() => return None,
+        };
+        if dialled.is_err() {
+            return Some(leader.name.clone());
+        }
+        *answered = Some(leader.name.clone());
+        None
+    }
+
     /// Dials while the route still leads there, and enters the session before its evidence is looked at for the last time:
     /// from then on the fence knows of it.
-    async fn dial(&self, policy: Policy, target: &Target, changes: &mut watch::Receiver<Arc<View>>) -> Dialled {
-        let still_leads_there = || route::still_leads_to(target, policy, self.shared.seen().evidence());
+    async fn dial(
+        &self,
+        policy: Policy,
+        target: &Target,
+        avoid: &[MemberName],
+        changes: &mut watch::Receiver<Arc<View>>,
+        look_until: Boottime,
+    ) -> Dialled {
+        let still_leads_there = || route::still_leads_to(target, policy, self.shared.seen().evidence(), avoid);
         let dialling = dial(&target.address);
         tokio::pin!(dialling);
         let dialled = loop {
@@ -172,30 +234,75 @@ impl Connector<'_> {
             }
         };
         let peer = dialled.and_then(|server| server.peer_addr().map(|address| (server, address)));
-        let (mut server, address): (TcpStream, SocketAddr) = match peer {
+        let (server, address): (TcpStream, SocketAddr) = match peer {
             Ok(connected) => connected,
             Err(error) => {
                 debug!(member = %target.member, address = %target.address, %error, "cannot connect to a member");
                 self.shared
                     .events
                     .record(EventKind::MemberUnreachable(target.member.clone()));
-                return Dialled::Failed;
+                return Dialled::unreachable(target);
             }
         };
-        let (registration, ended) = self.shared.sessions.enter(self.worker, target.epoch.clone(), address);
+        let footing = Footing {
+            member: target.member.clone(),
+            epoch: target.epoch.clone(),
+            may_be_led: policy.fallback_to_leader,
+        };
+        let (registration, ended) = self.shared.sessions.enter(self.worker, footing, address);
         if !still_leads_there() {
             return Dialled::Overtaken;
         }
         let route = self.shared.routes.enter(self.listener, &target.member);
-        match timeout(FORWARD_MAX, server.write_all(self.startup)).await {
-            Ok(Ok(())) => Dialled::Connected(Box::new(Connected {
-                server,
-                target: target.clone(),
-                registration,
-                ended,
-                route,
-            })),
-            Ok(Err(_)) | Err(_) => Dialled::Failed,
+        let connected = Connected {
+            server,
+            early: Vec::new(),
+            target: target.clone(),
+            registration,
+            ended,
+            route,
+        };
+        self.ask(connected, look_until).await
+    }
+
+    /// Forwards the startup message and looks at the first word of the answer: a server that takes no connections now is as
+    /// good as one that does not answer. Nothing has been said to the client yet, so it can still go elsewhere.
+    async fn ask(&self, mut connected: Connected, look_until: Boottime) -> Dialled {
+        let target = &connected.target;
+        let forwarded = timeout(FORWARD_MAX, connected.server.write_all(self.startup)).await;
+        if !matches!(forwarded, Ok(Ok(()))) {
+            return Dialled::unreachable(target);
+        }
+        let looked = tokio::select! {
+            biased;
+            ending = &mut connected.ended => {
+                return match ending {
+                    Ok(Ending::Stopping) => Dialled::Stopping,
+                    Ok(Ending::Outlived(_)) | Err(_) => Dialled::Overtaken,
+                };
+            }
+            looked = look(&connected.server, &mut connected.early) => looked,
+            () = gone(self.client) => return Dialled::ClientGone,
+            () = self.cut.cancelled() => return Dialled::Stopping,
+            // A server may think for long before its first word; the relay waits on.
+            () = sleep(look_until.since(Boottime::now())) => Ok(FirstAnswer::ForTheClient),
+        };
+        match looked {
+            Ok(FirstAnswer::ForTheClient | FirstAnswer::Incomplete) => {
+                connected.route = connected.route.begun();
+                Dialled::Connected(Box::new(connected))
+            }
+            Ok(FirstAnswer::NotNow(said)) => {
+                let member = target.member.clone();
+                debug!(%member, said, "a member takes no connections now");
+                let kind = EventKind::MemberNotNow {
+                    member: member.clone(),
+                    said: said.clone(),
+                };
+                self.shared.events.record(kind);
+                Dialled::Failed(Why::NotNow { member, said })
+            }
+            Err(_) => Dialled::unreachable(target),
         }
     }
 

@@ -119,6 +119,7 @@ impl Connection {
     async fn relay(&self, client: TcpStream, config: &ListenerConfig, listener: &ListenerState, connected: Connected) {
         let Connected {
             server,
+            early,
             target,
             registration,
             ended,
@@ -129,7 +130,7 @@ impl Connection {
             to_server: &moved.to_server,
             to_client: &moved.to_client,
         });
-        let mut relay = Relay::new(client, server, registration, ended, counters);
+        let mut relay = Relay::new(client, server, early, registration, ended, counters);
         let outcome = relay.run().await;
         let can_speak = relay.can_speak();
         let Relay { client, server, .. } = relay;

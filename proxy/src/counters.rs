@@ -55,6 +55,14 @@ impl Drop for OpenRoute {
     }
 }
 
+impl OpenRoute {
+    /// The server takes the session: from here on it counts as one that there was.
+    pub(crate) fn begun(self) -> Self {
+        self.0.total.fetch_add(1, Ordering::Relaxed);
+        self
+    }
+}
+
 /// What was counted on one route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RouteCounts {
@@ -84,7 +92,7 @@ impl Routes {
         self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a session in.
+    /// Counts a session in that has not begun yet.
     pub(crate) fn enter(&self, listener: usize, member: &MemberName) -> OpenRoute {
         let mut routes = self.lock();
         let route = routes.entry((listener, member.clone())).or_insert_with(|| {
@@ -95,7 +103,6 @@ impl Routes {
             })
         });
         route.open.fetch_add(1, Ordering::Relaxed);
-        route.total.fetch_add(1, Ordering::Relaxed);
         OpenRoute(Arc::clone(route))
     }
 
@@ -183,12 +190,13 @@ mod tests {
     #[test]
     fn a_route_is_summed_over_its_workers() {
         let routes = Routes::new(2);
-        let open = routes.enter(0, &name("n1"));
+        let open = routes.enter(0, &name("n1")).begun();
         for worker in 0..2 {
             let moved = open.0.moved(worker).expect("two workers");
             moved.to_client.add(5);
         }
         assert!(open.0.moved(2).is_none());
+        drop(routes.enter(1, &name("n1")).begun());
         drop(routes.enter(1, &name("n1")));
         assert_eq!(routes.open_by_member()[&name("n1")], 1);
         let counts = routes.counts();

@@ -31,6 +31,7 @@ pub(crate) enum EventKind {
     StoreLost(String),
     StoreBack,
     MemberUnreachable(MemberName),
+    MemberNotNow { member: MemberName, said: String },
 }
 
 impl EventKind {
@@ -51,6 +52,7 @@ impl EventKind {
             Self::StoreLost(_) => "store_lost",
             Self::StoreBack => "store_back",
             Self::MemberUnreachable(_) => "member_unreachable",
+            Self::MemberNotNow { .. } => "member_not_now",
         }
     }
 }
@@ -101,6 +103,7 @@ impl fmt::Display for EventKind {
             Self::StoreLost(error) => write!(f, "the cluster's store does not answer: {error}"),
             Self::StoreBack => f.write_str("the cluster's store answers"),
             Self::MemberUnreachable(member) => write!(f, "{member} cannot be connected to"),
+            Self::MemberNotNow { member, said } => write!(f, "{member} takes no connections now: {said}"),
         }
     }
 }

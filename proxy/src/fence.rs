@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::events::EventKind;
-use crate::route;
+use crate::route::{self, Footing};
 use crate::sessions::Ending;
 use crate::shared::{Leadership, Seen, Shared};
 use crate::timer::BoottimeTimer;
@@ -84,10 +84,16 @@ pub(crate) async fn run(shared: &Shared, stop: CancellationToken) -> std::io::Re
 /// Tells every session to end that rests on what is no longer so.
 fn end_sessions(shared: &Shared, seen: &Seen) {
     let evidence = seen.evidence();
-    let judge = |epoch: Option<&Epoch>| route::may_go_on(epoch?, evidence).err().map(Ending::Outlived);
+    let judge = |footing: &mut Footing| match route::may_go_on(footing, evidence) {
+        Ok(epoch) => {
+            footing.epoch = epoch;
+            None
+        }
+        Err(why) => Some(Ending::Outlived(why)),
+    };
     let told = shared.sessions.end_where(judge);
     if told > 0 {
-        warn!(sessions = told, "sessions of an earlier leadership are ended");
+        warn!(sessions = told, "sessions are ended that may not outlive a leadership");
     }
 }
 

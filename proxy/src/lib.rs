@@ -15,6 +15,7 @@ mod events;
 mod fence;
 mod handshake;
 mod listener;
+mod look;
 mod proxy;
 mod refusal;
 mod relay;
@@ -26,6 +27,7 @@ mod stats;
 #[cfg(test)]
 mod testing;
 mod timer;
+mod vouch;
 pub mod warrant;
 pub mod wire;
 mod worker;

@@ -17,7 +17,7 @@ use crate::listener::{self, Acceptor, BindError, Inbox, Limits};
 use crate::sessions::Ending;
 use crate::shared::{ListenerState, Shared};
 use crate::worker::Worker;
-use crate::{fence, stats};
+use crate::{fence, stats, vouch};
 
 /// For workers to end after their sessions were cut.
 const WORKERS_END_MAX: Duration = Duration::from_secs(5);
@@ -142,7 +142,7 @@ impl Proxy {
         let outcome = tokio::select! {
             () = stop.cancelled() => Ok(()),
             Some(ended) = acceptors.join_next() => failure("listener", ended),
-            Some(ended) = parts.join_next() => failure("fence or page", ended),
+            Some(ended) = parts.join_next() => failure("fence, vouch or page", ended),
             Some(ended) = sessions.join_next() => failure("worker", ended),
         };
         closed.cancel();
@@ -213,6 +213,9 @@ fn start_parts(shared: &Arc<Shared>, stats: Vec<TcpListener>, stop: &Cancellatio
     let fenced = Arc::clone(shared);
     let stopped = stop.clone();
     parts.spawn(async move { fence::run(&fenced, stopped).await });
+    let vouched = Arc::clone(shared);
+    let stopped = stop.clone();
+    parts.spawn(async move { vouch::run(&vouched, stopped).await });
     for socket in stats {
         parts.spawn(stats::serve(Arc::clone(shared), socket, stop.clone()));
     }

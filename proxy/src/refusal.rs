@@ -60,6 +60,7 @@ pub(crate) fn cannot_route(why: &Why, waited: Duration, leaderless_for: Option<D
             format!("no replica can be read from ({})", listed.join("; "))
         }
         Why::Unreachable { member } => format!("{member} cannot be connected to"),
+        Why::NotNow { member, said } => format!("{member} takes no connections now: {said}"),
     };
     let hint = match why {
         Why::StandbyCluster { .. } => "Write to the cluster that this one follows.",
@@ -110,10 +111,13 @@ pub(crate) fn outlived(why: &Outlived) -> Fatal {
         Outlived::WarrantLapsed => {
             "It is no longer certain that the member which this session was connected to leads: the cluster's store does not answer.".to_owned()
         }
+        Outlived::Promoted { member } => format!("{member} was promoted; this session came for a replica."),
     };
-    Fatal::new(ADMIN_SHUTDOWN, "terminating connection: its leader no longer leads")
-        .detail(detail)
-        .hint(RECONNECT)
+    let message = match why {
+        Outlived::Promoted { .. } => "terminating connection: its replica is none any more",
+        Outlived::EpochOver { .. } | Outlived::WarrantLapsed => "terminating connection: its leader no longer leads",
+    };
+    Fatal::new(ADMIN_SHUTDOWN, message).detail(detail).hint(RECONNECT)
 }
 
 /// A first packet that is not understood, or nothing for one whose sender would not understand an answer.
@@ -168,6 +172,7 @@ mod tests {
             Outlived::WarrantLapsed,
             Outlived::EpochOver { now: None },
             Outlived::EpochOver { now: Some(epoch) },
+            Outlived::Promoted { member: name("n2") },
         ] {
             let fatal = outlived(&why);
             assert_eq!(fatal.sqlstate(), "57P01");

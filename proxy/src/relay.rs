@@ -246,15 +246,16 @@ impl Hooks for FromServer<'_, '_> {
 }
 
 impl<'a> Relay<'a> {
-    /// Between two sockets of which the server's has the startup message and nothing else has been said.
+    /// Between two sockets of which the server's has the startup message. Of what it answered, `early` has been received.
     pub(crate) fn new(
         client: TcpStream,
         server: TcpStream,
+        early: Vec<u8>,
         registration: Registration,
         ended: oneshot::Receiver<Ending>,
         counters: Option<Counters<'a>>,
     ) -> Self {
-        Self {
+        let mut relay = Self {
             client,
             server,
             to_server: Direction::default(),
@@ -268,7 +269,10 @@ impl<'a> Relay<'a> {
             ended: Some(ended),
             counters,
             client_follows: None,
-        }
+        };
+        relay.talk.server_sent(&early);
+        relay.to_client.rest = early;
+        relay
     }
 
     /// Relays until either side or somebody outside ends it.

@@ -105,6 +105,13 @@ pub enum Why {
         /// The member.
         member: MemberName,
     },
+    /// The member's PostgreSQL is there and takes no connections now.
+    NotNow {
+        /// The member.
+        member: MemberName,
+        /// Its reason, in its own words.
+        said: String,
+    },
 }
 
 /// Decides. `load` matters for readers only.
@@ -160,7 +167,7 @@ fn not_writable(epoch: &Epoch, member: &Member) -> Why {
     }
 }
 
-/// A replica, or the leader as a last resort.
+/// A replica that streams, or the leader where that is allowed, or else, while there is nobody to stream from, any standby.
 fn reader(policy: Policy, evidence: Evidence<'_>, load: Load<'_>) -> Result<Target, Why> {
     let view = evidence.view;
     if evidence.warrant.age(evidence.now).is_none() {
@@ -174,19 +181,20 @@ fn reader(policy: Policy, evidence: Evidence<'_>, load: Load<'_>) -> Result<Targ
             Err(left_out) => members.push((member.name.clone(), left_out)),
         }
     }
-    if let Some(chosen) = balance::choose(&candidates, load) {
-        let address = chosen.record.postgres_address();
-        return Ok(Target {
-            member: chosen.name.clone(),
-            address: address.ok_or(Why::NoReplica { members })?,
-            epoch: None,
-        });
+    if let Some(target) = balance::choose(&candidates, load).and_then(standby) {
+        return Ok(target);
     }
     if policy.fallback_to_leader
         && let Ok(target) = writer(evidence)
         && !load.avoid.contains(&target.member)
     {
         return Ok(target);
+    }
+    if balance::nobody_to_stream_from(view, load.avoid) {
+        candidates = stranded(policy, view);
+        if let Some(target) = balance::choose(&candidates, load).and_then(standby) {
+            return Ok(target);
+        }
     }
     match candidates.first() {
         // Every one that could be read from has been tried for this client.
@@ -197,9 +205,37 @@ fn reader(policy: Policy, evidence: Evidence<'_>, load: Load<'_>) -> Result<Targ
     }
 }
 
-/// Whether `target`, chosen a moment ago, may still be connected to: a dial takes time.
+fn standby(member: &Member) -> Option<Target> {
+    Some(Target {
+        member: member.name.clone(),
+        address: member.record.postgres_address()?,
+        epoch: None,
+    })
+}
+
+/// Standbys that may be read from while there is nobody to stream from, those that stream by their last word among them.
+fn stranded(policy: Policy, view: &View) -> Vec<&Member> {
+    let may = |member: &&Member| balance::last_resort(view, member, policy.max_lag_bytes).is_ok();
+    view.members.values().filter(may).collect()
+}
+
+/// The leader, if a reader that no replica can take could be helped by knowing that it does not answer. Nothing for a leader
+/// of which that is known.
 #[must_use]
-pub fn still_leads_to(target: &Target, policy: Policy, evidence: Evidence<'_>) -> bool {
+pub fn worth_asking<'a>(policy: Policy, view: &'a View, avoid: &[MemberName]) -> Option<&'a Member> {
+    if policy.role != ListenerRole::Read || balance::nobody_to_stream_from(view, avoid) {
+        return None;
+    }
+    let untried = |member: &&Member| !avoid.contains(&member.name);
+    stranded(policy, view)
+        .iter()
+        .any(untried)
+        .then(|| view.leader_member())?
+}
+
+/// Whether `target`, chosen a moment ago, may still be connected to: a dial takes time. `avoid` is what it was chosen with.
+#[must_use]
+pub fn still_leads_to(target: &Target, policy: Policy, evidence: Evidence<'_>, avoid: &[MemberName]) -> bool {
     if target.epoch.is_some() {
         return writer(evidence).as_ref() == Ok(target);
     }
@@ -207,10 +243,26 @@ pub fn still_leads_to(target: &Target, policy: Policy, evidence: Evidence<'_>) -
         return false;
     };
     let same_address = member.record.postgres_address().as_ref() == Some(&target.address);
-    same_address && balance::readable(evidence.view, member, policy.max_lag_bytes).is_ok()
+    let view = evidence.view;
+    let readable = || balance::readable(view, member, policy.max_lag_bytes).is_ok();
+    let is_last_resort = || {
+        balance::nobody_to_stream_from(view, avoid) && balance::last_resort(view, member, policy.max_lag_bytes).is_ok()
+    };
+    same_address && (readable() || is_last_resort())
 }
 
-/// Why a session of `epoch` must end.
+/// What a session stands on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Footing {
+    /// Its member.
+    pub member: MemberName,
+    /// The holding of the leader key that it rests on; nothing while its member is a replica.
+    pub epoch: Option<Epoch>,
+    /// Whether it may stay when its member is promoted.
+    pub may_be_led: bool,
+}
+
+/// Why a session must end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outlived {
     /// The leader key is held anew or by another, or by nobody.
@@ -220,21 +272,35 @@ pub enum Outlived {
     },
     /// The proof that the leader leads is too old.
     WarrantLapsed,
+    /// It came for a replica, and its member is none any more.
+    Promoted {
+        /// The member.
+        member: MemberName,
+    },
 }
 
-/// Whether a session that rests on `epoch` may go on, or why not.
+/// Whether a session may go on, and on which epoch from now on, or why not. A promoted member takes writes, so a session
+/// with it needs a warrant like any other.
 ///
 /// # Errors
 /// The reason to end it.
-pub fn may_go_on(epoch: &Epoch, evidence: Evidence<'_>) -> Result<(), Outlived> {
+pub fn may_go_on(footing: &Footing, evidence: Evidence<'_>) -> Result<Option<Epoch>, Outlived> {
     let now = evidence.view.epoch();
+    let promoted = || now.filter(|now| now.holder == footing.member);
+    let Some(epoch) = footing.epoch.as_ref().or_else(promoted) else {
+        return Ok(None);
+    };
+    if footing.epoch.is_none() && !footing.may_be_led {
+        let member = footing.member.clone();
+        return Err(Outlived::Promoted { member });
+    }
     if now != Some(epoch) {
         return Err(Outlived::EpochOver { now: now.cloned() });
     }
     if !evidence.warrant.holds(evidence.now) {
         return Err(Outlived::WarrantLapsed);
     }
-    Ok(())
+    Ok(Some(epoch.clone()))
 }
 
 #[cfg(test)]

@@ -6,10 +6,9 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pgherd_cluster::view::Epoch;
 use tokio::sync::oneshot;
 
-use crate::route::Outlived;
+use crate::route::{Footing, Outlived};
 use crate::wire::startup::CancelKey;
 
 /// Why a session is ended from outside.
@@ -27,13 +26,14 @@ impl Ending {
         match self {
             Self::Outlived(Outlived::EpochOver { .. }) => "epoch_over",
             Self::Outlived(Outlived::WarrantLapsed) => "warrant_lapsed",
+            Self::Outlived(Outlived::Promoted { .. }) => "promoted",
             Self::Stopping => "stopping",
         }
     }
 }
 
 struct Entry {
-    epoch: Option<Epoch>,
+    footing: Footing,
     server: SocketAddr,
     key: Option<CancelKey>,
     /// Gone once the session has been told to end.
@@ -76,7 +76,7 @@ impl Sessions {
     pub(crate) fn enter(
         self: &Arc<Self>,
         shard: usize,
-        epoch: Option<Epoch>,
+        footing: Footing,
         server: SocketAddr,
     ) -> (Registration, oneshot::Receiver<Ending>) {
         let (end, ended) = oneshot::channel();
@@ -85,7 +85,7 @@ impl Sessions {
             id = shard.next;
             shard.next += 1;
             let entry = Entry {
-                epoch,
+                footing,
                 server,
                 key: None,
                 end: Some(end),
@@ -100,13 +100,14 @@ impl Sessions {
         (registration, ended)
     }
 
-    /// Tells every session to end for which `judge` gives a reason. Answers how many were told.
-    pub(crate) fn end_where(&self, judge: impl Fn(Option<&Epoch>) -> Option<Ending>) -> usize {
+    /// Tells every session to end for which `judge` gives a reason, and leaves the others on the footing that it gave them.
+    /// Answers how many were told.
+    pub(crate) fn end_where(&self, judge: impl Fn(&mut Footing) -> Option<Ending>) -> usize {
         let mut told = 0;
         for index in 0..self.shards.len() {
             let Some(mut shard) = self.lock(index) else { continue };
             for entry in shard.entries.values_mut() {
-                let Some(ending) = judge(entry.epoch.as_ref()) else {
+                let Some(ending) = judge(&mut entry.footing) else {
                     continue;
                 };
                 if let Some(end) = entry.end.take() {
@@ -115,6 +116,14 @@ impl Sessions {
             }
         }
         told
+    }
+
+    /// Whether any session rests on a holding of the leader key.
+    pub(crate) fn any_with_epoch(&self) -> bool {
+        (0..self.shards.len()).any(|index| {
+            let shard = self.lock(index);
+            shard.is_some_and(|shard| shard.entries.values().any(|entry| entry.footing.epoch.is_some()))
+        })
     }
 
     /// The server of the session that `key` was given to.
@@ -168,12 +177,21 @@ impl Drop for Registration {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use pgherd_cluster::view::Epoch;
 
     use super::*;
     use crate::testing::name;
 
     fn server(port: u16) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
+    fn footing(epoch: Option<Epoch>) -> Footing {
+        Footing {
+            member: name("n1"),
+            epoch,
+            may_be_led: false,
+        }
     }
 
     fn key(bytes: &'static [u8]) -> CancelKey {
@@ -183,9 +201,9 @@ mod tests {
     #[test]
     fn a_key_leads_to_its_session_among_others_with_the_same_process_id() {
         let sessions = Sessions::new(2);
-        let (first, _first_end) = sessions.enter(0, None, server(1));
-        let (second, _second_end) = sessions.enter(1, None, server(2));
-        let (third, _third_end) = sessions.enter(1, None, server(3));
+        let (first, _first_end) = sessions.enter(0, footing(None), server(1));
+        let (second, _second_end) = sessions.enter(1, footing(None), server(2));
+        let (third, _third_end) = sessions.enter(1, footing(None), server(3));
         first.learn_key(key(b"pid.secret-1"));
         second.learn_key(key(b"pid.secret-2"));
         third.learn_key(key(b"pid.secret-3"));
@@ -208,9 +226,14 @@ mod tests {
             holder: name("n1"),
             create_revision: 1,
         };
-        let (_writer, mut writer_end) = sessions.enter(0, Some(epoch), server(1));
-        let (_reader, mut reader_end) = sessions.enter(0, None, server(2));
-        let judge = |epoch: Option<&Epoch>| epoch.map(|_| Ending::Outlived(Outlived::WarrantLapsed));
+        let (_writer, mut writer_end) = sessions.enter(0, footing(Some(epoch)), server(1));
+        let (_reader, mut reader_end) = sessions.enter(0, footing(None), server(2));
+        let judge = |footing: &mut Footing| {
+            footing
+                .epoch
+                .is_some()
+                .then_some(Ending::Outlived(Outlived::WarrantLapsed))
+        };
         assert_eq!(sessions.end_where(judge), 1);
         assert_eq!(sessions.end_where(judge), 0);
         assert_eq!(writer_end.try_recv(), Ok(Ending::Outlived(Outlived::WarrantLapsed)));

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwapOption;
 use pgherd_cluster::clock::{Boottime, wall_now};
 use pgherd_cluster::source::ViewHandle;
 use pgherd_cluster::view::{Epoch, View};
@@ -16,7 +17,7 @@ use crate::counters::{Counted, Gauge, Routes, Tally};
 use crate::events::EventLog;
 use crate::route::Evidence;
 use crate::sessions::Sessions;
-use crate::warrant::Warrant;
+use crate::warrant::{Vouch, Warrant};
 
 /// One listener and what was counted on it.
 pub(crate) struct ListenerState {
@@ -91,6 +92,8 @@ impl Seen {
 pub(crate) struct Shared {
     pub(crate) config: ProxyConfig,
     pub(crate) view: ViewHandle,
+    /// The last word of the leader's own agent.
+    vouch: ArcSwapOption<Vouch>,
     pub(crate) listeners: Vec<ListenerState>,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) routes: Routes,
@@ -116,6 +119,7 @@ impl Shared {
         Self {
             config,
             view,
+            vouch: ArcSwapOption::empty(),
             listeners,
             sessions: Sessions::new(workers),
             routes: Routes::new(workers),
@@ -138,15 +142,22 @@ impl Shared {
         }
     }
 
-    /// Reads the proof before the view: a proof of a newer view must not be taken for one of an older.
+    /// What is known now.
     pub(crate) fn seen(&self) -> Seen {
-        let as_of = self.view.current_as_of();
-        let view = self.view.load_full();
-        let warrant = Warrant::new(&view, as_of);
+        let (as_of, view) = self.view.evidence();
+        let warrant = Warrant::new(&view, as_of).vouched(&view, self.vouch.load().as_deref());
         Seen {
             view,
             warrant,
             now: Boottime::now(),
+        }
+    }
+
+    /// Takes the word of the leader's own agent. A later word about the same epoch shortens nothing: the first still stands.
+    pub(crate) fn vouched(&self, vouch: Vouch) {
+        let known = self.vouch.load_full();
+        if known.is_none_or(|known| known.epoch != vouch.epoch || known.end < vouch.end) {
+            self.vouch.store(Some(Arc::new(vouch)));
         }
     }
 

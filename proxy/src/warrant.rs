@@ -3,14 +3,22 @@
 use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
-use pgherd_cluster::timing::LeaseTiming;
-use pgherd_cluster::view::View;
+use pgherd_cluster::view::{Epoch, View};
 
 /// The belief that the leader of a view may take writes. It says nothing about who that is: the view does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Warrant {
     as_of: Option<Boottime>,
     end: Option<Boottime>,
+}
+
+/// What the leader's own agent has told: until when it may be writable under `epoch`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vouch {
+    /// The holding that it speaks of, and no other.
+    pub epoch: Epoch,
+    /// When its word ends, counted from before it was asked.
+    pub end: Boottime,
 }
 
 impl Warrant {
@@ -20,7 +28,17 @@ impl Warrant {
     pub fn new(view: &View, as_of: Option<Boottime>) -> Self {
         Self {
             as_of,
-            end: as_of.map(|as_of| timing(view).warrant_end(as_of)),
+            end: as_of.map(|as_of| view.timing().warrant_end(as_of)),
+        }
+    }
+
+    /// The later end of this and the leader's own word, when that is about the epoch of `view`.
+    #[must_use]
+    pub fn vouched(self, view: &View, vouch: Option<&Vouch>) -> Self {
+        let same = vouch.filter(|vouch| view.epoch() == Some(&vouch.epoch));
+        Self {
+            end: self.end.max(same.map(|vouch| vouch.end)),
+            ..self
         }
     }
 
@@ -42,22 +60,10 @@ impl Warrant {
         self.end.map_or(Duration::ZERO, |end| end.since(now))
     }
 
-    /// The age of the proof.
+    /// The age of the view's proof.
     #[must_use]
     pub fn age(self, now: Boottime) -> Option<Duration> {
         self.as_of.map(|as_of| now.since(as_of))
-    }
-}
-
-/// The lease times that the members of `view` use.
-#[must_use]
-pub fn timing(view: &View) -> LeaseTiming {
-    let configured = view.config.value.as_ref().and_then(|config| config.timing().ok());
-    let timing = configured.unwrap_or(LeaseTiming::PATRONI_DEFAULT);
-    if view.all_pgherd() {
-        timing
-    } else {
-        timing.beside_patroni()
     }
 }
 
@@ -66,7 +72,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::Cluster;
+    use crate::testing::{Cluster, name};
 
     #[test]
     fn a_proxy_that_was_never_told_anything_has_no_warrant() {
@@ -75,18 +81,34 @@ mod tests {
     }
 
     #[test]
-    fn beside_a_patroni_member_its_minimums_apply() {
-        let ours = Cluster::new()
-            .config(r#"{"ttl":5,"loop_wait":1,"retry_timeout":2}"#)
-            .replica("n1");
-        assert_eq!(timing(&ours.view()).ttl(), Duration::from_secs(5));
-        assert_eq!(timing(&ours.patroni("n2").view()).ttl(), Duration::from_secs(20));
+    fn the_leaders_own_word_lengthens_the_warrant_of_its_epoch_and_shortens_none() {
+        let cluster = Cluster::new().leader("n1", 10);
+        let at = |millis: u64| Boottime::from_nanos(millis * 1_000_000);
+        let end = |revision: i64, vouched: u64| {
+            let view = cluster.view();
+            let epoch = Epoch {
+                holder: name("n1"),
+                create_revision: revision,
+            };
+            let end = at(vouched);
+            Warrant::new(&view, Some(at(1_000)))
+                .vouched(&view, Some(&Vouch { epoch, end }))
+                .end()
+        };
+        assert_eq!(end(10, 9_000), Some(at(9_000)));
+        assert_eq!(end(10, 2_000), Some(at(5_500)));
+        assert_eq!(end(11, 9_000), Some(at(5_500)));
     }
 
     #[test]
-    fn times_that_cannot_work_count_as_patronis_defaults() {
-        let view = Cluster::new().config(r#"{"ttl":1}"#).view();
-        assert_eq!(timing(&view), LeaseTiming::PATRONI_DEFAULT);
+    fn beside_a_patroni_member_the_lease_is_longer_and_so_is_the_warrant() {
+        let ours = Cluster::new()
+            .config(r#"{"ttl":5,"loop_wait":1,"retry_timeout":2}"#)
+            .replica("n1");
+        let asked = Boottime::from_nanos(1_000_000_000);
+        let left = |cluster: &Cluster| Warrant::new(&cluster.view(), Some(asked)).left(asked);
+        assert_eq!(left(&ours), Duration::from_millis(4500));
+        assert_eq!(left(&ours.patroni("n2")), Duration::from_secs(18));
     }
 
     proptest! {
@@ -96,7 +118,7 @@ mod tests {
             let asked = Boottime::from_nanos(asked);
             let warrant = Warrant::new(&view, Some(asked));
             let now = asked + Duration::from_millis(late);
-            let lease_end = asked + timing(&view).ttl();
+            let lease_end = asked + view.timing().ttl();
             prop_assert!(!warrant.holds(now) || now < lease_end);
             prop_assert_eq!(warrant.holds(now), warrant.left(now) > Duration::ZERO);
         }

@@ -5,4 +5,5 @@
 
 pub mod backend;
 pub mod error_response;
+pub mod first_answer;
 pub mod startup;

@@ -142,6 +142,67 @@ fn readers_go_to_replicas_and_to_the_leader_only_as_a_last_resort() {
 }
 
 #[test]
+fn readers_go_to_a_standby_that_does_not_stream_only_while_there_is_nobody_to_stream_from() {
+    let archive = r#""replication_state":"in archive recovery""#;
+    let stranded = Cluster::new().member("n2", "replica", "running", archive);
+    let led = || stranded.clone().leader("n1", 10).primary("n1", 11);
+    let to = |member: &str, epoch: Option<i64>| Some((member.to_owned(), epoch));
+    let n1 = [name("n1")];
+    let cases = [
+        (stranded.clone(), false, &[][..], to("n2", None)),
+        (led(), false, &[], None),
+        (led(), true, &[], to("n1", Some(10))),
+        // The leader has been tried and did not answer.
+        (led(), false, &n1, to("n2", None)),
+        (led(), true, &n1, to("n2", None)),
+        // One that streams is the first choice, with a leader or without.
+        (led().replica("n3"), true, &[], to("n3", None)),
+        (stranded.clone().replica("n3"), false, &[], to("n3", None)),
+        (stranded.replica("n3"), false, &[name("n3")], to("n2", None)),
+    ];
+    for (cluster, fallback_to_leader, avoid, expected) in cases {
+        let policy = Policy {
+            fallback_to_leader,
+            ..policy(ListenerRole::Read)
+        };
+        let view = cluster.view();
+        let warrant = Warrant::new(&view, Some(ASKED));
+        let evidence = Evidence {
+            view: &view,
+            warrant,
+            now: ASKED,
+        };
+        let load = Load {
+            open: &|_| 0,
+            draws: [0, 0],
+            avoid,
+        };
+        let decision = route(policy, evidence, load);
+        if let Decision::To(chosen) = &decision {
+            assert!(still_leads_to(chosen, policy, evidence, avoid));
+        }
+        assert_eq!(target(decision), expected, "{avoid:?}");
+    }
+}
+
+#[test]
+fn a_leader_is_asked_only_for_a_reader_whom_its_silence_would_help() {
+    let read = policy(ListenerRole::Read);
+    let led = Cluster::new().leader("n1", 10).primary("n1", 11);
+    let archive = r#""replication_state":"in archive recovery""#;
+    let stranded = led.clone().member("n2", "replica", "running", archive);
+    let asks = |policy: Policy, cluster: &Cluster, avoid: &[MemberName]| {
+        worth_asking(policy, &cluster.view(), avoid).map(|leader| leader.name.to_string())
+    };
+    assert_eq!(asks(read, &stranded, &[]), Some("n1".to_owned()));
+    assert_eq!(asks(read, &led, &[]), None);
+    assert_eq!(asks(read, &stranded, &[name("n1")]), None);
+    assert_eq!(asks(read, &stranded, &[name("n2")]), None);
+    assert_eq!(asks(policy(ListenerRole::Write), &stranded, &[]), None);
+    assert_eq!(asks(read, &Cluster::new().replica("n2"), &[]), None);
+}
+
+#[test]
 fn a_session_lives_as_long_as_its_epoch_and_the_warrant() {
     let epoch = |revision| Epoch {
         holder: name("n1"),
@@ -150,8 +211,13 @@ fn a_session_lives_as_long_as_its_epoch_and_the_warrant() {
     let judge = |cluster: &Cluster, now: Boottime| {
         let view = cluster.view();
         let warrant = Warrant::new(&view, Some(ASKED));
+        let footing = Footing {
+            member: name("n1"),
+            epoch: Some(epoch(10)),
+            may_be_led: false,
+        };
         may_go_on(
-            &epoch(10),
+            &footing,
             Evidence {
                 view: &view,
                 warrant,
@@ -160,7 +226,7 @@ fn a_session_lives_as_long_as_its_epoch_and_the_warrant() {
         )
     };
     let same = Cluster::new().leader("n1", 10);
-    assert_eq!(judge(&same, ASKED), Ok(()));
+    assert_eq!(judge(&same, ASKED), Ok(Some(epoch(10))));
     assert_eq!(
         judge(&same, ASKED + Duration::from_secs(60)),
         Err(Outlived::WarrantLapsed)
@@ -168,6 +234,39 @@ fn a_session_lives_as_long_as_its_epoch_and_the_warrant() {
     let again = Cluster::new().leader("n1", 20);
     assert_eq!(judge(&again, ASKED), Err(Outlived::EpochOver { now: Some(epoch(20)) }));
     assert_eq!(judge(&Cluster::new(), ASKED), Err(Outlived::EpochOver { now: None }));
+}
+
+#[test]
+fn a_session_with_a_replica_needs_a_warrant_from_its_promotion_on_or_ends() {
+    let judge = |leader: Option<&str>, may_be_led: bool, now: Boottime| {
+        let cluster = leader.map_or_else(Cluster::new, |leader| Cluster::new().leader(leader, 10));
+        let view = cluster.view();
+        let warrant = Warrant::new(&view, Some(ASKED));
+        let footing = Footing {
+            member: name("n2"),
+            epoch: None,
+            may_be_led,
+        };
+        let evidence = Evidence {
+            view: &view,
+            warrant,
+            now,
+        };
+        may_go_on(&footing, evidence)
+    };
+    let late = ASKED + Duration::from_secs(60);
+    let epoch = Epoch {
+        holder: name("n2"),
+        create_revision: 10,
+    };
+    for may_be_led in [false, true] {
+        assert_eq!(judge(None, may_be_led, late), Ok(None));
+        assert_eq!(judge(Some("n1"), may_be_led, late), Ok(None));
+    }
+    let promoted = Outlived::Promoted { member: name("n2") };
+    assert_eq!(judge(Some("n2"), false, ASKED), Err(promoted));
+    assert_eq!(judge(Some("n2"), true, ASKED), Ok(Some(epoch)));
+    assert_eq!(judge(Some("n2"), true, late), Err(Outlived::WarrantLapsed));
 }
 
 proptest! {
@@ -202,7 +301,7 @@ proptest! {
             if !read {
                 let (_, created) = leader.expect("a writer has a target");
                 prop_assert!(holds_the_key);
-                prop_assert!(confirmed.is_some_and(|age| age < 30));
+                prop_assert!(confirmed.is_some_and(|age| age < 5));
                 let member = &view.members[&target.member];
                 prop_assert!(member.mod_revision > created && member.record.role == Role::Primary);
             }

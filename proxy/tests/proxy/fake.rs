@@ -65,6 +65,11 @@ impl Cluster {
         cluster
     }
 
+    /// With a lease of `ttl` seconds.
+    pub(crate) fn ttl(&mut self, ttl: u32) {
+        self.put("config", format!(r#"{{"ttl":{ttl},"loop_wait":1,"retry_timeout":1}}"#));
+    }
+
     pub(crate) fn keep_confirming(&mut self) {
         let publisher = Arc::clone(&self.publisher);
         self.confirming.spawn(async move {
@@ -74,6 +79,11 @@ impl Cluster {
                 publisher.confirm(Boottime::now());
             }
         });
+    }
+
+    /// Waits for the first confirmation: before it, clients that may not be held are refused.
+    pub(crate) async fn confirmed(&self) {
+        until("the view is confirmed", async || self.handle.current_as_of()).await;
     }
 
     pub(crate) async fn stop_confirming(&mut self) {
@@ -148,6 +158,23 @@ impl Cluster {
         self.leader_key(member).record(member, address, "primary", "")
     }
 
+    /// A writable leader whose agent listens apart from its PostgreSQL.
+    pub(crate) fn writable_with_agent(
+        &mut self,
+        member: &str,
+        address: SocketAddr,
+        agent: SocketAddr,
+        pgherd: bool,
+    ) -> &mut Self {
+        let pgherd = if pgherd { r#","pgherd":"0.1.0""# } else { "" };
+        let value = format!(
+            r#"{{"conn_url":"postgres://{address}/postgres","api_url":"http://{agent}/patroni","state":"running","role":"primary"{pgherd}}}"#
+        );
+        self.leader_key(member).put(&format!("members/{member}"), value);
+        self.publish();
+        self
+    }
+
     pub(crate) fn replica(&mut self, member: &str, address: SocketAddr) -> &mut Self {
         self.record(member, address, "replica", r#","replication_state":"streaming""#)
     }
@@ -219,6 +246,25 @@ impl Server {
     }
 }
 
+/// The answer of a server that is there and takes no connections now.
+pub(crate) fn starting_up() -> Vec<u8> {
+    message(b'E', b"SFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0")
+}
+
+/// Takes one connection, reads its startup message, sends `answer` and closes.
+pub(crate) async fn turn_away(listener: &TcpListener, answer: &[u8]) -> Vec<u8> {
+    let (mut stream, _) = within("a session is asked for", listener.accept())
+        .await
+        .expect("accepted");
+    let startup = read_packet(&mut stream).await.expect("a startup message");
+    // Byte by byte: a message may come in any number of pieces.
+    for byte in answer {
+        stream.write_all(&[*byte]).await.expect("sent");
+        tokio::task::yield_now().await;
+    }
+    startup
+}
+
 async fn answer(
     mut stream: TcpStream,
     key: Vec<u8>,
@@ -238,7 +284,7 @@ async fn answer(
     }
 }
 
-async fn read_packet(stream: &mut TcpStream) -> Option<Vec<u8>> {
+pub(crate) async fn read_packet(stream: &mut TcpStream) -> Option<Vec<u8>> {
     let total = stream.read_u32().await.ok()?;
     let mut packet = total.to_be_bytes().to_vec();
     packet.resize(total as usize, 0);

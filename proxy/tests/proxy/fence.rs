@@ -138,3 +138,60 @@ async fn a_client_that_has_not_logged_in_yet_is_told_between_two_messages() {
     cluster.no_leader();
     assert_eq!(expect_fatal(&mut client).await.sqlstate, "57P01");
 }
+
+#[tokio::test]
+async fn a_promoted_replica_loses_its_readers_the_idle_ones_with_a_word() {
+    let (mut promoted, mut other) = (Server::start().await, Server::start().await);
+    let mut cluster = Cluster::new();
+    cluster.replica("n2", promoted.address);
+    let proxy = Running::start(config(vec![read_listener()]), &cluster);
+    let mut idle = proxy.client().await;
+    let mut idle_session = promoted.session().await;
+    expect_hello(&mut idle).await;
+    let mut busy = proxy.client().await;
+    let mut busy_session = promoted.session().await;
+    expect_hello(&mut busy).await;
+    busy.write_all(&message(b'Q', b"select\0")).await.expect("sent");
+    let mut query = [0; 12];
+    within("the query", busy_session.stream.read_exact(&mut query))
+        .await
+        .expect("received");
+    cluster.replica("n3", other.address).leader_key("n3");
+    // Another's promotion is not theirs.
+    exchange(&mut idle, &mut idle_session).await;
+    idle_session.stream.write_all(&ready()).await.expect("sent");
+    assert_eq!(read_message(&mut idle).await, Some((b'Z', b"I".to_vec())));
+    cluster.leader_key("n2");
+    let fatal = expect_fatal(&mut idle).await;
+    assert_eq!(fatal.sqlstate, "57P01");
+    assert!(fatal.text.contains("\nDn2 was promoted"), "{}", fatal.text);
+    expect_reset(&mut busy).await;
+    expect_server_end(&mut idle_session).await;
+    expect_server_end(&mut busy_session).await;
+    expect_hello(&mut proxy.client().await).await;
+    other.session().await;
+}
+
+#[tokio::test]
+async fn readers_who_may_be_on_the_leader_stay_through_a_promotion_and_are_fenced_from_then_on() {
+    let mut server = Server::start().await;
+    let mut cluster = Cluster::new();
+    cluster.replica("n2", server.address);
+    let mut listener = read_listener();
+    listener.fallback_to_leader = true;
+    let proxy = Running::start(config(vec![listener]), &cluster);
+    let mut client = proxy.client().await;
+    let mut session = server.session().await;
+    expect_hello(&mut client).await;
+    cluster.writable("n2", server.address);
+    // The next one goes to the leader by the same view, so the fence has been told of it.
+    let mut next = proxy.client().await;
+    let _next = server.session().await;
+    expect_hello(&mut next).await;
+    exchange(&mut client, &mut session).await;
+    session.stream.write_all(&ready()).await.expect("sent");
+    assert_eq!(read_message(&mut client).await, Some((b'Z', b"I".to_vec())));
+    cluster.no_leader();
+    assert_eq!(expect_fatal(&mut client).await.sqlstate, "57P01");
+    assert_eq!(expect_fatal(&mut next).await.sqlstate, "57P01");
+}

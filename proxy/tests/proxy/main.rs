@@ -5,6 +5,8 @@ mod fake;
 mod fence;
 mod hold;
 mod limits;
+mod not_now;
 mod relay;
 mod startup;
 mod surfaces;
+mod vouch;
