@@ -32,8 +32,8 @@
 //!
 //! # Pause
 //!
-//! For maintenance, [`Request::Pause`](protocol::Request::Pause) suspends the fence: no deadline is in force, and PostgreSQL stays as it is, whatever
-//! becomes of the agent and of the keeper. An agent that leaves may have PostgreSQL stay behind. A keeper that is told to
+//! For maintenance, [`Request::Pause`](protocol::Request::Pause) suspends the fence: no deadline is in force, and
+//! PostgreSQL stays as it is, whatever becomes of the agent and of the keeper. An agent that leaves may have PostgreSQL stay behind. A keeper that is told to
 //! stop leaves it behind unless the agent says otherwise, and so does the sentinel of a keeper that is killed. What would
 //! make PostgreSQL writable is refused as it is without a deadline. Arming the fence ends the pause.
 

@@ -55,7 +55,8 @@ pub fn dry_start() -> Option<ExitCode> {
 
 /// Goes on for the keeper that this process was before an upgrade, until told to stop: `None` when it was none. To be
 /// called in `main` before arguments or configuration are looked at, which must not come between PostgreSQL and its
-/// fence: the keeper goes on with the [`KeeperConfig`](crate::KeeperConfig) that it was started with. Until then its signals are blocked.
+/// fence: the keeper goes on with the [`KeeperConfig`](crate::KeeperConfig) that it was started with. Until then its
+/// signals are blocked.
 ///
 /// # Errors
 /// Within, as [`run`](crate::run). The caller must exit then, so that the sentinel ends what runs.

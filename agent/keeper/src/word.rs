@@ -1,4 +1,5 @@
-//! The shared word: the deadline, or that there is none, as the keeper wrote it last, where the sentinel can read it whatever the keeper does.
+//! The shared word: the deadline, or that there is none, as the keeper wrote it last, where the sentinel can read it
+//! whatever the keeper does.
 //!
 //! It is a file in memory that holds the record twice. The keeper writes the first copy, then the second; the sentinel
 //! reads the second, then the first. If they are equal, no writing came between. If they stay unequal, the keeper stands

@@ -97,6 +97,7 @@ fn a_standbys_pause_is_ended_without_a_deadline() {
     assert_eq!(agent.ask(&Request::Disarm), Report::Disarmed);
     signal(world.keeper(), Signal::KILL);
     wait_until_dead(backend);
+    wait_until("the sentinel leaves", || world.is_unlocked());
 }
 
 #[test]

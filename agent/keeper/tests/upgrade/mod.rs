@@ -1,11 +1,14 @@
 //! The keeper becomes another program while everything that it keeps runs on.
 
-use std::fs;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::Command;
 use std::time::Duration;
 
 use pgherd_keeper::clock::Boottime;
 use pgherd_keeper::protocol::{ExitKind, Refusal, Report, Request, RequestKind};
+use rustix::fs::OFlags;
 use rustix::process::Signal;
 
 use crate::refused;
@@ -133,7 +136,14 @@ fn what_happens_during_the_exec_is_heeded_after_it() {
     agent.send(&Request::End);
     signal(world.keeper(), Signal::HUP);
     signal(world.keeper(), Signal::TERM);
-    fs::write(&gate, "open\n").unwrap();
+    // Cannot be opened unless somebody waits at it.
+    let mut opened = OpenOptions::new();
+    let opened = opened.write(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+    wait_until("the process is still at the gate", || {
+        opened
+            .open(&gate)
+            .is_ok_and(|mut gate| gate.write_all(b"open\n").is_ok())
+    });
 
     let mut reports = [agent.recv(), agent.recv(), agent.recv()];
     reports.sort_by_key(|report| format!("{report:?}"));
