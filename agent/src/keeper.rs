@@ -3,9 +3,9 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use pgherd_cluster::clock::Boottime;
 use pgherd_keeper::KeeperLink;
 use pgherd_keeper::protocol::{ExitKind, Hello, PostmasterSignal, Refusal, Report, Request, RequestKind, Start};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -64,7 +64,28 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 pub struct Keeper {
     link: Arc<KeeperLink>,
     state: watch::Receiver<Instance>,
-    acknowledged: Arc<AtomicU64>,
+    arming: watch::Receiver<Arming>,
+}
+
+/// What the keeper last answered to a deadline.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arming {
+    /// The term of the last one that it confirmed.
+    pub term: u64,
+    /// That deadline, or a later one of the same term that it had already.
+    pub deadline: Boottime,
+    /// How many it has refused.
+    pub refusals: u64,
+    /// Why it refused the last of those.
+    pub refusal: Option<Refusal>,
+}
+
+impl Arming {
+    /// Whether the keeper will let the term go on until `deadline`.
+    #[must_use]
+    pub fn confirms(&self, term: u64, deadline: Boottime) -> bool {
+        self.term == term && self.deadline >= deadline
+    }
 }
 
 impl Keeper {
@@ -78,9 +99,9 @@ impl Keeper {
         let link = Arc::new(link);
         let (state_tx, mut state) = watch::channel(Instance::default());
         let (hello_tx, hello) = oneshot::channel();
-        let acknowledged = Arc::new(AtomicU64::new(0));
+        let (arming_tx, arming) = watch::channel(Arming::default());
         let reader = Reader {
-            acknowledged: Arc::clone(&acknowledged),
+            arming: arming_tx,
             link: Arc::clone(&link),
             state: state_tx,
         };
@@ -93,11 +114,7 @@ impl Keeper {
             Err(_) => return Err(OrderError::Timeout(ANSWER_MAX)),
         };
         state.mark_unchanged();
-        let keeper = Self {
-            link,
-            state,
-            acknowledged,
-        };
+        let keeper = Self { link, state, arming };
         Ok((keeper, hello))
     }
 
@@ -114,10 +131,10 @@ impl Keeper {
         Arc::clone(&self.link)
     }
 
-    /// The latest deadline that the keeper has confirmed, in nanoseconds of [`Boottime`](pgherd_keeper::clock::Boottime).
+    /// What the keeper answers to deadlines.
     #[must_use]
-    pub fn acknowledged(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.acknowledged)
+    pub fn arming(&self) -> watch::Receiver<Arming> {
+        self.arming.clone()
     }
 
     /// The newest state of the instance, and changes of it.
@@ -227,7 +244,7 @@ impl Keeper {
 
 struct Reader {
     link: Arc<KeeperLink>,
-    acknowledged: Arc<AtomicU64>,
+    arming: watch::Sender<Arming>,
     state: watch::Sender<Instance>,
 }
 
@@ -244,9 +261,7 @@ impl Reader {
                 }
                 // A renewed deadline is reported each time and changes nothing here: it wakes nobody.
                 Ok(report) => {
-                    if let Report::Armed { deadline, .. } = &report {
-                        self.acknowledged.store(deadline.as_nanos(), Ordering::Release);
-                    }
+                    self.note_arming(&report);
                     self.state.send_if_modified(|instance| {
                         let before = instance.clone();
                         instance.fold(report);
@@ -258,6 +273,23 @@ impl Reader {
                     return;
                 }
             }
+        }
+    }
+
+    fn note_arming(&self, report: &Report) {
+        match report {
+            Report::Armed { term, deadline } => self.arming.send_modify(|arming| {
+                arming.term = *term;
+                arming.deadline = Boottime::from_nanos(deadline.as_nanos());
+            }),
+            Report::Refused {
+                what: RequestKind::Arm,
+                why,
+            } => self.arming.send_modify(|arming| {
+                arming.refusals += 1;
+                arming.refusal = Some(*why);
+            }),
+            _ => {}
         }
     }
 

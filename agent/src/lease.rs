@@ -10,11 +10,11 @@ mod renewer;
 use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
-use pgherd_cluster::etcd::{Budget, Compare, Etcd, Op, StoreError, Txn};
-use pgherd_cluster::key::{Key, Keys};
+use pgherd_cluster::etcd::{Etcd, StoreError};
+use pgherd_cluster::key::Keys;
 use pgherd_cluster::name::MemberName;
 use pgherd_cluster::timing::LeaseTiming;
-use pgherd_cluster::view::{Entry, Epoch};
+use pgherd_cluster::view::Epoch;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::memo::Resumed;
@@ -60,8 +60,11 @@ impl LeaseState {
 }
 
 enum Command {
-    /// A bid was won, on a keepalive sent at `proven_from`.
-    Hold { epoch: Epoch, proven_from: Boottime },
+    /// Bid for the leader key.
+    Bid {
+        guards: BidGuards,
+        done: oneshot::Sender<Result<Epoch, BidError>>,
+    },
     /// Hold no more; answered when no deadline will be given any more.
     LetGo { done: oneshot::Sender<()> },
     /// Other times are in force.
@@ -126,11 +129,11 @@ impl Lease {
         let (state_tx, state) = watch::channel(initial);
         let renewer = Renewer {
             etcd: etcd.separate(),
-            leader_key: keys.of(&Key::Leader),
+            keys: keys.clone(),
             name,
             timing,
             link: keeper.link(),
-            acknowledged: keeper.acknowledged(),
+            arming: keeper.arming(),
             unanswered: None,
             latest_deadline: Boottime::default(),
             state: state_tx,
@@ -148,53 +151,22 @@ impl Lease {
         self.state.clone()
     }
 
-    /// Bids for the leader key. On success the key is ours, and the keeper has its deadline.
+    /// Bids for the leader key. On success the key is ours, and the keeper has been given its deadline.
     ///
     /// # Errors
     /// See [`BidError`].
-    pub async fn bid(
-        &self,
-        etcd: &Etcd,
-        keys: &Keys,
-        name: &MemberName,
-        guards: BidGuards,
-        timing: LeaseTiming,
-    ) -> Result<Epoch, BidError> {
-        let lease = self.state.borrow().lease.ok_or(BidError::NoLease)?;
-        let budget = Budget::new(timing.retry_timeout(), etcd.endpoint_count());
-        // The deadline counts from here: the key lives as long as the lease, which this renews.
-        let proven_from = Boottime::now();
-        etcd.keep_alive(lease, budget).await?;
-        let leader = keys.of(&Key::Leader);
-        let guard = |key: &Key, revision| Compare::ModRevision(keys.of(key), revision);
-        let txn = Txn::new()
-            .when(Compare::Absent(leader.clone()))
-            .when(guard(&Key::Sync, guards.sync))
-            .when(guard(&Key::Failsafe, guards.failsafe))
-            .when(guard(&Key::Failover, guards.failover))
-            .when(guard(&Key::Config, guards.config))
-            .then(Op::Put {
-                key: leader.clone(),
-                value: name.to_string(),
-                lease,
-            })
-            .then(Op::Get(leader.clone()))
-            .otherwise(Op::Get(leader));
-        let outcome = etcd.txn(&txn, budget).await?;
-        // A repeated try finds its own first one: same name, same lease.
-        let ours = |entry: &&Entry| entry.value == name.as_str() && entry.lease == lease;
-        let entry = outcome.read.iter().find(ours).ok_or(BidError::Lost)?;
-        let epoch = Epoch {
-            holder: name.clone(),
-            create_revision: entry.create_revision,
-        };
-        let hold = Command::Hold {
-            epoch: epoch.clone(),
-            proven_from,
-        };
-        // A closed channel means that the thread is gone, and with it every deadline: nothing becomes writable.
-        let _ = self.commands.send(hold).await;
-        Ok(epoch)
+    pub async fn bid(&self, guards: BidGuards) -> Result<Epoch, BidError> {
+        let (done, answer) = oneshot::channel();
+        // A thread that is gone ends the process; without it there is no lease.
+        let sent = self.commands.send(Command::Bid { guards, done }).await;
+        sent.map_err(|_| BidError::NoLease)?;
+        answer.await.map_err(|_| BidError::NoLease)?
+    }
+
+    /// Resolves when the thread has ended, which it never does by itself.
+    pub async fn ended(&self) {
+        let mut state = self.state.clone();
+        while state.changed().await.is_ok() {}
     }
 
     /// Stops proving the holding. When this returns, no deadline will be given for it any more.

@@ -41,6 +41,9 @@ pub enum AgentError {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// The renewal thread has ended, by a defect.
+    #[error("the thread that renews the lease has ended")]
+    LeaseThread,
     /// Another process is this member.
     #[error("a member named {name} of cluster {scope} already runs and answers at {url}; give this one another name")]
     Duplicate {
@@ -109,6 +112,8 @@ pub async fn run(config: AgentConfig, link: KeeperLink) -> Result<u8, AgentError
     let ended = tokio::select! {
         // The sentinel ends PostgreSQL; an agent without a keeper has no business.
         () = context.keeper.gone() => Err(AgentError::Keeper(OrderError::Gone)),
+        // Nor has one whose lease nobody renews: the keeper starts another.
+        () = context.lease.ended() => Err(AgentError::LeaseThread),
         code = cycle => code,
     };
     match &ended {

@@ -107,16 +107,7 @@ impl Cycle {
 
     async fn bid(&mut self, guards: BidGuards) -> Result<Acted, JobError> {
         let context = &self.context;
-        let won = context
-            .lease
-            .bid(
-                &context.etcd,
-                &context.keys,
-                &context.config.name,
-                guards,
-                context.timing(),
-            )
-            .await;
+        let won = context.lease.bid(guards).await;
         match won {
             Ok(epoch) => {
                 tracing::info!("{} won the lease as {epoch}", context.config.name);
@@ -135,8 +126,8 @@ impl Cycle {
     /// The lease is lost: everything ends, now, and no deadline is given any more.
     async fn end(&mut self) -> Result<Acted, JobError> {
         self.drop_job().await;
-        self.context.keeper.end().await?;
         self.context.lease.let_go().await;
+        self.context.keeper.end().await?;
         self.context.keeper.disarm().await?;
         self.known.writable = false;
         Ok(Acted::Done)

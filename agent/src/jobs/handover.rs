@@ -174,8 +174,9 @@ async fn confirmed_by(context: &Context, view: &View, members: &[MemberName], ch
 
 /// PostgreSQL has ended: no more deadlines, then the last position, then the key.
 async fn give_up(context: &Context, epoch: &Epoch, shutdown: Option<Lsn>) -> Result<(), JobError> {
-    let lease = context.lease.state().borrow().lease.unwrap_or_default();
     context.lease.let_go().await;
+    // After that: until then the key may still move to a lease of another length.
+    let lease = context.lease.state().borrow().lease.unwrap_or_default();
     context.keeper.disarm().await?;
     release_key(context, epoch, lease, shutdown).await
 }

@@ -1,32 +1,35 @@
 //! The renewal thread's own work.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::etcd::{Budget, Compare, Etcd, Op, StoreError, Txn};
+use pgherd_cluster::key::{Key, Keys};
 use pgherd_cluster::name::MemberName;
 use pgherd_cluster::timing::LeaseTiming;
+use pgherd_cluster::view::{Entry, Epoch};
 use pgherd_keeper::KeeperLink;
 use pgherd_keeper::protocol::Request;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{Command, Held, LeaseState, term_of};
+use super::{BidError, BidGuards, Command, Held, LeaseState, term_of};
+use crate::keeper::Arming;
 
 /// A keeper answers within a millisecond; a machine in trouble may take longer.
 const KEEPER_SILENCE_MAX: Duration = Duration::from_millis(700);
 
 pub(super) struct Renewer {
     pub(super) etcd: Etcd,
-    pub(super) leader_key: String,
+    pub(super) keys: Keys,
     pub(super) name: MemberName,
     pub(super) timing: LeaseTiming,
     pub(super) link: Arc<KeeperLink>,
-    pub(super) acknowledged: Arc<AtomicU64>,
-    /// When the oldest deadline was sent that the keeper has not confirmed, and that deadline.
-    pub(super) unanswered: Option<(Boottime, Boottime)>,
+    /// What the keeper answered to deadlines.
+    pub(super) arming: watch::Receiver<Arming>,
+    /// A deadline that was sent and that the keeper has neither confirmed nor refused.
+    pub(super) unanswered: Option<Boottime>,
     /// The latest deadline that the keeper was given: it never moves one back.
     pub(super) latest_deadline: Boottime,
     pub(super) state: watch::Sender<LeaseState>,
@@ -82,14 +85,14 @@ impl Renewer {
     /// Carries out a command; says whether a renewal is due at once.
     async fn obey(&mut self, command: Command) -> bool {
         match command {
-            Command::Hold { epoch, proven_from } => {
-                self.state
-                    .send_modify(|state| state.holding = Some(Held { epoch, deadline: None }));
-                self.prove(proven_from);
+            Command::Bid { guards, done } => {
+                let result = self.bid(guards).await;
+                let _ = done.send(result); // Who asked may be gone; the next renewal shows what is held.
                 false
             }
             Command::LetGo { done } => {
                 self.state.send_modify(|state| state.holding = None);
+                self.unanswered = None;
                 let _ = done.send(());
                 false
             }
@@ -104,12 +107,15 @@ impl Renewer {
     async fn renew(&mut self) -> bool {
         let asked_at = Boottime::now();
         if self.keeper_is_silent(asked_at) {
+            let what = "the keeper does not confirm deadlines: the lease is left to expire".to_owned();
+            self.state
+                .send_modify(|state| state.trouble = Some(StoreError::Protocol { what }));
             return false;
         }
         match self.ask().await {
             Ok(Renewal::Proven) => {
                 self.answered(asked_at);
-                self.prove(asked_at);
+                self.prove(asked_at).await;
                 self.move_if_retimed().await;
                 true
             }
@@ -132,22 +138,36 @@ impl Renewer {
     }
 
     /// A keeper that does not confirm deadlines is frozen, and its sentinel ends PostgreSQL. To keep the lease alive would
-    /// then only keep others from leading: it is left to expire, which is after that end.
+    /// then only keep others from leading: it is left to expire, which is after that end. When the deadline itself has
+    /// passed the holding is over, and a lease is granted anew.
     fn keeper_is_silent(&mut self, now: Boottime) -> bool {
-        let Some((sent_at, deadline)) = self.unanswered else {
+        let Some(deadline) = self.unanswered else {
             return false;
         };
-        if self.acknowledged.load(Ordering::Acquire) >= deadline.as_nanos() || self.state.borrow().holding.is_none() {
+        let term = self.state.borrow().holding.as_ref().map(|held| term_of(&held.epoch));
+        let arming = *self.arming.borrow();
+        if term.is_some_and(|term| arming.confirms(term, deadline)) {
             self.unanswered = None;
+            self.publish_deadline(deadline);
             return false;
         }
-        let silent = now.since(sent_at) > KEEPER_SILENCE_MAX;
-        if silent {
-            let what = "the keeper does not confirm deadlines: the lease is left to expire".to_owned();
-            self.state
-                .send_modify(|state| state.trouble = Some(StoreError::Protocol { what }));
+        if term.is_some() && now < deadline {
+            return true;
         }
-        silent
+        self.unanswered = None;
+        if term.is_some() {
+            self.lose("the keeper has not confirmed a deadline until it passed");
+            self.state.send_modify(|state| state.lease = None);
+        }
+        false
+    }
+
+    fn publish_deadline(&self, deadline: Boottime) {
+        self.state.send_modify(|state| {
+            if let Some(held) = &mut state.holding {
+                held.deadline = Some(deadline);
+            }
+        });
     }
 
     fn answered(&self, at: Boottime) {
@@ -173,7 +193,7 @@ impl Renewer {
         let Some(held) = holding else {
             return Ok(Renewal::Proven);
         };
-        let snapshot = self.etcd.read(&self.leader_key, self.budget()).await?;
+        let snapshot = self.etcd.read(&self.keys.of(&Key::Leader), self.budget()).await?;
         let ours = snapshot.entries.iter().any(|entry| {
             entry.value == self.name.as_str()
                 && entry.lease == lease
@@ -191,8 +211,8 @@ impl Renewer {
         }
     }
 
-    /// Gives the keeper the deadline of a proof that was asked for at `asked_at`.
-    fn prove(&mut self, asked_at: Boottime) {
+    /// Gives the keeper the deadline of a proof that was asked for at `asked_at`. It counts once the keeper has confirmed it.
+    async fn prove(&mut self, asked_at: Boottime) {
         let deadline = asked_at + proof_lasts(self.state.borrow().lease_ttl, self.timing);
         let term = self.state.borrow().holding.as_ref().map(|held| term_of(&held.epoch));
         let Some(term) = term else { return };
@@ -201,18 +221,69 @@ impl Renewer {
             deadline: pgherd_keeper::clock::Boottime::from_nanos(deadline.as_nanos()),
             margin: self.timing.margin(),
         };
+        let refusals = self.arming.borrow().refusals;
         if let Err(error) = self.link.send(&arm) {
-            // The keeper then knows an earlier deadline than we do, which is the safe side.
             tracing::warn!(%error, "the keeper did not take a deadline");
+            self.unanswered.get_or_insert(deadline);
             return;
         }
         self.latest_deadline = self.latest_deadline.max(deadline);
-        self.unanswered.get_or_insert((Boottime::now(), deadline));
-        self.state.send_modify(|state| {
-            if let Some(held) = &mut state.holding {
-                held.deadline = Some(deadline);
+        let answered = |arming: &Arming| arming.confirms(term, deadline) || arming.refusals > refusals;
+        let answer = timeout(KEEPER_SILENCE_MAX, self.arming.wait_for(answered)).await;
+        match answer.map(|arming| arming.map(|arming| *arming)) {
+            Ok(Ok(arming)) if arming.confirms(term, deadline) => {
+                self.unanswered = None;
+                self.publish_deadline(deadline);
             }
-        });
+            // The term is final, or another one runs: no proof of ours will make this holding good.
+            Ok(Ok(arming)) => {
+                self.unanswered = None;
+                self.lose(&format!("the keeper refuses the deadline ({:?})", arming.refusal));
+            }
+            // Silent, or gone, which ends this process elsewhere.
+            Ok(Err(_)) | Err(_) => {
+                self.unanswered.get_or_insert(deadline);
+            }
+        }
+    }
+
+    /// Bids for the leader key, between two renewals: the lease that is renewed here is the one that the key is bound to.
+    async fn bid(&mut self, guards: BidGuards) -> Result<Epoch, BidError> {
+        let lease = self.state.borrow().lease.ok_or(BidError::NoLease)?;
+        // The deadline counts from here: the key lives as long as the lease, which this renews.
+        let proven_from = Boottime::now();
+        self.etcd.keep_alive(lease, self.budget()).await?;
+        let leader = self.keys.of(&Key::Leader);
+        let guard = |key: &Key, revision| Compare::ModRevision(self.keys.of(key), revision);
+        let txn = Txn::new()
+            .when(Compare::Absent(leader.clone()))
+            .when(guard(&Key::Sync, guards.sync))
+            .when(guard(&Key::Failsafe, guards.failsafe))
+            .when(guard(&Key::Failover, guards.failover))
+            .when(guard(&Key::Config, guards.config))
+            .then(Op::Put {
+                key: leader.clone(),
+                value: self.name.to_string(),
+                lease,
+            })
+            .then(Op::Get(leader.clone()))
+            .otherwise(Op::Get(leader));
+        let outcome = self.etcd.txn(&txn, self.budget()).await?;
+        // A repeated try finds its own first one: same name, same lease.
+        let ours = |entry: &&Entry| entry.value == self.name.as_str() && entry.lease == lease;
+        let entry = outcome.read.iter().find(ours).ok_or(BidError::Lost)?;
+        let epoch = Epoch {
+            holder: self.name.clone(),
+            create_revision: entry.create_revision,
+        };
+        let held = Held {
+            epoch: epoch.clone(),
+            deadline: None,
+        };
+        self.state.send_modify(|state| state.holding = Some(held));
+        self.prove(proven_from).await;
+        let holds = self.state.borrow().holding.is_some();
+        if holds { Ok(epoch) } else { Err(BidError::Lost) }
     }
 
     /// The key is another's, or nobody's: PostgreSQL is ended at once, without waiting for the loop.
@@ -267,7 +338,7 @@ impl Renewer {
         let Ok(new) = self.etcd.grant(ttl, self.budget()).await else {
             return;
         };
-        let key = || self.leader_key.clone();
+        let key = || self.keys.of(&Key::Leader);
         let txn = Txn::new()
             .when(Compare::Value(key(), self.name.to_string()))
             .when(Compare::CreateRevision(key(), held.epoch.create_revision))
