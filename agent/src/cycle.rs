@@ -13,7 +13,7 @@ use pgherd_cluster::record::{PgState, Role};
 use pgherd_cluster::source::SourceHealth;
 use pgherd_cluster::view::{Epoch, View};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use self::upkeep::Upkeep;
@@ -55,7 +55,7 @@ enum Woken {
     /// Something to look at.
     Fact,
     /// A job has ended.
-    Job(JobKind, Result<Outcome, JobError>),
+    Job(Result<(JobKind, Result<Outcome, JobError>), JoinError>),
     /// The first checkpoint of a holding is done.
     Checkpointed(Option<Epoch>),
     /// Somebody waits for a fresh status.
@@ -77,10 +77,14 @@ impl Cycle {
             checkpointed: proven,
             ..Memory::default()
         };
+        let known = Known {
+            last_held: resumed.epoch.clone(),
+            ..Known::default()
+        };
         Self {
             context,
             memory,
-            known: Known::default(),
+            known,
             job: JoinSet::new(),
             checkpoint: JoinSet::new(),
             upkeep: Upkeep::default(),
@@ -145,6 +149,9 @@ impl Cycle {
     /// Carries facts over from cycle to cycle.
     fn take_note(&mut self, seen: &Observation) {
         self.known.data = Some(seen.data.clone());
+        if let Some(held) = &self.context.lease.state().borrow().holding {
+            self.known.last_held = Some(held.epoch.clone());
+        }
         if seen.lease != LeaseSeen::Free {
             self.memory.free_since = None;
             self.memory.poll = None;
@@ -211,7 +218,7 @@ impl Cycle {
             let context = Arc::clone(&self.context);
             let woken = tokio::select! {
                 biased;
-                Some(Ok((kind, result))) = self.job.join_next() => Woken::Job(kind, result),
+                Some(ended) = self.job.join_next() => Woken::Job(ended),
                 Some(Ok(epoch)) = self.checkpoint.join_next() => Woken::Checkpointed(epoch),
                 () = before.changed(&context) => Woken::Fact,
                 Some(refresh) = self.refresh.recv() => Woken::Refresh(refresh),
@@ -219,7 +226,13 @@ impl Cycle {
             };
             match woken {
                 Woken::Fact => return,
-                Woken::Job(kind, result) => return self.job_ended(kind, result),
+                Woken::Job(Ok((kind, result))) => return self.job_ended(kind, result),
+                Woken::Job(Err(defect)) => {
+                    tracing::error!("a job ended by a defect: {defect}");
+                    self.known.job = None;
+                    self.memory.backoff_until = Some(Boottime::now() + BACKOFF);
+                    return;
+                }
                 Woken::Checkpointed(epoch) => {
                     self.memory.checkpointed = epoch.or(self.memory.checkpointed.take());
                     return;
@@ -283,6 +296,11 @@ impl Cycle {
                 if kind == JobKind::Clone {
                     self.memory.rejoin = None; // What was compared is not there any more.
                 }
+                self.memory.handed_over = match kind {
+                    JobKind::Switchover => true,
+                    JobKind::StartStandby => false,
+                    _ => self.memory.handed_over,
+                };
             }
             Err(error) => {
                 tracing::warn!("{kind} failed: {error}");

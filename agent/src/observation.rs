@@ -28,6 +28,10 @@ pub struct Observation {
     pub bootstrap_unfinished: bool,
     /// PostgreSQL.
     pub postgres: Postgres,
+    /// Whether the keeper has a deadline in force.
+    pub armed: bool,
+    /// The last holding that this member is known to have had since the machine started.
+    pub last_held: Option<Epoch>,
     /// The one long job that is under way.
     pub job: Option<JobKind>,
     /// The address that our standby is configured to stream from.
@@ -122,6 +126,8 @@ pub struct Memory {
     pub proven: Option<Epoch>,
     /// The epoch whose first checkpoint is done.
     pub checkpointed: Option<Epoch>,
+    /// A switchover was carried out: what follows it goes on in a pause too.
+    pub handed_over: bool,
     /// The system identifier that a fatal mismatch was found with; the process ends.
     pub fatal: Option<String>,
 }
@@ -140,9 +146,13 @@ pub enum Rejoin {
 pub struct Poll {
     /// When they were asked.
     pub asked_at: Boottime,
+    /// When the last of them had answered or was given up.
+    pub answered_at: Boottime,
     /// Our own position, read after their answers: what they said can then only be older, and two candidates under live
     /// WAL cannot both see the other ahead.
     pub own_position: Lsn,
+    /// Our own timeline, read with it.
+    pub own_timeline: Option<Timeline>,
     /// Those that answered.
     pub peers: Vec<Peer>,
     /// How many did not.

@@ -4,7 +4,7 @@ use pgherd_cluster::clock::{Boottime, wall_now};
 use pgherd_cluster::name::MemberName;
 use pgherd_cluster::record::{Address, FailoverRequest, MemberRecord};
 use pgherd_cluster::source::SourceHealth;
-use pgherd_cluster::view::View;
+use pgherd_cluster::view::{Epoch, View};
 
 use crate::context::Context;
 use crate::keeper::Instance;
@@ -23,6 +23,8 @@ pub struct Known {
     pub job: Option<JobKind>,
     /// What our standby is configured to stream from.
     pub upstream: Option<Address>,
+    /// The last holding that this member is known to have had since the machine started.
+    pub last_held: Option<Epoch>,
     /// Whether the running server came up writable or was promoted.
     pub writable: bool,
     /// What the data directory was last seen to hold; it does not change while a postmaster runs on it.
@@ -63,6 +65,8 @@ pub async fn observe(context: &Context, known: &Known) -> Result<Observation, To
         data: data?,
         bootstrap_unfinished: data_dir.join(UNFINISHED_MARKER).exists(),
         postgres,
+        armed: instance.armed,
+        last_held: known.last_held.clone(),
         job: known.job,
         upstream: known.upstream.clone(),
         nofailover: me.nofailover(),
@@ -169,7 +173,7 @@ mod tests {
     use std::time::Duration;
 
     use pgherd_cluster::name::Scope;
-    use pgherd_cluster::view::{Epoch, Leader};
+    use pgherd_cluster::view::Leader;
 
     use super::*;
     use crate::lease::Held;

@@ -123,6 +123,8 @@ pub struct View {
     pub history: Option<History>,
     /// The revision of the failsafe list; 0 while there is none.
     pub failsafe_revision: i64,
+    /// The names in the failsafe list.
+    pub failsafe_members: Vec<String>,
 }
 
 impl View {
@@ -141,6 +143,7 @@ impl View {
             failover: Revised::default(),
             history: None,
             failsafe_revision: 0,
+            failsafe_members: Vec::new(),
         }
     }
 
@@ -218,7 +221,12 @@ impl View {
                 }
             }
             Key::History => self.history = Some(History::parse(&entry.value)),
-            Key::Failsafe => self.failsafe_revision = mod_revision,
+            Key::Failsafe => {
+                let list: serde_json::Map<String, serde_json::Value> =
+                    serde_json::from_str(&entry.value).unwrap_or_default();
+                self.failsafe_members = list.into_iter().map(|(name, _)| name).collect();
+                self.failsafe_revision = mod_revision;
+            }
         }
     }
 
@@ -235,7 +243,10 @@ impl View {
             Some(Key::Sync) => self.sync = Revised::default(),
             Some(Key::Failover) => self.failover = Revised::default(),
             Some(Key::History) => self.history = None,
-            Some(Key::Failsafe) => self.failsafe_revision = 0,
+            Some(Key::Failsafe) => {
+                self.failsafe_revision = 0;
+                self.failsafe_members.clear();
+            }
         }
     }
 

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
-use pgherd_cluster::name::MemberName;
+use pgherd_cluster::name::{MemberName, Timeline};
 use pgherd_cluster::record::{DynamicConfig, FailoverRequest};
 
 use super::{Decision, Reason, SOON, Step, guards};
@@ -12,7 +12,7 @@ use crate::observation::{Memory, Observation, Poll, Postgres};
 use crate::status::ServerStatus;
 
 /// An older poll is asked again: positions move while a former leader's last bytes arrive.
-const POLL_AGE_MAX: Duration = Duration::from_millis(500);
+const POLL_AGE_MAX: Duration = Duration::from_millis(1000);
 
 pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
     let Postgres::Running(server) = &seen.postgres else {
@@ -27,24 +27,61 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Deci
         // Whoever asked for this member decided; lag and peers are not weighed again.
         return bid(seen);
     }
+    if let Some(refusal) = not_ours_to_lead(seen, &config) {
+        return Decision::wait(refusal);
+    }
     if let Some(refusal) = behind_the_cluster(seen, server, &config) {
         return Decision::wait_for(refusal, SOON);
     }
     let fresh = memory.poll.as_ref().filter(|poll| {
-        now.since(poll.asked_at) <= POLL_AGE_MAX && memory.free_since.is_some_and(|since| poll.asked_at >= since)
+        now.since(poll.answered_at) <= POLL_AGE_MAX && memory.free_since.is_some_and(|since| poll.asked_at >= since)
     });
     let Some(poll) = fresh else {
         return Decision::act(Reason::Polling, Step::Poll);
     };
     if let Some(request) = request
-        && let Some(wait) = leave_to_the_candidate(seen, memory, request, poll, &config, now)
+        && let Some(wait) = leave_to_the_candidate(seen, memory, request, poll, now)
     {
         return wait;
     }
-    match healthier(seen, poll) {
-        Some(reason) => Decision::wait_for(reason, SOON),
-        None => bid(seen),
+    if let Some(reason) = healthier(seen, poll) {
+        return Decision::wait_for(reason, SOON);
     }
+    if on_an_old_timeline(seen, poll.own_timeline) && !patience_is_over(seen, memory, now) {
+        return Decision::wait_for(Reason::OldTimeline, SOON);
+    }
+    bid(seen)
+}
+
+/// What this version cannot honour it must not break: a cluster that follows another, a synchronous set, and a failsafe
+/// list all say who may not be promoted, whoever maintains them.
+fn not_ours_to_lead(seen: &Observation, config: &DynamicConfig) -> Option<Reason> {
+    if config.is_standby_cluster() {
+        return Some(Reason::StandbyCluster);
+    }
+    let sync = &seen.view.sync.value;
+    let leads_sync = sync
+        .leader
+        .as_deref()
+        .is_some_and(|leader| leader.eq_ignore_ascii_case(seen.me.as_str()));
+    if sync.is_active() && !leads_sync && !sync.lists(&seen.me) {
+        return Some(Reason::NotSynchronous);
+    }
+    let failsafe = &seen.view.failsafe_members;
+    let left_out = !failsafe.is_empty() && !failsafe.iter().any(|name| name == seen.me.as_str());
+    (config.is_failsafe() && left_out).then_some(Reason::NotInFailsafe)
+}
+
+/// The cluster has been on a later timeline: what was acknowledged there is missing here. Only when nobody who has it
+/// comes back within a lease's length is the rest better than nothing.
+fn on_an_old_timeline(seen: &Observation, own: Option<Timeline>) -> bool {
+    let cluster = seen.view.timeline();
+    cluster.is_some_and(|cluster| own.is_none_or(|own| own < cluster))
+}
+
+fn patience_is_over(seen: &Observation, memory: &Memory, now: Boottime) -> bool {
+    let patience = seen.view.timing().ttl();
+    memory.free_since.is_none_or(|since| now.since(since) > patience)
 }
 
 fn bid(seen: &Observation) -> Decision {
@@ -77,11 +114,9 @@ fn leave_to_the_candidate(
     memory: &Memory,
     request: &FailoverRequest,
     poll: &Poll,
-    config: &DynamicConfig,
     now: Boottime,
 ) -> Option<Decision> {
-    let patience = config.timing_in_force().ttl();
-    if memory.free_since.is_none_or(|since| now.since(since) > patience) {
+    if patience_is_over(seen, memory, now) {
         return None;
     }
     let able = |peer: &&crate::observation::Peer| !peer.nofailover && peer.position.is_some();
@@ -113,6 +148,13 @@ fn healthier(seen: &Observation, poll: &Poll) -> Option<Reason> {
         let Some(position) = peer.position else { continue };
         if peer.nofailover || names(former_leader.as_deref(), &peer.name) {
             continue;
+        }
+        // A position counts only on one's own timeline. A later timeline has what was acknowledged last; an earlier one
+        // may be longer and has not.
+        match (peer.timeline, poll.own_timeline) {
+            (Some(theirs), Some(ours)) if theirs > ours => return Some(Reason::OnLaterTimeline(peer.name.clone())),
+            (Some(theirs), Some(ours)) if theirs < ours => continue,
+            _ => {}
         }
         if position > poll.own_position {
             return Some(Reason::Behind {

@@ -17,7 +17,7 @@ use pgherd_cluster::view::{Epoch, Initialize, View};
 pub use self::reason::Reason;
 use crate::lease::BidGuards;
 use crate::observation::{JobKind, LeaseSeen, Memory, Observation, Postgres, Rejoin};
-use crate::postgres::DataDir;
+use crate::postgres::{Control, ControlState, DataDir};
 use crate::status::WalStatus;
 
 /// What to do now.
@@ -157,8 +157,11 @@ pub fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
         // A server whose data was taken away keeps nothing: what it acknowledges is gone with it.
         DataDir::Empty if seen.postgres != Postgres::Down => Decision::act(Reason::DataGone, Step::End),
         DataDir::Empty => without_data(seen, memory, now),
+        // What runs tells better than what was seen before it was promoted.
         DataDir::Cluster { control, standby } => match seen.view.initialize {
-            _ if seen.lease == LeaseSeen::Unknown => with_data(seen, memory, now, *standby),
+            _ if seen.lease == LeaseSeen::Unknown => {
+                with_data(seen, memory, now, comes_up_as_standby(seen, control, *standby))
+            }
             Some(Initialize::Done(system_id)) if system_id != control.system_id => {
                 let why = format!(
                     "postgresql.data_dir: {} belongs to another cluster: its system identifier is {}, the cluster's is \
@@ -168,7 +171,9 @@ pub fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
                 );
                 leave(seen, Reason::Fatal(why), 64)
             }
-            None | Some(Initialize::Pending) if *standby => Decision::wait(Reason::WaitingForPrimaryToInitialize),
+            None | Some(Initialize::Pending) if comes_up_as_standby(seen, control, *standby) => {
+                Decision::wait(Reason::WaitingForPrimaryToInitialize)
+            }
             None => Decision::act(Reason::Initializing, Step::Initialize),
             Some(Initialize::Pending) if seen.bootstrap_unfinished => {
                 Decision::act(Reason::Initializing, Step::Initialize)
@@ -177,9 +182,22 @@ pub fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
             Some(Initialize::Done(_)) if seen.view.config.value.is_none() => {
                 Decision::act(Reason::Initializing, Step::Initialize)
             }
-            Some(Initialize::Done(_)) => with_data(seen, memory, now, *standby),
+            Some(Initialize::Done(_)) => with_data(seen, memory, now, comes_up_as_standby(seen, control, *standby)),
         },
     }
+}
+
+/// Whether this data is a standby's. A crash in the middle of a promotion leaves a control file in recovery without a
+/// standby.signal; started as primary it would go on on the former leader's timeline.
+fn comes_up_as_standby(seen: &Observation, control: &Control, standby: bool) -> bool {
+    if let Postgres::Running(server) = &seen.postgres {
+        return matches!(server.wal, WalStatus::Standby { .. });
+    }
+    standby
+        || matches!(
+            control.state,
+            ControlState::InArchiveRecovery | ControlState::ShutDownInRecovery
+        )
 }
 
 /// A job is under way: only the loss of the lease interrupts it.
@@ -211,7 +229,8 @@ fn stopping(seen: &Observation) -> Decision {
             LeaseSeen::Mine(epoch) | LeaseSeen::MineUnproven(epoch) => {
                 Decision::act(Reason::Stopping, Step::Release { epoch: epoch.clone() })
             }
-            LeaseSeen::Stale { .. } | LeaseSeen::Theirs(_) | LeaseSeen::Free | LeaseSeen::Unknown => {
+            LeaseSeen::Stale { epoch, lease } => abandon(epoch, *lease),
+            LeaseSeen::Theirs(_) | LeaseSeen::Free | LeaseSeen::Unknown => {
                 Decision::act(Reason::Stopping, Step::Leave(0))
             }
         },
@@ -263,15 +282,31 @@ fn with_data(seen: &Observation, memory: &Memory, now: Boottime, standby_data: b
     let paused = seen.view.config.value.as_ref().is_some_and(|config| config.is_paused());
     match &seen.postgres {
         Postgres::Ending => Decision::wait(Reason::PostgresEnding),
-        Postgres::Down if paused => Decision::wait(Reason::Paused),
+        // A key without a PostgreSQL behind it is of no use to anybody until the pause ends.
+        Postgres::Down if paused && matches!(seen.lease, LeaseSeen::Mine(_)) => match &seen.lease {
+            LeaseSeen::Mine(epoch) => Decision::act(Reason::Paused, Step::Release { epoch: epoch.clone() }),
+            _ => Decision::wait(Reason::Paused),
+        },
+        Postgres::Down if paused && !memory.handed_over => Decision::wait(Reason::Paused),
         Postgres::Down => postgres_down::decide(seen, memory, now, standby_data),
         Postgres::Silent { writable: true } => as_primary(seen, memory, Reason::PostgresSilent),
         Postgres::Silent { writable: false } => Decision::wait_for(Reason::PostgresSilent, SOON),
         Postgres::Running(server) => match server.wal {
             WalStatus::Primary { .. } => as_primary(seen, memory, Reason::Leading),
-            WalStatus::Standby { .. } if paused => Decision::wait(Reason::Paused),
+            WalStatus::Standby { .. } if paused => in_pause(seen, memory, now),
             WalStatus::Standby { .. } => as_standby(seen, memory, now),
         },
+    }
+}
+
+/// A running standby in pause does only what an operator asked for by name: it takes over in a switchover.
+fn in_pause(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
+    let request = seen.view.failover.value.as_ref();
+    let asked_for = request.is_some_and(|request| request.member.as_deref() == Some(seen.me.as_str()));
+    match &seen.lease {
+        LeaseSeen::Mine(_) => as_standby(seen, memory, now),
+        LeaseSeen::Free if asked_for => as_standby(seen, memory, now),
+        _ => Decision::wait(Reason::Paused),
     }
 }
 
@@ -322,6 +357,8 @@ fn as_standby(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
     match &seen.lease {
         LeaseSeen::Mine(epoch) => Decision::act(Reason::Promoting, Step::Promote(epoch.clone())),
         LeaseSeen::MineUnproven(_) => Decision::wait(Reason::ProvingLease),
+        // A deadline is out for a holding that is none: with PostgreSQL ended, the keeper takes another.
+        LeaseSeen::Stale { .. } if seen.armed => Decision::act(Reason::KeyFromBefore, Step::End),
         LeaseSeen::Stale { epoch, lease } => abandon(epoch, *lease),
         LeaseSeen::Theirs(epoch) => following(seen, memory, epoch, now),
         LeaseSeen::Free => election::decide(seen, memory, now),

@@ -20,7 +20,14 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime, standby
         LeaseSeen::Mine(_) => Decision::act(Reason::RestartingInPlace, Step::StartPrimary),
         LeaseSeen::MineUnproven(_) => Decision::wait(Reason::ProvingLease),
         // All that was acknowledged here is here: to lead again loses nothing, which nobody else can say.
-        LeaseSeen::Stale { epoch, lease } if !standby_data && !cannot_start && seen.view.failover.value.is_none() => {
+        // Only for a holding of this machine's own memory: a key that a restored etcd brought back says nothing of what
+        // others have acknowledged since.
+        LeaseSeen::Stale { epoch, lease }
+            if !standby_data
+                && !cannot_start
+                && seen.view.failover.value.is_none()
+                && seen.last_held.as_ref() == Some(epoch) =>
+        {
             let step = Step::WinAnew {
                 epoch: epoch.clone(),
                 lease: *lease,

@@ -69,8 +69,16 @@ pub enum Reason {
         /// How far it may be.
         bytes_max: u64,
     },
-    /// On an older timeline than the cluster, which is checked here.
+    /// On an older timeline than the cluster.
     OldTimeline,
+    /// Another member is on a later timeline.
+    OnLaterTimeline(MemberName),
+    /// The cluster follows another one, which this version cannot lead.
+    StandbyCluster,
+    /// A synchronous set is in force that does not list this member.
+    NotSynchronous,
+    /// A failsafe list is in force that does not name this member.
+    NotInFailsafe,
     /// A primary answers, although nobody holds the key.
     PrimaryAlive(MemberName),
     /// Its tags say so.
@@ -141,6 +149,10 @@ impl fmt::Display for Reason {
                 )
             }
             Self::OldTimeline => f.write_str("nobody leads, but it is on an older timeline than the cluster"),
+            Self::OnLaterTimeline(of) => write!(f, "nobody leads, but {of} is on a later timeline"),
+            Self::StandbyCluster => f.write_str("nobody leads, and a standby cluster's leader is beyond this version"),
+            Self::NotSynchronous => f.write_str("nobody leads, and it is not in the synchronous set"),
+            Self::NotInFailsafe => f.write_str("nobody leads, and the failsafe list does not name it"),
             Self::PrimaryAlive(name) => write!(f, "nobody holds the lease, but {name} still runs a primary"),
             Self::MayNotLead => f.write_str("nobody leads, and its tags forbid it to"),
             Self::LeavesItTo(candidate) => write!(f, "nobody leads: leaves it to {candidate}, which was asked for"),

@@ -123,6 +123,8 @@ fn seen(lease: LeaseSeen) -> Observation {
         data: data(ControlState::InArchiveRecovery, true),
         bootstrap_unfinished: false,
         postgres: standby_at(100),
+        armed: false,
+        last_held: Some(epoch("n1")),
         job: None,
         nofailover: false,
         failover_priority: 1,
@@ -163,7 +165,9 @@ fn peer(text: &str, position: Option<u64>) -> Peer {
 fn polled(peers: Vec<Peer>) -> Memory {
     let poll = Poll {
         asked_at: NOW,
+        answered_at: NOW,
         own_position: Lsn(100),
+        own_timeline: Some(Timeline(1)),
         peers,
         silent: 0,
     };
@@ -498,7 +502,7 @@ fn a_stop_hands_over_and_leaves_only_when_nothing_runs() {
 }
 
 #[test]
-fn in_pause_nothing_is_started_promoted_or_elected() {
+fn in_pause_nothing_is_started_promoted_or_elected_unasked() {
     let paused = |seen| {
         with_view(seen, |view| {
             let config = json!({"pause": true}).as_object().cloned().unwrap_or_default();
@@ -507,10 +511,82 @@ fn in_pause_nothing_is_started_promoted_or_elected() {
     };
     let memory = polled(vec![]);
     assert_eq!(step(&paused(seen(LeaseSeen::Free)), &memory), None);
-    assert_eq!(step(&paused(seen(LeaseSeen::Mine(epoch("n1")))), &memory), None);
+    let down = |lease| Observation {
+        postgres: Postgres::Down,
+        ..seen(lease)
+    };
+    assert_eq!(step(&paused(down(LeaseSeen::Free)), &memory), None);
+    assert_eq!(step(&paused(down(LeaseSeen::Theirs(epoch("n2")))), &memory), None);
+    let dead_leader = paused(down(LeaseSeen::Mine(epoch("n1"))));
+    assert_eq!(step(&dead_leader, &memory), Some(Step::Release { epoch: epoch("n1") }));
+
+    // What an operator asks for by name is carried out to its end.
+    let asked = with_view(paused(seen(LeaseSeen::Free)), |view| {
+        view.failover = request(Some("n2"), Some("n1"));
+    });
+    assert!(matches!(step(&asked, &memory), Some(Step::Bid(_))));
+    let won = paused(seen(LeaseSeen::Mine(epoch("n1"))));
+    assert_eq!(step(&won, &memory), Some(Step::Promote(epoch("n1"))));
+    let handed_over = Memory {
+        handed_over: true,
+        ..Memory::default()
+    };
+    let former = paused(down(LeaseSeen::Theirs(epoch("n2"))));
+    assert!(matches!(step(&former, &handed_over), Some(Step::StartStandby { .. })));
+}
+
+#[test]
+fn data_that_was_left_in_the_middle_of_a_promotion_is_not_started_as_primary() {
+    for state in [ControlState::InArchiveRecovery, ControlState::ShutDownInRecovery] {
+        let crashed = Observation {
+            postgres: Postgres::Down,
+            data: data(state, false),
+            ..seen(LeaseSeen::Mine(epoch("n1")))
+        };
+        assert_eq!(
+            step(&crashed, &Memory::default()),
+            Some(Step::StartStandby { upstream: None })
+        );
+    }
+}
+
+#[test]
+fn a_key_that_this_machine_does_not_remember_is_not_won_anew() {
     let down = Observation {
         postgres: Postgres::Down,
-        ..seen(LeaseSeen::Free)
+        data: data(ControlState::InProduction, false),
+        last_held: None,
+        ..seen(LeaseSeen::Stale {
+            epoch: epoch("n1"),
+            lease: 5,
+        })
     };
-    assert_eq!(step(&paused(down), &memory), None);
+    assert!(matches!(step(&down, &Memory::default()), Some(Step::Abandon { .. })));
+}
+
+#[test]
+fn a_standby_with_a_deadline_for_a_holding_that_is_none_is_ended_first() {
+    let stale = LeaseSeen::Stale {
+        epoch: epoch("n1"),
+        lease: 5,
+    };
+    let armed = Observation {
+        armed: true,
+        ..seen(stale.clone())
+    };
+    assert_eq!(step(&armed, &Memory::default()), Some(Step::End));
+    assert!(matches!(
+        step(&seen(stale), &Memory::default()),
+        Some(Step::Abandon { .. })
+    ));
+}
+
+#[test]
+fn a_promoted_leader_is_not_taken_for_the_standby_that_it_was() {
+    let leader = Observation {
+        postgres: primary(),
+        ..seen(LeaseSeen::Mine(epoch("n1")))
+    };
+    let wiped = with_view(leader, |view| view.initialize = None);
+    assert_eq!(step(&wiped, &Memory::default()), Some(Step::Initialize));
 }

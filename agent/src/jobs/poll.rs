@@ -32,10 +32,12 @@ pub(super) async fn ask_all(context: &Context, asked_at: Boottime) -> Result<Pol
         }
     }
     let peers: Vec<Peer> = asking.join_all().await.into_iter().flatten().collect();
-    let own_position = context.sql.status().await?.wal.position();
+    let own = context.sql.status().await?;
     Ok(Poll {
         asked_at,
-        own_position,
+        answered_at: Boottime::now(),
+        own_position: own.wal.position(),
+        own_timeline: own.timeline,
         silent: asked - peers.len(),
         peers,
     })

@@ -67,6 +67,23 @@ impl DynamicConfig {
         self.flag("pause")
     }
 
+    /// Whether a leader without etcd may go on while all members vouch for it.
+    #[must_use]
+    pub fn is_failsafe(&self) -> bool {
+        self.flag("failsafe_mode")
+    }
+
+    /// Whether the cluster follows another one: its leader is a standby.
+    #[must_use]
+    pub fn is_standby_cluster(&self) -> bool {
+        let section = self.0.get("standby_cluster").and_then(Value::as_object);
+        section.is_some_and(|section| {
+            ["host", "port", "restore_command"]
+                .iter()
+                .any(|key| section.contains_key(*key))
+        })
+    }
+
     /// Whether candidates must be on the cluster's timeline.
     #[must_use]
     pub fn check_timeline(&self) -> bool {

@@ -56,7 +56,7 @@ fn a_poll_from_before_the_vacancy_or_too_old_is_asked_again() {
     let free = seen(LeaseSeen::Free);
     let mut old = polled(vec![]);
     if let Some(poll) = &mut old.poll {
-        poll.asked_at = NOW - Duration::from_millis(600);
+        poll.answered_at = NOW - Duration::from_millis(1100);
     }
     old.free_since = Some(NOW - Duration::from_secs(5));
     assert_eq!(step(&free, &old), Some(Step::Poll));
@@ -123,4 +123,60 @@ fn the_leader_that_handed_over_comes_last() {
         Reason::FormerLeaderWaits
     );
     assert_eq!(reason(&former, &polled(vec![])), Reason::Bidding);
+}
+
+#[test]
+fn a_later_timeline_goes_before_a_longer_log() {
+    let free = seen(LeaseSeen::Free);
+    let on = |timeline, position| Peer {
+        timeline: Some(Timeline(timeline)),
+        ..peer("n2", Some(position))
+    };
+    assert_eq!(
+        reason(&free, &polled(vec![on(2, 90)])),
+        Reason::OnLaterTimeline(name("n2")),
+        "it has what was acknowledged last, though its log is shorter"
+    );
+    let mut later = polled(vec![on(1, 140)]);
+    if let Some(poll) = &mut later.poll {
+        poll.own_timeline = Some(Timeline(2));
+    }
+    assert_eq!(
+        reason(&free, &later),
+        Reason::Bidding,
+        "what is longer on an old timeline is not ahead"
+    );
+}
+
+#[test]
+fn a_member_on_an_old_timeline_leads_only_when_nobody_better_comes() {
+    let old = with_view(seen(LeaseSeen::Free), |view| {
+        view.history = Some(pgherd_cluster::record::History::parse(r#"[[1,90,"x"]]"#));
+    });
+    assert_eq!(reason(&old, &polled(vec![])), Reason::OldTimeline);
+    let mut patient = polled(vec![]);
+    patient.free_since = Some(NOW - Duration::from_secs(31));
+    assert_eq!(reason(&old, &patient), Reason::Bidding);
+}
+
+#[test]
+fn nobody_bids_against_what_this_version_does_not_maintain() {
+    let refused = |change: fn(&mut View)| reason(&with_view(seen(LeaseSeen::Free), change), &polled(vec![]));
+    let follows_another = refused(|view| {
+        view.config.value = Some(DynamicConfig::parse(r#"{"standby_cluster":{"host":"h"}}"#));
+    });
+    assert_eq!(follows_another, Reason::StandbyCluster);
+    let synchronous = refused(|view| {
+        view.sync.value = serde_json::from_str(r#"{"leader":"n2","quorum":0,"sync_standby":"n3"}"#).expect("JSON");
+    });
+    assert_eq!(synchronous, Reason::NotSynchronous);
+    let listed = refused(|view| {
+        view.sync.value = serde_json::from_str(r#"{"leader":"n2","quorum":0,"sync_standby":"N1"}"#).expect("JSON");
+    });
+    assert_eq!(listed, Reason::Bidding);
+    let failsafe = refused(|view| {
+        view.config.value = Some(DynamicConfig::parse(r#"{"failsafe_mode":true}"#));
+        view.failsafe_members = vec!["n2".to_owned(), "n3".to_owned()];
+    });
+    assert_eq!(failsafe, Reason::NotInFailsafe);
 }

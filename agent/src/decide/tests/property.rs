@@ -66,7 +66,13 @@ proptest! {
         };
         let decision = decide(&seen, &memory, NOW);
         match &decision.step {
-            Some(Step::Promote(_) | Step::StartPrimary | Step::Switchover { .. }) => {
+            Some(Step::StartPrimary) => {
+                prop_assert_eq!(&lease, &LeaseSeen::Mine(epoch("n1")));
+                let primary_data = matches!(&data, DataDir::Cluster { control, standby: false }
+                    if !matches!(control.state, ControlState::InArchiveRecovery | ControlState::ShutDownInRecovery));
+                prop_assert!(primary_data);
+            }
+            Some(Step::Promote(_) | Step::Switchover { .. }) => {
                 prop_assert_eq!(&lease, &LeaseSeen::Mine(epoch("n1")));
             }
             Some(Step::Clone { .. }) => {
