@@ -288,7 +288,10 @@ impl Cycle {
                 self.proven(epoch);
             }
             Ok(Outcome::Polled(poll)) => self.memory.poll = Some(poll),
-            Ok(Outcome::Rejoin(epoch, verdict)) => self.memory.rejoin = Some((epoch, verdict)),
+            Ok(Outcome::Rejoin(epoch, verdict)) => {
+                self.memory.rejoin = Some((epoch, verdict));
+                self.memory.rejoin_asked_at = Some(Boottime::now());
+            }
             Ok(Outcome::Done) => {
                 if matches!(kind, JobKind::Clone | JobKind::StartStandby) {
                     self.memory.start_failures = 0;

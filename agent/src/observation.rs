@@ -122,6 +122,8 @@ pub struct Memory {
     pub poll: Option<Poll>,
     /// Whether our data can follow the leader of an epoch.
     pub rejoin: Option<(Epoch, Rejoin)>,
+    /// When that was asked.
+    pub rejoin_asked_at: Option<Boottime>,
     /// The epoch under which our primary has been proven to take writes.
     pub proven: Option<Epoch>,
     /// The epoch whose first checkpoint is done.

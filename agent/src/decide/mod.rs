@@ -137,6 +137,9 @@ impl Decision {
 /// A short wait where something is expected to happen any moment.
 const SOON: Duration = Duration::from_millis(200);
 
+/// How long a standby may take to stream after it was found to fit, before that is asked again.
+const REJOIN_AGAIN: Duration = Duration::from_secs(5);
+
 /// Decides.
 #[must_use]
 pub fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
@@ -393,12 +396,21 @@ fn following(seen: &Observation, memory: &Memory, leader: &Epoch, now: Boottime)
     // It does not stream. While the leader is up, one question tells whether it ever can.
     match (&memory.rejoin, seen.view.writable_leader()) {
         (Some((asked, Rejoin::Diverged)), Some(_)) if asked == leader => clone_or_wait(memory, now, name),
-        (Some((asked, Rejoin::Follows)), _) if asked == leader => Decision::wait_for(Reason::NotStreaming(name), SOON),
+        (Some((asked, Rejoin::Follows)), _) if asked == leader && !verdict_is_old(memory, now) => {
+            Decision::wait_for(Reason::NotStreaming(name), SOON)
+        }
         (_, Some(_)) if !backing_off(memory, now) => {
             Decision::act(Reason::NotStreaming(name), Step::CheckRejoin { leader: leader.clone() })
         }
         _ => Decision::wait_for(Reason::NotStreaming(name), SOON),
     }
+}
+
+/// A standby that should stream by now and does not may have replayed past the fork since it was asked.
+fn verdict_is_old(memory: &Memory, now: Boottime) -> bool {
+    memory
+        .rejoin_asked_at
+        .is_none_or(|asked_at| now.since(asked_at) > REJOIN_AGAIN)
 }
 
 fn clone_or_wait(memory: &Memory, now: Boottime, from: MemberName) -> Decision {

@@ -456,7 +456,13 @@ fn a_standby_follows_the_leader_and_is_cloned_only_when_it_cannot() {
         rejoin: Some((epoch("n2"), verdict)),
         ..Memory::default()
     };
-    assert_eq!(step(&idle, &answered(Rejoin::Follows)), None);
+    let lately = |seconds| Memory {
+        rejoin_asked_at: Some(NOW - Duration::from_secs(seconds)),
+        ..answered(Rejoin::Follows)
+    };
+    assert_eq!(step(&idle, &lately(1)), None);
+    let again = Some(Step::CheckRejoin { leader: epoch("n2") });
+    assert_eq!(step(&idle, &lately(6)), again, "it should stream by now");
     assert_eq!(
         step(&idle, &answered(Rejoin::Diverged)),
         Some(Step::Clone { from: name("n2") })

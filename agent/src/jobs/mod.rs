@@ -90,6 +90,9 @@ pub enum JobError {
     /// The member has no key, or says nothing usable in it.
     #[error("member {0} has no usable key")]
     NoSuchMember(MemberName),
+    /// What was asked cannot be answered yet.
+    #[error("{0}")]
+    Unclear(&'static str),
     /// Nobody can take over.
     #[error("no candidate can take over: {0}")]
     NoCandidate(String),

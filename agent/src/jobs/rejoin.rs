@@ -34,12 +34,16 @@ pub(super) async fn check(context: &Context, leader: Epoch) -> Result<Outcome, J
     let Ok(leaders_timeline) = u32::from_str_radix(text(0), 16) else {
         return Err(JobError::NoSuchMember(leader.holder));
     };
+    if leaders_timeline > 1 && text(1).is_empty() {
+        return Err(JobError::Unclear("the leader's history file cannot be read yet"));
+    }
     let history = History::parse(Timeline(leaders_timeline), text(1));
     let ours = match inspect(&context.programs, &postgresql.data_dir).await? {
         DataDir::Cluster { control, standby } => our_end(context, &control, standby).await,
         DataDir::Empty | DataDir::Foreign(_) => OurEnd::Unknown,
     };
-    let verdict = history.judge(&ours);
+    let own_history = own_history(&postgresql.data_dir, history.current);
+    let verdict = history.judge(&ours, own_history.as_ref());
     tracing::info!(leader = %leader, ?verdict, ?ours, "compared our data with the leader's history");
     Ok(Outcome::Rejoin(leader, verdict))
 }
@@ -56,7 +60,7 @@ enum OurEnd {
 }
 
 async fn our_end(context: &Context, control: &Control, standby: bool) -> OurEnd {
-    if standby {
+    if standby || control.state == ControlState::InArchiveRecovery {
         return match context.sql.status().await {
             Ok(server) => match (server.timeline, server.wal) {
                 (Some(timeline), WalStatus::Standby { replayed, .. }) => OurEnd::Replayed {
@@ -88,6 +92,13 @@ struct History {
     ended: Vec<(Timeline, Lsn)>,
 }
 
+/// Our own history of a timeline; nothing when there is no file of it.
+fn own_history(data_dir: &std::path::Path, timeline: Timeline) -> Option<History> {
+    let path = data_dir.join("pg_wal").join(format!("{:08X}.history", timeline.0));
+    let text = std::fs::read_to_string(path).ok()?;
+    Some(History::parse(timeline, &text))
+}
+
 impl History {
     /// Reads a history file: a timeline, the position where it ended, and a reason, on each line.
     fn parse(current: Timeline, text: &str) -> Self {
@@ -109,10 +120,13 @@ impl History {
             .map(|(_, lsn)| *lsn)
     }
 
-    fn judge(&self, ours: &OurEnd) -> Rejoin {
+    /// `own` is our own history of the leader's timeline, when we have one.
+    fn judge(&self, ours: &OurEnd, own: Option<&Self>) -> Rejoin {
         let follows = match *ours {
-            // The same timeline is the same history: two leaders never share one.
-            OurEnd::Replayed { timeline, .. } if timeline == self.current => true,
+            // The same number is the same timeline, unless two members that did not know of each other took it.
+            OurEnd::Replayed { timeline, .. } if timeline == self.current => {
+                own.is_none_or(|own| own.ended == self.ended)
+            }
             OurEnd::Replayed { timeline, lsn } => self.end_of(timeline).is_some_and(|end| lsn <= end),
             // The last record begins before the end of the timeline, which is a record's end: it is in the history.
             OurEnd::ShutDownAt { timeline, checkpoint } => self.end_of(timeline).is_some_and(|end| checkpoint < end),
@@ -146,7 +160,7 @@ mod tests {
             (at(3, 0x900_0000), Rejoin::Follows),
             (at(4, 0x100_0000), Rejoin::Diverged),
         ] {
-            assert_eq!(history().judge(&ours), verdict, "{ours:?}");
+            assert_eq!(history().judge(&ours, None), verdict, "{ours:?}");
         }
     }
 
@@ -156,12 +170,23 @@ mod tests {
             timeline: Timeline(2),
             checkpoint: Lsn(checkpoint),
         };
-        assert_eq!(history().judge(&at(0x4FF_FF88)), Rejoin::Follows);
-        assert_eq!(history().judge(&at(0x500_0000)), Rejoin::Diverged);
+        assert_eq!(history().judge(&at(0x4FF_FF88), None), Rejoin::Follows);
+        assert_eq!(history().judge(&at(0x500_0000), None), Rejoin::Diverged);
+    }
+
+    #[test]
+    fn two_histories_of_one_timeline_are_told_apart() {
+        let ours = OurEnd::Replayed {
+            timeline: Timeline(3),
+            lsn: Lsn(0x900_0000),
+        };
+        assert_eq!(history().judge(&ours, Some(&history())), Rejoin::Follows);
+        let other = History::parse(Timeline(3), "1\t0/3000000\tx\n2\t0/4000000\tx\n");
+        assert_eq!(history().judge(&ours, Some(&other)), Rejoin::Diverged);
     }
 
     #[test]
     fn a_leader_that_was_ended_has_to_be_cloned() {
-        assert_eq!(history().judge(&OurEnd::Unknown), Rejoin::Diverged);
+        assert_eq!(history().judge(&OurEnd::Unknown, None), Rejoin::Diverged);
     }
 }

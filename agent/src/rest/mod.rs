@@ -55,7 +55,7 @@ use crate::config::Credentials;
 use crate::status::MemberStatus;
 
 /// How long an answer waits for a fresh observation before it speaks from the last one.
-const FRESH_MAX: Duration = Duration::from_millis(500);
+const FRESH_MAX: Duration = Duration::from_millis(150);
 /// The longest body that is read.
 const BODY_BYTES_MAX: usize = 64 << 10;
 /// How long a body may take to arrive.
