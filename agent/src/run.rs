@@ -23,6 +23,8 @@ use crate::cycle::{Cycle, Refresh};
 use crate::keeper::{Keeper, OrderError};
 use crate::lease::{Lease, LeaseState, Resumed};
 use crate::postgres::Programs;
+use crate::postgres::bootstrap::password_file;
+use crate::postgres::files::remove_if_there;
 use crate::postgres::sql::Sql;
 use crate::rest::{Api, ApiParts, serve};
 use crate::status::{Holding, MemberStatus};
@@ -70,6 +72,10 @@ pub async fn run(config: AgentConfig, link: KeeperLink) -> Result<u8, AgentError
         .await
         .map_err(io(format!("restapi.listen: binding {rest_address}")))?;
 
+    // An agent that died during initdb left it.
+    if let Err(error) = remove_if_there(&password_file(&config)) {
+        tracing::warn!("{}", error.chain());
+    }
     let keys = Keys::new(&config.namespace, &config.scope);
     let etcd = Etcd::new(config.etcd.clone());
     let (source, view) = EtcdSource::new(etcd.separate(), keys.clone(), config.scope.clone(), false);

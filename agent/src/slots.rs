@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use pgherd_cluster::name::Lsn;
+use pgherd_cluster::name::{Lsn, MemberName};
 use pgherd_cluster::view::View;
 
 use crate::context::Context;
@@ -61,11 +61,8 @@ pub async fn ensure(context: &Context) -> Result<BTreeMap<String, Lsn>, ToolErro
 /// # Errors
 /// When the server does not answer or refuses.
 pub async fn drop_on_standby(context: &Context) -> Result<(), ToolError> {
-    for slot in list(context)
-        .await?
-        .into_iter()
-        .filter(|slot| slot.physical && !slot.active)
-    {
+    let view = context.view();
+    for slot in left_from_leading(&view, list(context).await?) {
         tracing::info!(slot = slot.name, "dropping a slot from when this member led");
         let sql = format!("SELECT pg_drop_replication_slot({})", literal(&slot.name));
         context
@@ -74,6 +71,16 @@ pub async fn drop_on_standby(context: &Context) -> Result<(), ToolError> {
             .await?;
     }
     Ok(())
+}
+
+/// Of the slots of a standby those that it made for other members when it led. An operator's own stay.
+fn left_from_leading(view: &View, slots: Vec<Slot>) -> Vec<Slot> {
+    let members = view.members.keys().map(MemberName::slot_name);
+    let ours: BTreeSet<String> = members.chain(view.status.retain_slots.iter().cloned()).collect();
+    let permanent = permanent_slots(view);
+    let left =
+        |slot: &Slot| slot.physical && !slot.active && ours.contains(&slot.name) && !permanent.contains(&slot.name);
+    slots.into_iter().filter(left).collect()
 }
 
 async fn list(context: &Context) -> Result<Vec<Slot>, ToolError> {
@@ -150,7 +157,7 @@ fn permanent_slots(view: &View) -> BTreeSet<String> {
 
 #[cfg(test)]
 mod tests {
-    use pgherd_cluster::name::{MemberName, Scope};
+    use pgherd_cluster::name::Scope;
     use pgherd_cluster::record::{DynamicConfig, MemberRecord, Status};
     use pgherd_cluster::view::{Member, Revised};
     use serde_json::json;
@@ -204,6 +211,22 @@ mod tests {
     fn a_member_that_was_here_lately_keeps_its_slot() {
         let change = plan(&view(&["n1"], &["n1", "n2"]), "n1", &[slot("n2", false)], true);
         assert_eq!(change, Change::default());
+    }
+
+    #[test]
+    fn a_standby_drops_only_what_it_made_when_it_led() {
+        let mut view = view(&["n1", "n2", "n3"], &["gone"]);
+        let config = DynamicConfig::parse(r#"{"slots":{"n3":{"type":"physical"}}}"#);
+        view.config = Revised {
+            value: Some(config),
+            mod_revision: 1,
+        };
+        let slots = ["n2", "n3", "gone", "backup"].map(|name| slot(name, false)).to_vec();
+        let dropped: Vec<String> = left_from_leading(&view, slots)
+            .into_iter()
+            .map(|slot| slot.name)
+            .collect();
+        assert_eq!(dropped, ["n2", "gone"]);
     }
 
     #[test]

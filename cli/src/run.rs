@@ -225,6 +225,7 @@ fn agent_failure(error: AgentError) -> Failure {
         AgentError::Duplicate { .. } => Failure::configuration(format!("name: {error}")),
         AgentError::Io { .. } => Failure::Unavailable(error.to_string()),
         AgentError::Keeper(_) => Failure::TryAgain(error.to_string()),
+        AgentError::LeaseThread => Failure::Defect(error.to_string()),
     }
 }
 

@@ -54,6 +54,9 @@ impl Cycle {
         match (&server.wal, &seen.lease) {
             (WalStatus::Primary { location }, LeaseSeen::Mine(epoch)) if self.memory.proven.as_ref() == Some(epoch) => {
                 self.upkeep.standby_slots_dropped = false;
+                if self.memory.checkpointed.as_ref() != Some(epoch) && self.checkpoint.is_empty() {
+                    self.proven(epoch.clone()); // The last try failed; members that rewind wait for it.
+                }
                 if in_touch && seen.job.is_none() {
                     self.publish_leader(seen, *location).await;
                 }

@@ -15,6 +15,7 @@ pub(super) async fn initdb(context: &Context) -> Result<Outcome, JobError> {
 /// Clones while an old data directory, if there is one, stays where it is until the copy is whole.
 pub(super) async fn clone(context: &Context, from: &MemberName) -> Result<Outcome, JobError> {
     let source = upstream_address(&context.view(), from).ok_or_else(|| JobError::NoSuchMember(from.clone()))?;
+    clone::refuse_unmovable(&context.config.postgresql.data_dir)?;
     // What is to be replaced must not run; a former leader's server has ended long before, a standby's has not.
     context.keeper.end().await?;
     context.keeper.disarm().await?;

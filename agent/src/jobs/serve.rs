@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{JobError, Outcome};
-use crate::context::Context;
+use crate::context::{Context, local_target};
 use crate::decide::upstream_address;
 use crate::keeper::Instance;
 use crate::postgres::bootstrap::{UNFINISHED_MARKER, make_roles};
@@ -166,7 +166,7 @@ pub(super) async fn promote(context: &Context, epoch: Epoch) -> Result<Outcome, 
 async fn settle(context: &Context, epoch: Epoch) -> Result<Outcome, JobError> {
     let marker = context.config.postgresql.data_dir.join(UNFINISHED_MARKER);
     if marker.exists() {
-        make_roles(&context.sql, &context.config).await?;
+        make_roles(&local_target(&context.config), &context.config).await?;
         files::remove_if_there(&marker)?;
     }
     context.sql.prove_writable().await?;

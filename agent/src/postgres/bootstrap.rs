@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::clone::{clear_leftover, stamp};
 use super::files;
 use super::programs::{Programs, ToolError, file_error};
-use super::sql::{Sql, identifier, literal};
+use super::sql::{Target, identifier, literal, tell_in_order};
 use crate::config::{AgentConfig, Credentials};
 
 const INITDB_MAX: Duration = Duration::from_secs(600);
@@ -38,7 +38,7 @@ pub async fn initdb(programs: &Programs, config: &AgentConfig) -> Result<(), Too
         });
     }
     // A file of mode 0600 that is gone before anything runs: a password on a command line is there for all to see.
-    let password_file = config.runtime_dir.join("initdb.password");
+    let password_file = password_file(config);
     if let Some(password) = &postgresql.superuser.password {
         files::write_whole(&password_file, &format!("{password}\n"), 0o600)?;
         args.push(format!("--pwfile={}", password_file.display()));
@@ -49,6 +49,12 @@ pub async fn initdb(programs: &Programs, config: &AgentConfig) -> Result<(), Too
     write_hba(config, &new)?;
     files::write_whole(&new.join(UNFINISHED_MARKER), "", 0o600)?;
     files::install(&new, &postgresql.data_dir, &stamp()).map(|_| ())
+}
+
+/// Where initdb finds the superuser's password, for as long as it runs.
+#[must_use]
+pub fn password_file(config: &AgentConfig) -> std::path::PathBuf {
+    config.runtime_dir.join("initdb.password")
 }
 
 /// The client authentication of a new cluster: the configured lines after initdb's own; when nothing at all is
@@ -81,22 +87,23 @@ fn write_hba(config: &AgentConfig, data_dir: &std::path::Path) -> Result<(), Too
 ///
 /// # Errors
 /// When a statement fails.
-pub async fn make_roles(sql: &Sql, config: &AgentConfig) -> Result<(), ToolError> {
+pub async fn make_roles(target: &Target, config: &AgentConfig) -> Result<(), ToolError> {
     let postgresql = &config.postgresql;
-    // The statements hold passwords: they must not reach the server's log.
-    let mut batch = String::from(
-        "SET log_statement = none; SET log_min_duration_statement = -1; SET log_min_error_statement = panic; \
-         SET password_encryption = 'scram-sha-256'; ",
-    );
+    // The statements hold passwords, which must not reach the server's log. PostgreSQL decides on logging a message before
+    // it runs any of it, so what switches logging off is a message of its own; the connection ends with it off.
+    let quiet = "SET log_statement = none; SET log_min_duration_statement = -1; SET log_min_duration_sample = -1; \
+                 SET log_transaction_sample_rate = 0; SET log_min_error_statement = panic; SET log_duration = off; \
+                 SET password_encryption = 'scram-sha-256'";
+    let mut roles = Vec::new();
     if postgresql.replication.username != postgresql.superuser.username {
-        batch.push_str(&role(&postgresql.replication, "LOGIN REPLICATION"));
+        roles.push(role(&postgresql.replication, "LOGIN REPLICATION"));
     }
     let separate_rewind = postgresql
         .rewind
         .as_ref()
         .filter(|rewind| rewind.username != postgresql.superuser.username);
     if let Some(rewind) = separate_rewind {
-        batch.push_str(&role(rewind, "LOGIN"));
+        roles.push(role(rewind, "LOGIN"));
         // What pg_rewind reads, <https://www.postgresql.org/docs/current/app-pgrewind.html>.
         for function in [
             "pg_ls_dir(text, boolean, boolean)",
@@ -104,16 +111,12 @@ pub async fn make_roles(sql: &Sql, config: &AgentConfig) -> Result<(), ToolError
             "pg_read_binary_file(text)",
             "pg_read_binary_file(text, bigint, bigint, boolean)",
         ] {
-            batch.push_str(&format!(
-                "GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {}; ",
-                identifier(&rewind.username)
-            ));
+            let user = identifier(&rewind.username);
+            roles.push(format!("GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {user}"));
         }
     }
-    batch.push_str("RESET log_statement; RESET log_min_duration_statement; RESET log_min_error_statement; RESET password_encryption");
-    sql.ask("making the replication role", &batch, ROLES_MAX)
-        .await
-        .map(|_| ())
+    let statements: Vec<&str> = std::iter::once(quiet).chain(roles.iter().map(String::as_str)).collect();
+    tell_in_order(target, "making the replication role", &statements, ROLES_MAX).await
 }
 
 fn role(user: &Credentials, attributes: &str) -> String {
@@ -128,5 +131,5 @@ fn role(user: &Credentials, attributes: &str) -> String {
         "BEGIN IF EXISTS ({exists}) THEN ALTER ROLE {name} {attributes}{password}; \
          ELSE CREATE ROLE {name} {attributes}{password}; END IF; END"
     );
-    format!("DO {}; ", literal(&body))
+    format!("DO {}", literal(&body))
 }

@@ -1,6 +1,7 @@
 //! A new copy of another member's data: made in a directory beside, and put into place only when it is whole.
 
 use std::ffi::OsStr;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -29,7 +30,8 @@ pub async fn clone_from(
     write_pgpass(postgresql, source)?;
     let replication = &postgresql.replication;
     let conninfo = format!(
-        "dbname={} user={} host={} port={} application_name={} sslmode=prefer connect_timeout=5",
+        "dbname={} user={} host={} port={} application_name={} sslmode=prefer connect_timeout=5 \
+         keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=10000",
         super::settings::quote(&postgresql.database),
         super::settings::quote(&replication.username),
         super::settings::quote(&source.host),
@@ -57,11 +59,41 @@ pub async fn clone_from(
     files::install(&new, &postgresql.data_dir, &stamp())
 }
 
+/// Refuses, before anything is ended or copied, a place where the copy could not take over: it is put there by a rename.
+///
+/// # Errors
+/// When the data directory is a link or a mount point.
+pub fn refuse_unmovable(data_dir: &std::path::Path) -> Result<(), ToolError> {
+    let refuse = |what: &'static str| {
+        let source = std::io::Error::from(std::io::ErrorKind::Unsupported);
+        Err(ToolError::File {
+            what,
+            path: data_dir.to_owned(),
+            source,
+        })
+    };
+    let Ok(here) = std::fs::symlink_metadata(data_dir) else {
+        return Ok(());
+    };
+    if here.is_symlink() {
+        return refuse(
+            "the data directory is a symbolic link, and a clone takes its place by a rename: name its target",
+        );
+    }
+    let parent = data_dir.parent().and_then(|parent| std::fs::metadata(parent).ok());
+    if parent.is_some_and(|parent| parent.dev() != here.dev()) {
+        return refuse(
+            "the data directory is a mount point, and a clone takes its place by a rename: use a directory below it",
+        );
+    }
+    Ok(())
+}
+
 /// A stamp for names of directories that were moved aside; sorts by time.
 #[must_use]
 pub fn stamp() -> String {
     let now = wall_now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    format!("{:012}", now.as_millis() / 100)
+    format!("{:0digits$}", now.as_millis() / 100, digits = files::STAMP_DIGITS)
 }
 
 /// Writes the password file for streaming from `source`.

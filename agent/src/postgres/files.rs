@@ -34,6 +34,7 @@ pub fn write_whole(path: &Path, text: &str, mode: u32) -> Result<bool, ToolError
         std::fs::rename(&beside, path)
     };
     write().map_err(file_error("writing", path))?;
+    sync_parent(path)?; // The name too must survive a power cut: a lost standby.signal would make a primary.
     Ok(true)
 }
 
@@ -56,6 +57,9 @@ pub fn remove_if_there(path: &Path) -> Result<(), ToolError> {
         _ => Ok(()),
     }
 }
+
+/// How many digits the stamp has that names a directory that was moved aside.
+pub const STAMP_DIGITS: usize = 12;
 
 /// How many directories that were moved aside are kept, the newest ones.
 const ASIDE_MAX: usize = 2;
@@ -104,10 +108,11 @@ fn bound_asides(data_dir: &Path) {
     let mut copies: Vec<PathBuf> = entries
         .flatten()
         .map(|entry| entry.path())
+        // Exactly what we name them: an operator's own `data.aside-keep` is none of our business.
         .filter(|path| {
-            path.file_name()
-                .and_then(|name| name.to_str())
-                .is_some_and(|name| name.starts_with(&prefix))
+            let name = path.file_name().and_then(|name| name.to_str());
+            let stamp = name.and_then(|name| name.strip_prefix(&prefix));
+            stamp.is_some_and(|stamp| stamp.len() == STAMP_DIGITS && stamp.bytes().all(|b| b.is_ascii_digit()))
         })
         .collect();
     copies.sort(); // The stamp sorts by time.
@@ -149,16 +154,18 @@ mod tests {
     fn what_was_there_is_moved_aside_and_copies_are_bounded() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let data = dir.path().join("data");
-        for stamp in ["1", "2", "3", "4"] {
+        std::fs::create_dir(dir.path().join("data.aside-keep")).expect("made");
+        let stamps = ["1", "2", "3", "4"].map(|digit| digit.repeat(STAMP_DIGITS));
+        for stamp in &stamps {
             let new = dir.path().join("data.new");
             std::fs::create_dir(&new).expect("made");
             std::fs::write(new.join("stamp"), stamp).expect("written");
             install(&new, &data, stamp).expect("installed");
-            assert_eq!(std::fs::read_to_string(data.join("stamp")).expect("readable"), stamp);
+            assert_eq!(std::fs::read_to_string(data.join("stamp")).expect("readable"), *stamp);
         }
         let aside = |stamp: &str| dir.path().join(format!("data.aside-{stamp}")).exists();
-        assert_eq!((aside("2"), aside("3"), aside("4")), (false, true, true));
-        assert!(!aside("1"), "nothing was there before the first");
+        assert_eq!(stamps.map(|stamp| aside(&stamp)), [false, false, true, true]);
+        assert!(aside("keep"), "what we did not name is not ours");
     }
 
     #[test]

@@ -115,6 +115,23 @@ pub async fn ask_once(target: &Target, what: &'static str, sql: &str, limit: Dur
     ask(&kept.client, what, sql, limit).await
 }
 
+/// Several statements, one after another, on a connection of their own: what one of them sets is in force for the next.
+///
+/// # Errors
+/// When connecting or one of them fails or takes too long; the rest is not sent then.
+pub async fn tell_in_order(
+    target: &Target,
+    what: &'static str,
+    statements: &[&str],
+    limit: Duration,
+) -> Result<(), ToolError> {
+    let kept = connect(target).await?;
+    for sql in statements {
+        ask(&kept.client, what, sql, limit).await?;
+    }
+    Ok(())
+}
+
 impl Sql {
     /// A connection to be made when first needed.
     #[must_use]
