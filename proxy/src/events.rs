@@ -21,6 +21,7 @@ pub(crate) enum EventKind {
     Stopping,
     LeaderChanged { from: Option<Epoch>, to: Option<Epoch> },
     LeaderWritable { leader: MemberName, after: Duration },
+    LeaderWritableAgain { leader: MemberName, after: Duration },
     MemberJoined(MemberName),
     MemberLeft(MemberName),
     SessionsEnded { reason: &'static str },
@@ -42,6 +43,7 @@ impl EventKind {
             Self::Stopping => "stopping",
             Self::LeaderChanged { .. } => "leader_changed",
             Self::LeaderWritable { .. } => "leader_writable",
+            Self::LeaderWritableAgain { .. } => "leader_writable_again",
             Self::MemberJoined(_) => "member_joined",
             Self::MemberLeft(_) => "member_left",
             Self::SessionsEnded { .. } => "sessions_ended",
@@ -87,6 +89,13 @@ impl fmt::Display for EventKind {
                 write!(
                     f,
                     "{leader} is writable, {:.3} s after it took the lease",
+                    after.as_secs_f64()
+                )
+            }
+            Self::LeaderWritableAgain { leader, after } => {
+                write!(
+                    f,
+                    "{leader} is writable again, {:.3} s after it stopped",
                     after.as_secs_f64()
                 )
             }

@@ -117,6 +117,7 @@ fn note_standing(shared: &Shared, before: &Standing, now: &Standing, at: Boottim
             since: at,
             since_wall: wall_now(),
             from_the_start: !looked_before,
+            stopped: None,
             writable: false,
         };
         drop(leadership);
@@ -147,16 +148,34 @@ fn note_writable(shared: &Shared, seen: &Seen) {
     let writable = seen.view.writable_leader();
     let mut leadership = shared.leadership.lock().unwrap_or_else(PoisonError::into_inner);
     let became = writable.filter(|_| !leadership.writable);
+    if leadership.writable && writable.is_none() {
+        leadership.stopped = Some(seen.now);
+    }
     leadership.writable = writable.is_some();
     let (since, from_the_start) = (leadership.since, leadership.from_the_start);
+    let stopped = if became.is_some() {
+        leadership.stopped.take()
+    } else {
+        None
+    };
     drop(leadership);
-    if let Some(member) = became.filter(|_| !from_the_start) {
-        let after = seen.now.since(since);
-        let leader = member.name.clone();
-        let kind = EventKind::LeaderWritable { leader, after };
-        info!("{kind}");
-        shared.events.record(kind);
-    }
+    let Some(leader) = became.map(|member| member.name.clone()) else {
+        return;
+    };
+    let kind = match stopped {
+        // It restarted in place: how long it has led is no outage.
+        Some(stopped) => EventKind::LeaderWritableAgain {
+            leader,
+            after: seen.now.since(stopped),
+        },
+        None if from_the_start => return,
+        None => EventKind::LeaderWritable {
+            leader,
+            after: seen.now.since(since),
+        },
+    };
+    info!("{kind}");
+    shared.events.record(kind);
 }
 
 fn note_health(shared: &Shared, health: &SourceHealth, was_lost: &mut bool) {

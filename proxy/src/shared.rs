@@ -70,6 +70,8 @@ pub(crate) struct Leadership {
     pub(crate) from_the_start: bool,
     /// Whether the leader has said that it is writable.
     pub(crate) writable: bool,
+    /// Since when it has not, after it had.
+    pub(crate) stopped: Option<Boottime>,
 }
 
 /// The newest view with the belief in its leader.
@@ -135,6 +137,7 @@ impl Shared {
                 since: started,
                 since_wall: wall_now(),
                 from_the_start: true,
+                stopped: None,
                 writable: false,
             }),
             panics: AtomicU64::new(0),

@@ -143,11 +143,32 @@ async fn launch(context: &Context, upstream: Option<&Address>, writable: bool) -
         DataDir::Empty | DataDir::Foreign(_) => None,
     };
     let (settings, _) = configure(context, upstream, floors.as_ref().filter(|_| !writable))?;
+    remove_dead_lock(&dir.join("postmaster.pid"))?;
     let arguments = settings.arguments(dir).into_iter().map(OsString::from).collect();
     context
         .keeper
         .start(writable, context.programs.path("postgres"), arguments)
         .await?;
+    Ok(())
+}
+
+/// Removes PostgreSQL's lock file when the process that it names is dead and only not yet buried, as in a container whose
+/// first process does not do that: PostgreSQL asks whether the number is in use, takes that for a server, and would never
+/// start. The keeper has found no process of the instance left.
+fn remove_dead_lock(lock: &std::path::Path) -> Result<(), ToolError> {
+    let Ok(text) = std::fs::read_to_string(lock) else {
+        return Ok(());
+    };
+    let pid = text.lines().next().unwrap_or_default().trim().trim_start_matches('-');
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // `pid (name) state ...`, where the name may hold anything.
+    let state = stat
+        .rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_whitespace().next());
+    if matches!(state, Some("Z" | "X")) {
+        tracing::info!(pid, "removing the lock file of a PostgreSQL that is dead");
+        return files::remove_if_there(lock);
+    }
     Ok(())
 }
 

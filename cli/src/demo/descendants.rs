@@ -49,6 +49,20 @@ pub(crate) async fn end(root: u32, spared: &[u32], limit: Duration) -> usize {
     }
 }
 
+/// Buries the dead that were adopted: children of `root` that nobody else waits for. A dead process that stays in the table
+/// is taken for a living one by whoever only asks whether its number is in use, as PostgreSQL does with its lock file.
+pub(crate) fn bury(root: u32, waited_for: &[u32]) {
+    for process in table(Path::new("/proc")) {
+        let adopted = process.parent == root && !waited_for.contains(&process.pid);
+        if adopted
+            && process.is_dead
+            && let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw)
+        {
+            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+        }
+    }
+}
+
 fn table(proc: &Path) -> Vec<Process> {
     let entries = fs::read_dir(proc).into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());

@@ -224,6 +224,11 @@ impl Household {
         Ok(())
     }
 
+    /// Buries what members that were killed whole left behind.
+    pub(crate) fn bury_adopted(&self) {
+        descendants::bury(std::process::id(), &self.pids(|_| true));
+    }
+
     fn pids(&self, of: impl Fn(&Who) -> bool) -> Vec<u32> {
         self.running
             .iter()

@@ -181,7 +181,11 @@ impl Demo {
                     }
                     seen = view;
                 }
-                _ = look.tick(), if !start.is_over => {
+                _ = look.tick() => {
+                    self.household.bury_adopted();
+                    if start.is_over {
+                        continue;
+                    }
                     let missing = self.missing(&seen).await;
                     start.look(&missing);
                     if missing.is_empty() {

@@ -68,7 +68,13 @@ pub(crate) fn proxy(config: &ProxySection, tls: &EtcdTls) -> Preflight {
 /// PostgreSQL refuses to run as root, and so must whoever starts it.
 pub(crate) fn refuse_root(command: &str) -> Option<String> {
     geteuid().is_root().then(|| {
-        format!("PostgreSQL refuses to run as root; start pgherd as its user: runuser -u postgres -- pgherd {command}")
+        // The very command that was typed, so that what is said can be pasted.
+        let arguments = std::env::args().skip(2).collect::<Vec<_>>().join(" ");
+        let typed = format!("runuser -u postgres -- pgherd {command} {arguments}");
+        format!(
+            "PostgreSQL refuses to run as root; start pgherd as its user: {}",
+            typed.trim_end()
+        )
     })
 }
 
