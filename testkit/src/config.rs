@@ -10,6 +10,8 @@ use crate::sql::{SUPERUSER, SUPERUSER_PASSWORD};
 
 /// The scope of every test cluster; each has an etcd of its own.
 pub const SCOPE: &str = "testkit";
+/// The password of the user that replicas stream as.
+pub const REPLICATION_PASSWORD: &str = "replication-secret-of-tests";
 /// The prefix of its keys.
 pub const PREFIX: &str = "/service/testkit/";
 
@@ -54,7 +56,7 @@ pub fn dcs() -> Value {
 #[must_use]
 pub fn member(place: &MemberPlace<'_>, etcd3: Value, dcs: Value) -> Value {
     let superuser = json!({"username": SUPERUSER, "password": SUPERUSER_PASSWORD});
-    let replication = json!({"username": "replicator", "password": "replication-secret-of-tests"});
+    let replication = json!({"username": "replicator", "password": REPLICATION_PASSWORD});
     json!({
         "scope": SCOPE,
         "name": place.name,

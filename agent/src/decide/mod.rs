@@ -302,14 +302,23 @@ fn with_data(seen: &Observation, memory: &Memory, now: Boottime, standby_data: b
     }
 }
 
-/// A running standby in pause does only what an operator asked for by name: it takes over in a switchover.
+/// A running standby in pause follows whoever leads, and takes over in a switchover that names it. It is not cloned.
 fn in_pause(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
     let request = seen.view.failover.value.as_ref();
     let asked_for = request.is_some_and(|request| request.member.as_deref() == Some(seen.me.as_str()));
     match &seen.lease {
         LeaseSeen::Mine(_) => as_standby(seen, memory, now),
         LeaseSeen::Free if asked_for => as_standby(seen, memory, now),
-        _ => Decision::wait(Reason::Paused),
+        LeaseSeen::Theirs(_) => match as_standby(seen, memory, now) {
+            Decision {
+                step: Some(Step::Clone { .. }),
+                ..
+            } => Decision::wait(Reason::Paused),
+            decision => decision,
+        },
+        LeaseSeen::MineUnproven(_) | LeaseSeen::Stale { .. } | LeaseSeen::Free | LeaseSeen::Unknown => {
+            Decision::wait(Reason::Paused)
+        }
     }
 }
 

@@ -526,6 +526,26 @@ fn in_pause_nothing_is_started_promoted_or_elected_unasked() {
     let dead_leader = paused(down(LeaseSeen::Mine(epoch("n1"))));
     assert_eq!(step(&dead_leader, &memory), Some(Step::Release { epoch: epoch("n1") }));
 
+    // It follows a new leader, and is not cloned for it.
+    let elsewhere = Observation {
+        upstream: None,
+        ..seen(LeaseSeen::Theirs(epoch("n2")))
+    };
+    assert!(matches!(step(&paused(elsewhere), &memory), Some(Step::Follow { .. })));
+    let Postgres::Running(mut server) = standby_at(100) else {
+        panic!("it runs")
+    };
+    server.replication_state = None;
+    let idle = Observation {
+        postgres: Postgres::Running(server),
+        ..seen(LeaseSeen::Theirs(epoch("n2")))
+    };
+    let diverged = Memory {
+        rejoin: Some((epoch("n2"), Rejoin::Diverged)),
+        ..Memory::default()
+    };
+    assert_eq!(step(&paused(idle), &diverged), None);
+
     // What an operator asks for by name is carried out to its end.
     let asked = with_view(paused(seen(LeaseSeen::Free)), |view| {
         view.failover = request(Some("n2"), Some("n1"));
