@@ -12,9 +12,7 @@ use crate::lease::{LeaseState, term_of};
 use crate::observation::{JobKind, LeaseSeen, Observation, Postgres};
 use crate::postgres::bootstrap::UNFINISHED_MARKER;
 use crate::postgres::control::inspect;
-use crate::postgres::sql::identify_timeline;
 use crate::postgres::{DataDir, ToolError};
-use crate::status::{ServerStatus, WalStatus};
 
 /// What the loop knows that no question tells.
 #[derive(Clone, Debug, Default)]
@@ -80,7 +78,7 @@ async fn postgres(context: &Context, instance: &Instance, known: &Known) -> Post
         (None, false) => Postgres::Down,
         (None, true) => Postgres::Ending,
         (Some(_), _) => match context.sql.status().await {
-            Ok(server) => Postgres::Running(Box::new(with_timeline(context, server).await)),
+            Ok(server) => Postgres::Running(Box::new(server)),
             Err(error) => {
                 tracing::debug!(error = error.chain(), "PostgreSQL does not answer");
                 Postgres::Silent {
@@ -88,33 +86,6 @@ async fn postgres(context: &Context, instance: &Instance, known: &Known) -> Post
                 }
             }
         },
-    }
-}
-
-/// A standby that receives nothing does not tell by SQL which timeline it is on; that is asked for once.
-async fn with_timeline(context: &Context, server: ServerStatus) -> ServerStatus {
-    let standby = matches!(server.wal, WalStatus::Standby { .. });
-    if !standby || context.sql.noted_timeline(&server).is_some() {
-        return server;
-    }
-    let postgresql = &context.config.postgresql;
-    match identify_timeline(&context.programs, &postgresql.connect_address, &postgresql.replication).await {
-        Ok(timeline) => {
-            context.sql.note_timeline(&server, Some(timeline));
-            ServerStatus {
-                timeline: Some(timeline),
-                ..server
-            }
-        }
-        Err(error) => {
-            tracing::debug!(
-                error = error.chain(),
-                "the standby's timeline is not known beyond its last checkpoint"
-            );
-            // Not asked again at each turn: what the control file says is the least.
-            context.sql.note_timeline(&server, server.timeline);
-            server
-        }
     }
 }
 

@@ -25,7 +25,7 @@ use crate::lease::{Lease, LeaseState, Resumed};
 use crate::postgres::Programs;
 use crate::postgres::bootstrap::password_file;
 use crate::postgres::files::remove_if_there;
-use crate::postgres::sql::Sql;
+use crate::postgres::sql::{Replication, Sql};
 use crate::rest::{Api, ApiParts, serve};
 use crate::status::{Holding, MemberStatus};
 
@@ -85,7 +85,7 @@ pub async fn run(config: AgentConfig, link: KeeperLink) -> Result<u8, AgentError
         .map_err(io("starting the lease's thread".to_owned()))?;
     let context = Arc::new(Context {
         programs: Programs::new(config.postgresql.bin_dir.clone()),
-        sql: Sql::new(local_target(&config)),
+        sql: Sql::new(local_target(&config), replication_of(&config)),
         config,
         etcd,
         keys,
@@ -171,6 +171,15 @@ async fn follow_proofs(mut lease: watch::Receiver<LeaseState>, status: Arc<watch
             }
             changed
         });
+    }
+}
+
+fn replication_of(config: &AgentConfig) -> Replication {
+    let postgresql = &config.postgresql;
+    Replication {
+        programs: Programs::new(postgresql.bin_dir.clone()),
+        address: postgresql.connect_address.clone(),
+        user: postgresql.replication.clone(),
     }
 }
 

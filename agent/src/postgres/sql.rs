@@ -59,9 +59,29 @@ struct Kept {
 pub struct Sql {
     target: Target,
     kept: Mutex<Option<Kept>>,
-    /// The timeline that a running standby is known to be on, with its postmaster's start. SQL tells it only while WAL
-    /// is being received, and the control file lags behind.
-    standby_timeline: std::sync::Mutex<Option<(String, Timeline)>>,
+    replication: Replication,
+    /// What is known of a running standby's timeline. SQL tells it only while WAL is being received, and the control file
+    /// lags behind.
+    standby_timeline: std::sync::Mutex<Option<NotedTimeline>>,
+}
+
+/// How our own server is asked by the replication protocol.
+pub struct Replication {
+    /// Where psql is.
+    pub programs: Programs,
+    /// Where our server listens for other members.
+    pub address: Address,
+    /// As whom.
+    pub user: Credentials,
+}
+
+/// A timeline that a standby was seen on.
+struct NotedTimeline {
+    /// The start of its postmaster.
+    start: String,
+    timeline: Timeline,
+    /// How far it had come then. When it has come further unseen, it may be on a later one.
+    position: Lsn,
 }
 
 async fn connect(target: &Target) -> Result<Kept, ToolError> {
@@ -135,9 +155,10 @@ pub async fn tell_in_order(
 impl Sql {
     /// A connection to be made when first needed.
     #[must_use]
-    pub fn new(target: Target) -> Self {
+    pub fn new(target: Target, replication: Replication) -> Self {
         Self {
             target,
+            replication,
             kept: Mutex::new(None),
             standby_timeline: std::sync::Mutex::new(None),
         }
@@ -181,32 +202,56 @@ impl Sql {
         let row = rows.first().ok_or_else(|| unexpected("no status row"))?;
         let mut server = parse_status(row)?;
         if let WalStatus::Standby { .. } = server.wal {
-            if row.get(RECEIVED_TIMELINE).is_some_and(Option::is_some) {
-                self.note_timeline(&server, server.timeline);
-            } else {
-                server.timeline = server.timeline.max(self.noted_timeline(&server));
-            }
+            let receives = row.get(RECEIVED_TIMELINE).is_some_and(Option::is_some);
+            server.timeline = self.standby_timeline(&server, receives).await;
         }
         Ok(server)
     }
 
-    /// The timeline that this start of a standby is known to be on; nothing when it has not been seen receiving.
-    #[must_use]
-    pub fn noted_timeline(&self, server: &ServerStatus) -> Option<Timeline> {
-        let noted = self.standby_timeline.lock().unwrap_or_else(PoisonError::into_inner);
-        noted
-            .as_ref()
-            .filter(|(start, _)| *start == server.postmaster_start_time)
-            .map(|(_, timeline)| *timeline)
+    /// The timeline of a standby: what it receives, else what it was seen on if it has not moved since, else what it says
+    /// by the replication protocol. Only when that cannot be had, what the control file says, which is the least.
+    async fn standby_timeline(&self, server: &ServerStatus, receives: bool) -> Option<Timeline> {
+        let position = server.wal.position();
+        if receives {
+            self.note_timeline(server, position, server.timeline?);
+            return server.timeline;
+        }
+        if let Some(noted) = self.noted_timeline(server, position) {
+            return server.timeline.max(Some(noted));
+        }
+        let Replication {
+            programs,
+            address,
+            user,
+        } = &self.replication;
+        match identify_timeline(programs, address, user).await {
+            Ok(timeline) => {
+                self.note_timeline(server, position, timeline);
+                server.timeline.max(Some(timeline))
+            }
+            Err(error) => {
+                tracing::debug!(
+                    error = error.chain(),
+                    "the standby's timeline is not known beyond its last checkpoint"
+                );
+                server.timeline
+            }
+        }
     }
 
-    /// Notes what another source told of a standby's timeline. It only ever grows during one start.
-    pub fn note_timeline(&self, server: &ServerStatus, timeline: Option<Timeline>) {
-        let Some(timeline) = timeline.max(self.noted_timeline(server)) else {
-            return;
-        };
+    fn noted_timeline(&self, server: &ServerStatus, position: Lsn) -> Option<Timeline> {
+        let noted = self.standby_timeline.lock().unwrap_or_else(PoisonError::into_inner);
+        let noted = noted.as_ref()?;
+        (noted.start == server.postmaster_start_time && noted.position >= position).then_some(noted.timeline)
+    }
+
+    fn note_timeline(&self, server: &ServerStatus, position: Lsn, timeline: Timeline) {
         let mut noted = self.standby_timeline.lock().unwrap_or_else(PoisonError::into_inner);
-        *noted = Some((server.postmaster_start_time.clone(), timeline));
+        *noted = Some(NotedTimeline {
+            start: server.postmaster_start_time.clone(),
+            timeline,
+            position,
+        });
     }
 
     /// Proves that the server takes writes, by one: a transactional message in the log, which touches no table.
@@ -226,11 +271,7 @@ impl Sql {
 ///
 /// # Errors
 /// When psql fails or takes too long.
-pub async fn identify_timeline(
-    programs: &Programs,
-    address: &Address,
-    user: &Credentials,
-) -> Result<Timeline, ToolError> {
+async fn identify_timeline(programs: &Programs, address: &Address, user: &Credentials) -> Result<Timeline, ToolError> {
     let conninfo = format!(
         "host={} port={} user={} dbname=postgres replication=1 connect_timeout=2 application_name=pgherd",
         super::settings::quote(&address.host),
