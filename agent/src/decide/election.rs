@@ -22,13 +22,14 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Deci
     if seen.nofailover {
         return Decision::wait(Reason::MayNotLead);
     }
+    // Before any request: an operator's word does not make this version able to lead such a cluster.
+    if let Some(refusal) = not_ours_to_lead(seen, &config) {
+        return Decision::wait(refusal);
+    }
     let request = seen.view.failover.value.as_ref();
     if request.is_some_and(|request| names(request.member.as_deref(), &seen.me)) {
         // Whoever asked for this member decided; lag and peers are not weighed again.
         return bid(seen);
-    }
-    if let Some(refusal) = not_ours_to_lead(seen, &config) {
-        return Decision::wait(refusal);
     }
     if let Some(refusal) = behind_the_cluster(seen, server, &config) {
         return Decision::wait_for(refusal, SOON);

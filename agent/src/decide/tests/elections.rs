@@ -180,3 +180,12 @@ fn nobody_bids_against_what_this_version_does_not_maintain() {
     });
     assert_eq!(failsafe, Reason::NotInFailsafe);
 }
+
+#[test]
+fn a_request_by_name_does_not_promote_a_standby_cluster() {
+    let asked = with_view(seen(LeaseSeen::Free), |view| {
+        view.failover = request(Some("n2"), Some("n1"));
+        view.config.value = Some(DynamicConfig::parse(r#"{"standby_cluster":{"host":"h"}}"#));
+    });
+    assert_eq!(reason(&asked, &polled(vec![])), Reason::StandbyCluster);
+}
