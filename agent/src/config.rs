@@ -7,6 +7,8 @@ use std::time::Duration;
 use pgherd_cluster::etcd::EtcdConfig;
 use pgherd_cluster::name::{MemberName, Scope};
 use pgherd_cluster::record::Address;
+use pgherd_cluster::timing::LeaseTiming;
+use pgherd_keeper::protocol::{WatchdogDriver, WatchdogMode, WatchdogSettings};
 use serde_json::{Map, Value};
 
 /// One member.
@@ -28,8 +30,71 @@ pub struct AgentConfig {
     pub postgresql: PostgresConfig,
     /// Tags, in file order and with their YAML types.
     pub tags: Map<String, Value>,
+    /// The kernel's watchdog.
+    pub watchdog: WatchdogConfig,
     /// Where the keeper keeps its memo: outlives the agent, not the machine, and is never inside the data directory.
     pub runtime_dir: PathBuf,
+}
+
+/// The `watchdog` section.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchdogConfig {
+    /// Whether one is wanted.
+    pub mode: WatchdogMode,
+    /// How to speak to it.
+    pub driver: WatchdogDriver,
+    /// Where it is.
+    pub device: PathBuf,
+    /// How long before a lease is over it fires.
+    pub safety_margin: SafetyMargin,
+}
+
+/// How much sooner than the lease a watchdog is over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SafetyMargin {
+    /// Five seconds, as with Patroni, or half of a ttl that is too short for that.
+    #[default]
+    Unset,
+    /// Half of the ttl, which is what a negative number asks for.
+    Half,
+    /// So much.
+    Is(Duration),
+}
+
+impl Default for WatchdogConfig {
+    fn default() -> Self {
+        Self {
+            mode: WatchdogMode::Automatic,
+            driver: WatchdogDriver::Linux,
+            device: PathBuf::from("/dev/watchdog"),
+            safety_margin: SafetyMargin::Unset,
+        }
+    }
+}
+
+impl WatchdogConfig {
+    const SAFETY_MARGIN: Duration = Duration::from_secs(5);
+    /// Below this five seconds would leave too little of a lease.
+    const TTL_LONG: Duration = Duration::from_secs(20);
+
+    /// What the keeper is to do with a lease of this timing. To be sent again when the timing changes.
+    #[must_use]
+    pub fn settings(&self, timing: LeaseTiming) -> WatchdogSettings {
+        let ttl = timing.ttl();
+        let margin = match self.safety_margin {
+            SafetyMargin::Unset if ttl >= Self::TTL_LONG => Self::SAFETY_MARGIN,
+            SafetyMargin::Unset | SafetyMargin::Half => ttl / 2,
+            SafetyMargin::Is(margin) => margin,
+        };
+        WatchdogSettings {
+            mode: self.mode,
+            driver: self.driver,
+            device: self.device.clone(),
+            timeout: ttl.saturating_sub(margin),
+            // One renewal may fail on its first endpoint without the machine, or PostgreSQL, being ended for it.
+            timeout_min: timing.renew_every() + timing.renewal_attempt() + timing.margin(),
+        }
+    }
 }
 
 /// The `restapi` section.
@@ -108,5 +173,39 @@ pub struct Credentials {
 impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Credentials({})", self.username) // Never the password.
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn timeouts(safety_margin: SafetyMargin, ttl: u64, loop_wait: u64, retry_timeout: u64) -> (u128, u128) {
+        let seconds = Duration::from_secs;
+        let timing = LeaseTiming::new(seconds(ttl), seconds(loop_wait), seconds(retry_timeout)).expect("they fit");
+        let watchdog = WatchdogConfig {
+            safety_margin,
+            ..WatchdogConfig::default()
+        };
+        let settings = watchdog.settings(timing);
+        (settings.timeout.as_millis(), settings.timeout_min.as_millis())
+    }
+
+    #[test]
+    fn a_watchdog_fires_a_safety_margin_before_the_lease_is_over() {
+        let seconds = |seconds| SafetyMargin::Is(Duration::from_secs(seconds));
+        assert_eq!(timeouts(SafetyMargin::Unset, 30, 10, 10), (25_000, 11_000));
+        assert_eq!(timeouts(SafetyMargin::Unset, 20, 10, 5).0, 15_000);
+        assert_eq!(timeouts(SafetyMargin::Half, 30, 10, 10).0, 15_000);
+        assert_eq!(timeouts(seconds(2), 30, 10, 10).0, 28_000);
+        assert_eq!(timeouts(seconds(40), 30, 10, 10).0, 0, "which the keeper refuses");
+    }
+
+    #[test]
+    fn a_short_lease_is_halved_and_not_eaten_up() {
+        let (timeout, least) = timeouts(SafetyMargin::Unset, 10, 2, 4);
+        assert_eq!(timeout, 5000);
+        assert!(least <= timeout, "{least}");
+        assert_eq!(timeouts(SafetyMargin::Is(Duration::from_secs(5)), 10, 2, 4).0, 5000);
     }
 }

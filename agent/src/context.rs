@@ -1,6 +1,6 @@
 //! What the parts of one member share.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pgherd_cluster::etcd::{Budget, Etcd};
 use pgherd_cluster::key::{Key, Keys};
@@ -14,6 +14,7 @@ use crate::keeper::Keeper;
 use crate::lease::Lease;
 use crate::postgres::Programs;
 use crate::postgres::sql::{Sql, Target};
+use crate::sync::SyncNames;
 
 /// The handles of one member; cheap to share with its jobs.
 pub struct Context {
@@ -33,9 +34,22 @@ pub struct Context {
     pub lease: Lease,
     /// SQL on our own server.
     pub sql: Sql,
+    /// What `synchronous_standby_names` is written as; the user's own parameters while it is nothing.
+    pub sync_names: Mutex<Option<SyncNames>>,
 }
 
 impl Context {
+    /// What `synchronous_standby_names` is written as, while that is ours to say.
+    #[must_use]
+    pub fn sync_names(&self) -> Option<SyncNames> {
+        self.sync_names.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Has `synchronous_standby_names` written as this from now on.
+    pub fn set_sync_names(&self, names: Option<SyncNames>) {
+        *self.sync_names.lock().unwrap_or_else(PoisonError::into_inner) = names;
+    }
+
     /// The full text of a key.
     #[must_use]
     pub fn key(&self, key: &Key) -> String {

@@ -16,12 +16,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
+pub use self::act::Left;
 use self::upkeep::Upkeep;
 use crate::context::Context;
 use crate::decide::{Decision, Reason, decide, published_role};
 use crate::jobs::{Job, JobError, Outcome};
-use crate::lease::{LeaseState, Resumed};
-use crate::observation::{JobKind, LeaseSeen, Memory, Observation, Postgres, Rejoin};
+use crate::lease::{LeaseState, Resumed, term_of};
+use crate::memory::Memory;
+use crate::observation::{JobKind, LeaseSeen, Observation, Postgres};
 use crate::observe::{Known, observe};
 use crate::postgres::DataDir;
 use crate::record::published_state;
@@ -29,8 +31,8 @@ use crate::status::{Holding, MemberStatus};
 
 /// After a step that failed: long enough not to hammer, short enough not to be what an outage waits for.
 const AFTER_FAILURE: Duration = Duration::from_millis(200);
-/// Before a failed clone, initdb or start is tried again.
-const BACKOFF: Duration = Duration::from_secs(2);
+/// After a step whose effect the view does not show yet.
+const SETTLING: Duration = Duration::from_millis(50);
 
 /// Somebody asks for a fresh observation.
 pub type Refresh = oneshot::Sender<Arc<MemberStatus>>;
@@ -73,8 +75,11 @@ impl Cycle {
     ) -> Self {
         let proven = resumed.epoch.clone().filter(|_| resumed.proven);
         let memory = Memory {
-            proven: proven.clone(),
-            checkpointed: proven,
+            proven_term: proven
+                .as_ref()
+                .map(|epoch| resumed.term.unwrap_or_else(|| term_of(epoch))),
+            // Whether its first checkpoint was done the agent before this one may not have lived to see: it is written again.
+            proven,
             ..Memory::default()
         };
         let known = Known {
@@ -96,13 +101,13 @@ impl Cycle {
         }
     }
 
-    /// Runs until a decision is to leave; gives the exit code.
-    pub async fn run(mut self) -> u8 {
+    /// Runs until a decision is to leave; says how.
+    pub async fn run(mut self) -> Left {
         loop {
             let before = Woke::now(&self.context);
             let (seen, decision) = match observe(&self.context, &self.known).await {
-                Ok(seen) => {
-                    self.take_note(&seen);
+                Ok(mut seen) => {
+                    self.take_note(&mut seen);
                     let decision = decide(&seen, &self.memory, Boottime::now());
                     (seen, decision)
                 }
@@ -118,12 +123,13 @@ impl Cycle {
                 None => None,
                 Some(step) => Some(self.act(&seen, step).await),
             };
-            if let Some(act::Acted::Leave(code)) = acted {
-                return code;
+            if let Some(act::Acted::Leave(left)) = acted {
+                return left;
             }
             self.upkeep(&seen).await;
             let again_after = match acted {
                 Some(act::Acted::Done) => Some(Duration::ZERO),
+                Some(act::Acted::Settling) => Some(SETTLING),
                 Some(act::Acted::Failed) => Some(AFTER_FAILURE),
                 Some(act::Acted::Leave(_) | act::Acted::Started) | None => decision.again_after,
             };
@@ -147,22 +153,12 @@ impl Cycle {
     }
 
     /// Carries facts over from cycle to cycle.
-    fn take_note(&mut self, seen: &Observation) {
+    fn take_note(&mut self, seen: &mut Observation) {
         self.known.data = Some(seen.data.clone());
         if let Some(held) = &self.context.lease.state().borrow().holding {
             self.known.last_held = Some(held.epoch.clone());
         }
-        if seen.lease != LeaseSeen::Free {
-            self.memory.free_since = None;
-            self.memory.poll = None;
-        } else if self.memory.free_since.is_none() {
-            self.memory.free_since = Some(Boottime::now());
-        }
-        if let Postgres::Running(_) = seen.postgres
-            && seen.job.is_none()
-        {
-            self.memory.start_failures = 0;
-        }
+        self.memory.note(seen, Boottime::now());
         let health = self.context.view.health().borrow().clone();
         match health {
             SourceHealth::Following => self.ever_in_touch = true,
@@ -230,7 +226,7 @@ impl Cycle {
                 Woken::Job(Err(defect)) => {
                     tracing::error!("a job ended by a defect: {defect}");
                     self.known.job = None;
-                    self.memory.backoff_until = Some(Boottime::now() + BACKOFF);
+                    self.memory.job_lost(Boottime::now());
                     return;
                 }
                 Woken::Checkpointed(epoch) => {
@@ -281,53 +277,18 @@ impl Cycle {
 
     fn job_ended(&mut self, kind: JobKind, result: Result<Outcome, JobError>) {
         self.known.job = None;
-        match result {
-            Ok(Outcome::Proven(epoch)) => {
-                tracing::info!("{} takes writes as {epoch}", self.context.config.name);
-                self.memory.start_failures = 0;
-                self.proven(epoch);
-            }
-            Ok(Outcome::Polled(poll)) => self.memory.poll = Some(poll),
-            Ok(Outcome::Rejoin(epoch, verdict)) => {
-                self.memory.rejoin = Some((epoch, verdict));
-                self.memory.rejoin_asked_at = Some(Boottime::now());
-            }
-            Ok(Outcome::Done) => {
-                if matches!(kind, JobKind::Clone | JobKind::StartStandby) {
-                    self.memory.start_failures = 0;
-                }
-                if kind == JobKind::Clone {
-                    self.memory.rejoin = None; // What was compared is not there any more.
-                }
-                self.memory.handed_over = match kind {
-                    JobKind::Switchover => true,
-                    JobKind::StartStandby => false,
-                    _ => self.memory.handed_over,
-                };
-            }
-            Err(error) => {
-                tracing::warn!("{kind} failed: {error}");
-                self.after_failure(kind);
-            }
+        let outcome = result.map_err(|error| {
+            tracing::warn!("{kind} failed: {error}");
+            format!("{kind} failed: {error}")
+        });
+        if let Ok(Outcome::Proven(epoch)) = &outcome {
+            tracing::info!("{} takes writes as {epoch}", self.context.config.name);
+            self.first_checkpoint(epoch.clone());
         }
+        self.memory.job_ended(kind, outcome, Boottime::now());
     }
 
-    fn after_failure(&mut self, kind: JobKind) {
-        match kind {
-            JobKind::StartPrimary => self.memory.start_failures += 1,
-            JobKind::Initdb | JobKind::Clone | JobKind::StartStandby | JobKind::CheckRejoin => {
-                self.memory.backoff_until = Some(Boottime::now() + BACKOFF);
-            }
-            JobKind::Promote | JobKind::Switchover | JobKind::HandOver | JobKind::Stop | JobKind::Poll => {}
-        }
-        // A standby whose start failed on what it has may have what the leader has not.
-        if kind == JobKind::StartStandby && matches!(self.memory.rejoin, Some((_, Rejoin::Follows))) {
-            self.memory.rejoin = None;
-        }
-    }
-
-    fn proven(&mut self, epoch: Epoch) {
-        self.memory.proven = Some(epoch.clone());
+    fn first_checkpoint(&mut self, epoch: Epoch) {
         let target = crate::context::local_target(&self.context.config);
         // On a connection of its own: the loop's must stay free to answer.
         self.checkpoint.spawn(async move {
@@ -370,7 +331,7 @@ struct Fingerprint {
     leader: Option<Epoch>,
     initialize: Option<pgherd_cluster::view::Initialize>,
     guarded: [i64; 4],
-    members: Vec<(MemberName, String, Role, PgState)>,
+    members: Vec<(MemberName, String, Role, PgState, bool)>,
 }
 
 impl Fingerprint {
@@ -381,6 +342,7 @@ impl Fingerprint {
                 member.record.conn_url.clone(),
                 member.record.role,
                 member.record.state,
+                member.record.tag("nosync"),
             )
         };
         Self {

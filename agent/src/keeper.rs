@@ -8,6 +8,7 @@ use std::time::Duration;
 use pgherd_cluster::clock::Boottime;
 use pgherd_keeper::KeeperLink;
 use pgherd_keeper::protocol::{ExitKind, Hello, PostmasterSignal, Refusal, Report, Request, RequestKind, Start};
+pub use pgherd_keeper::protocol::{WatchdogDriver, WatchdogMode, WatchdogSettings, WatchdogState};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use tokio::sync::{oneshot, watch};
@@ -34,6 +35,18 @@ pub struct Instance {
     pub refusals: u64,
     /// Whether a deadline is in force.
     pub armed: bool,
+    /// The term whose deadline is in force.
+    pub armed_term: Option<u64>,
+    /// Whether the fence is paused. Arming it ends the pause.
+    pub paused: bool,
+    /// A postmaster in the data directory that the keeper has neither started nor adopted. Nothing is armed beside it.
+    pub stranger: Option<i32>,
+    /// Whether the postmaster was adopted: how it ends cannot be known.
+    pub adopted: bool,
+    /// Whether a deadline would be guarded by a watchdog.
+    pub watchdog: WatchdogState,
+    /// How many times the keeper has answered to how the watchdog is to be used.
+    pub watchdog_answers: u64,
     /// The keeper was told to stop.
     pub stopping: bool,
     /// How many times it was told to reload.
@@ -203,6 +216,48 @@ impl Keeper {
             .await
     }
 
+    /// Suspends the fence for maintenance: PostgreSQL is left as it is, whatever becomes of agent and keeper. The next
+    /// deadline that is armed ends that, so none may be sent meanwhile.
+    ///
+    /// # Errors
+    /// When the keeper refuses, as it does when the fence has begun.
+    pub async fn pause(&self) -> Result<(), OrderError> {
+        let before = self.state.borrow().clone();
+        self.link.send(&Request::Pause)?;
+        self.wait(ANSWER_MAX, RequestKind::Pause, &before, |instance| instance.paused)
+            .await
+    }
+
+    /// Takes the postmaster that somebody else has started for the keeper's own, and says whether it is writable: then a
+    /// deadline has to follow, or its end. Returns its number.
+    ///
+    /// # Errors
+    /// When the keeper refuses, for instance because there is none any more.
+    pub async fn adopt(&self, writable: bool) -> Result<i32, OrderError> {
+        let before = self.state.borrow().clone();
+        self.link.send(&Request::Adopt { writable })?;
+        self.wait(ANSWER_MAX, RequestKind::Adopt, &before, |instance| instance.adopted)
+            .await?;
+        self.state.borrow().postmaster.ok_or(OrderError::Gone)
+    }
+
+    /// Says how the watchdog is to be used from the next deadline on, and returns whether it can be, as far as is known
+    /// without starting it. To be repeated whenever the configuration or the lease's times change.
+    ///
+    /// # Errors
+    /// When the keeper does not answer.
+    pub async fn watchdog(&self, settings: WatchdogSettings) -> Result<WatchdogState, OrderError> {
+        let before = self.state.borrow().watchdog_answers;
+        self.link.send(&Request::Watchdog(settings))?;
+        let mut state = self.state.clone();
+        let answered = state.wait_for(|instance| instance.watchdog_answers > before);
+        match timeout(ANSWER_MAX, answered).await {
+            Ok(Ok(instance)) => Ok(instance.watchdog),
+            Ok(Err(_)) => Err(OrderError::Gone),
+            Err(_) => Err(OrderError::Timeout(ANSWER_MAX)),
+        }
+    }
+
     /// Has the keeper remember what the next agent needs.
     pub fn remember(&self, memo: Vec<u8>) {
         if let Err(error) = self.link.send(&Request::Remember { memo }) {
@@ -212,10 +267,12 @@ impl Keeper {
 
     /// Tells the keeper that this agent exits on purpose, and with which code the keeper is to follow.
     pub fn leave(&self, code: u8) {
-        if let Err(error) = self.link.send(&Request::Leave {
-            code,
-            keep_postgres: false,
-        }) {
+        self.leave_with(code, false);
+    }
+
+    /// As `leave`, and says what becomes of PostgreSQL: it may be left behind only where the fence is paused.
+    pub fn leave_with(&self, code: u8, keep_postgres: bool) {
+        if let Err(error) = self.link.send(&Request::Leave { code, keep_postgres }) {
             tracing::warn!(%error, "the keeper did not hear the farewell");
         }
     }
@@ -309,22 +366,48 @@ impl Reader {
 }
 
 impl Instance {
+    /// Whether a deadline is in force.
+    #[must_use]
+    pub const fn is_armed(&self) -> bool {
+        self.armed_term.is_some()
+    }
+
     fn begin(&mut self, hello: &Hello) {
         self.postmaster = hello.postmaster.map(|pid| pid.as_raw_nonzero().get());
         self.left = hello.instance_left;
-        self.armed = hello.armed.is_some();
+        self.arm(hello.armed.map(|(term, _)| term));
+        self.paused = hello.paused;
+        self.stranger = hello.stranger.map(|pid| pid.as_raw_nonzero().get());
+        self.adopted = hello.adopted;
+        self.watchdog = hello.watchdog;
         self.fenced = hello.fenced;
         self.stopping = hello.stopping;
+    }
+
+    fn arm(&mut self, term: Option<u64>) {
+        self.armed = term.is_some();
+        self.armed_term = term;
     }
 
     fn fold(&mut self, report: Report) {
         match report {
             Report::Hello(_) => {}
-            Report::Armed { .. } => self.armed = true,
-            Report::Disarmed => self.armed = false,
+            Report::Armed { term, .. } => {
+                self.arm(Some(term));
+                self.paused = false;
+            }
+            Report::Disarmed => {
+                self.arm(None);
+                self.paused = false;
+            }
+            Report::Paused => {
+                self.arm(None);
+                self.paused = true;
+            }
             Report::Started { pid } => {
                 self.postmaster = Some(pid.as_raw_nonzero().get());
                 self.left = true;
+                self.adopted = false;
                 self.starts += 1;
             }
             Report::Refused { what, why } => {
@@ -333,6 +416,7 @@ impl Instance {
             }
             Report::PostmasterExited { status, .. } => {
                 self.postmaster = None;
+                self.adopted = false;
                 self.last_exit = Some(status);
                 self.exits += 1;
             }
@@ -342,10 +426,24 @@ impl Instance {
             }
             Report::Fenced { term } => {
                 self.fenced = Some(term);
-                self.armed = false;
+                self.arm(None);
             }
             Report::Stop => self.stopping = true,
             Report::Reload => self.reloads += 1,
+            Report::Watchdog { state } => {
+                self.watchdog = state;
+                self.watchdog_answers += 1;
+            }
+            Report::Stranger { pid } => {
+                self.stranger = pid.map(|pid| pid.as_raw_nonzero().get());
+                self.left |= pid.is_some();
+            }
+            Report::Adopted { pid } => {
+                self.postmaster = Some(pid.as_raw_nonzero().get());
+                self.stranger = None;
+                self.adopted = true;
+                self.left = true;
+            }
         }
     }
 }
@@ -366,5 +464,56 @@ mod tests {
         assert_eq!((instance.postmaster, instance.left), (None, true));
         instance.fold(Report::Ended);
         assert!(!instance.left);
+    }
+
+    fn number(raw: i32) -> rustix::process::Pid {
+        rustix::process::Pid::from_raw(raw).expect("not zero")
+    }
+
+    #[test]
+    fn a_pause_lasts_until_something_is_armed_or_disarmed() {
+        let mut instance = Instance::default();
+        let armed = Report::Armed {
+            term: 7,
+            deadline: pgherd_keeper::clock::Boottime::from_nanos(1),
+        };
+        instance.fold(armed.clone());
+        assert_eq!(
+            (instance.armed, instance.armed_term, instance.paused),
+            (true, Some(7), false)
+        );
+        instance.fold(Report::Paused);
+        assert_eq!((instance.is_armed(), instance.paused), (false, true));
+        instance.fold(armed);
+        assert_eq!((instance.is_armed(), instance.paused), (true, false));
+        instance.fold(Report::Paused);
+        instance.fold(Report::Disarmed);
+        assert_eq!(
+            (instance.armed, instance.armed_term, instance.paused),
+            (false, None, false)
+        );
+    }
+
+    #[test]
+    fn an_adopted_postmaster_is_a_stranger_no_longer() {
+        let mut instance = Instance::default();
+        instance.fold(Report::Stranger { pid: Some(number(7)) });
+        assert_eq!(
+            (instance.stranger, instance.left, instance.postmaster),
+            (Some(7), true, None)
+        );
+        instance.fold(Report::Adopted { pid: number(7) });
+        assert_eq!(
+            (instance.stranger, instance.adopted, instance.postmaster),
+            (None, true, Some(7))
+        );
+        instance.fold(Report::PostmasterExited {
+            pid: number(7),
+            status: ExitKind::Unknown,
+        });
+        assert_eq!(
+            (instance.adopted, instance.postmaster, instance.left),
+            (false, None, true)
+        );
     }
 }

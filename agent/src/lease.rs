@@ -4,8 +4,9 @@
 //! A renewal is a keepalive and then a linearizable read of the leader key that shows our name, our lease and our create
 //! revision: a keepalive alone proves only the lease, to which the member key is bound too.
 
+pub mod core;
 mod memo;
-mod renewer;
+mod thread;
 
 use std::time::Duration;
 
@@ -13,12 +14,15 @@ use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::etcd::{Etcd, StoreError};
 use pgherd_cluster::key::Keys;
 use pgherd_cluster::name::MemberName;
+use pgherd_cluster::source::ViewHandle;
 use pgherd_cluster::timing::LeaseTiming;
 use pgherd_cluster::view::Epoch;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use self::core::LeaseCore;
+pub use self::core::{BidLoss, VouchRefusal, Voucher};
 pub use self::memo::Resumed;
-use self::renewer::Renewer;
+use self::thread::{Command, Thread};
 use crate::keeper::Keeper;
 use crate::status::Holding;
 
@@ -35,6 +39,28 @@ pub struct LeaseState {
     pub trouble: Option<StoreError>,
     /// When etcd last answered.
     pub answered_at: Option<Boottime>,
+    /// For whom this member has vouched, and until when it does not bid.
+    pub vouched: Option<Vouched>,
+    /// Whether deadlines are kept from the keeper, as in maintenance.
+    pub paused: bool,
+}
+
+/// A vouch that this member has given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vouched {
+    /// For whom.
+    pub leader: MemberName,
+    /// Until when this member does not bid.
+    pub until: Boottime,
+}
+
+/// What a deadline rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Proof {
+    /// The lease, and a read of the leader key.
+    Store,
+    /// The word of every member of the failsafe list that it does not bid.
+    Vouches,
 }
 
 /// A holding of the leader key.
@@ -42,8 +68,12 @@ pub struct LeaseState {
 pub struct Held {
     /// Holder and create revision.
     pub epoch: Epoch,
+    /// The keeper's name for it. Stays when the key was lost and won anew without a gap in the entitlement.
+    pub term: u64,
     /// Until when it entitles to write; nothing until it has been proven by this process.
     pub deadline: Option<Boottime>,
+    /// What that rests on.
+    pub proof: Proof,
 }
 
 impl LeaseState {
@@ -59,36 +89,33 @@ impl LeaseState {
     }
 }
 
-enum Command {
-    /// Bid for the leader key.
-    Bid {
-        guards: BidGuards,
-        done: oneshot::Sender<Result<Epoch, BidError>>,
-    },
-    /// Hold no more; answered when no deadline will be given any more.
-    LetGo { done: oneshot::Sender<()> },
-    /// Other times are in force.
-    Retime(LeaseTiming),
-}
-
 /// The loop's handle on the renewal thread.
 pub struct Lease {
     commands: mpsc::Sender<Command>,
     state: watch::Receiver<LeaseState>,
 }
 
-/// A bid was lost, or its outcome is unknown.
-#[derive(Debug, thiserror::Error)]
-pub enum BidError {
-    /// Somebody holds the key, or one of the keys that the decision rested on has changed.
-    #[error("the leader key or a key that the bid rests on has changed")]
-    Lost,
-    /// There is no lease to bind the key to.
-    #[error("there is no lease yet")]
-    NoLease,
-    /// etcd did not answer. If the key was written, it is bound to our lease and will be recognised.
-    #[error(transparent)]
-    Store(#[from] StoreError),
+/// Answers other members that ask this one to vouch.
+#[derive(Clone)]
+pub struct Vouches(mpsc::Sender<Command>);
+
+impl Vouches {
+    /// Of a member whose lease nobody looks after: it vouches for nobody.
+    #[cfg(test)]
+    pub(crate) fn nobody() -> Self {
+        Self(mpsc::channel(1).0)
+    }
+
+    /// Answers another member that asks this one not to bid for `lasts`: for how long it will not.
+    ///
+    /// # Errors
+    /// See [`VouchRefusal`]; a thread that is gone counts as one that seeks.
+    pub async fn vouch(&self, leader: MemberName, lasts: Duration) -> Result<Duration, VouchRefusal> {
+        let (done, answer) = oneshot::channel();
+        let sent = self.0.send(Command::Vouch { leader, lasts, done }).await;
+        sent.map_err(|_| VouchRefusal::Seeks)?;
+        answer.await.map_err(|_| VouchRefusal::Seeks)?
+    }
 }
 
 /// The revisions of the keys that a bid's decision used.
@@ -114,34 +141,27 @@ impl Lease {
         etcd: &Etcd,
         keys: &Keys,
         name: MemberName,
-        timing: LeaseTiming,
+        view: ViewHandle,
         keeper: &Keeper,
-        resumed: Resumed,
+        authorization: Option<String>,
+        resumed: &Resumed,
     ) -> std::io::Result<Self> {
-        let (commands, received) = mpsc::channel(16);
-        let holding = resumed.epoch.map(|epoch| Held { epoch, deadline: None });
-        let initial = LeaseState {
-            lease: resumed.lease,
-            lease_ttl: resumed.lease_ttl,
-            holding,
-            ..LeaseState::default()
-        };
-        let (state_tx, state) = watch::channel(initial);
-        let renewer = Renewer {
-            etcd: etcd.separate(),
-            keys: keys.clone(),
-            name,
-            timing,
-            link: keeper.link(),
-            arming: keeper.arming(),
-            unanswered: None,
-            latest_deadline: Boottime::default(),
-            state: state_tx,
-        };
+        let (commands, received) = mpsc::channel(64);
+        let core = LeaseCore::new(name, keys.clone(), LeaseTiming::DEFAULT, resumed);
+        let (state_tx, state) = watch::channel(core.state().clone());
+        let thread = Thread::new(
+            core,
+            etcd.separate(),
+            keys.clone(),
+            view,
+            keeper,
+            authorization,
+            state_tx,
+        );
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new()
             .name("lease".to_owned())
-            .spawn(move || runtime.block_on(renewer.run(received)))?;
+            .spawn(move || runtime.block_on(thread.run(received)))?;
         Ok(Self { commands, state })
     }
 
@@ -151,16 +171,39 @@ impl Lease {
         self.state.clone()
     }
 
-    /// Bids for the leader key. On success the key is ours, and the keeper has been given its deadline.
+    /// Bids for the leader key. On success the key is ours, and the keeper has been sent its deadline.
     ///
     /// # Errors
-    /// See [`BidError`].
-    pub async fn bid(&self, guards: BidGuards) -> Result<Epoch, BidError> {
+    /// See [`BidLoss`].
+    pub async fn bid(&self, guards: BidGuards) -> Result<Epoch, BidLoss> {
         let (done, answer) = oneshot::channel();
         // A thread that is gone ends the process; without it there is no lease.
         let sent = self.commands.send(Command::Bid { guards, done }).await;
-        sent.map_err(|_| BidError::NoLease)?;
-        answer.await.map_err(|_| BidError::NoLease)?
+        sent.map_err(|_| BidLoss::NoLease)?;
+        answer.await.map_err(|_| BidLoss::NoLease)?
+    }
+
+    /// Binds a key that names this member, and by which PostgreSQL runs, to this process's lease. What comes of it shows
+    /// in the state.
+    pub async fn rebind(&self, epoch: Epoch, lease: i64) {
+        let _ = self.commands.send(Command::Rebind { epoch, lease }).await;
+    }
+
+    /// What answers other members that ask this one to vouch.
+    #[must_use]
+    pub fn vouches(&self) -> Vouches {
+        Vouches(self.commands.clone())
+    }
+
+    /// Tells whose vouches a deadline may rest on: every list that may stand in etcd, united; nothing while the mode is
+    /// off.
+    pub async fn failsafe(&self, list: Option<Vec<Voucher>>) {
+        let _ = self.commands.send(Command::Failsafe(list)).await;
+    }
+
+    /// Begins or ends a pause of the fence.
+    pub async fn pause(&self, paused: bool) {
+        let _ = self.commands.send(Command::Pause(paused)).await;
     }
 
     /// Resolves when the thread has ended, which it never does by itself.
@@ -202,7 +245,12 @@ mod tests {
         };
         let at = Boottime::from_nanos;
         let mut state = LeaseState {
-            holding: Some(Held { epoch, deadline: None }),
+            holding: Some(Held {
+                term: term_of(&epoch),
+                epoch,
+                deadline: None,
+                proof: Proof::Store,
+            }),
             ..LeaseState::default()
         };
         assert_eq!(state.proven(at(1)), None);

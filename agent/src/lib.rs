@@ -7,9 +7,11 @@ pub mod config;
 pub mod context;
 pub mod cycle;
 pub mod decide;
+pub mod failsafe;
 pub mod jobs;
 pub mod keeper;
 pub mod lease;
+pub mod memory;
 pub mod observation;
 pub mod observe;
 pub mod postgres;
@@ -17,6 +19,7 @@ pub mod record;
 pub mod rest;
 pub mod slots;
 pub mod status;
+pub mod sync;
 
 mod run;
 

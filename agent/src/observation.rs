@@ -10,6 +10,7 @@ use pgherd_cluster::view::{Epoch, View};
 
 use crate::postgres::DataDir;
 use crate::status::ServerStatus;
+use crate::sync::{CommitLevel, Sender, SyncNames, SyncSettings};
 
 /// Everything that one decision looks at.
 #[derive(Clone, Debug)]
@@ -20,6 +21,8 @@ pub struct Observation {
     pub view: Arc<View>,
     /// The leader key, as far as this member may rely on it.
     pub lease: LeaseSeen,
+    /// The keeper's name for the holding, while there is one.
+    pub lease_term: Option<u64>,
     /// Where the data directory is, for the words of an error.
     pub data_dir: PathBuf,
     /// What lies in the data directory.
@@ -30,8 +33,20 @@ pub struct Observation {
     pub postgres: Postgres,
     /// Whether the keeper has a deadline in force.
     pub armed: bool,
+    /// Whether the keeper leaves PostgreSQL alone, as in maintenance.
+    pub fence_paused: bool,
+    /// Whether the lease's thread gives the keeper no deadlines, as in maintenance.
+    pub lease_paused: bool,
+    /// Whether a postmaster runs on the data directory that this keeper has not started or adopted.
+    pub stranger: bool,
+    /// The kernel's watchdog.
+    pub watchdog: WatchdogSeen,
+    /// The leader that this member has vouched for; it does not bid meanwhile.
+    pub vouched_for: Option<MemberName>,
     /// The last holding that this member is known to have had since the machine started.
     pub last_held: Option<Epoch>,
+    /// What commits wait for, and should.
+    pub sync: SyncSeen,
     /// The one long job that is under way.
     pub job: Option<JobKind>,
     /// The address that our standby is configured to stream from.
@@ -68,6 +83,35 @@ pub enum LeaseSeen {
     Unknown,
 }
 
+/// Synchronous replication, as far as this member's own PostgreSQL goes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SyncSeen {
+    /// What the dynamic configuration wants.
+    pub settings: SyncSettings,
+    /// `synchronous_standby_names`, as the running server has it; as it would come up, while none runs.
+    pub configured: SyncNames,
+    /// Whether every process of the server is sure to have taken that over.
+    pub taken_over: bool,
+    /// What the user's own parameters say, for when the mode is off.
+    pub user_names: SyncNames,
+    /// Who streams from here.
+    pub senders: Vec<Sender>,
+    /// What commits wait for a standby to have done.
+    pub commit_level: CommitLevel,
+}
+
+/// The kernel's watchdog, as far as it matters to who may lead.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WatchdogSeen {
+    /// There is none, or none is needed.
+    #[default]
+    NotNeeded,
+    /// It is required and can be used.
+    Usable,
+    /// It is required and cannot be used: this member may not lead.
+    Unusable,
+}
+
 /// PostgreSQL, as seen from outside and by SQL.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Postgres {
@@ -97,41 +141,16 @@ pub enum JobKind {
     StartStandby,
     /// Promotion.
     Promote,
-    /// Planned switchover, on the leader.
-    Switchover,
-    /// Handing over before a stop.
-    HandOver,
-    /// Stopping a standby before the process ends.
+    /// A checkpoint while still serving, before a hand-over.
+    Checkpoint,
+    /// Stopping in order.
     Stop,
+    /// Asking who has received the shutdown checkpoint.
+    Confirm,
     /// Asking the other members in an election.
     Poll,
     /// Asking the leader whether our data can follow it.
     CheckRejoin,
-}
-
-/// What the decisions remember from cycle to cycle.
-#[derive(Clone, Debug, Default)]
-pub struct Memory {
-    /// Since when the leader key has been seen free.
-    pub free_since: Option<Boottime>,
-    /// How many starts as primary have failed in a row.
-    pub start_failures: u32,
-    /// Before this, no clone, initdb or start is tried again.
-    pub backoff_until: Option<Boottime>,
-    /// The last poll of an election.
-    pub poll: Option<Poll>,
-    /// Whether our data can follow the leader of an epoch.
-    pub rejoin: Option<(Epoch, Rejoin)>,
-    /// When that was asked.
-    pub rejoin_asked_at: Option<Boottime>,
-    /// The epoch under which our primary has been proven to take writes.
-    pub proven: Option<Epoch>,
-    /// The epoch whose first checkpoint is done.
-    pub checkpointed: Option<Epoch>,
-    /// A switchover was carried out: what follows it goes on in a pause too.
-    pub handed_over: bool,
-    /// The system identifier that a fatal mismatch was found with; the process ends.
-    pub fatal: Option<String>,
 }
 
 /// The answer to "can our data follow this leader?".
@@ -176,4 +195,12 @@ pub struct Peer {
     pub nofailover: bool,
     /// Its rank among equals.
     pub failover_priority: i64,
+}
+
+impl Observation {
+    /// Whether the cluster is in maintenance.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.view.config.value.as_ref().is_some_and(|config| config.is_paused())
+    }
 }

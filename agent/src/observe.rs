@@ -6,13 +6,18 @@ use pgherd_cluster::record::{Address, FailoverRequest, MemberRecord};
 use pgherd_cluster::source::SourceHealth;
 use pgherd_cluster::view::{Epoch, View};
 
+use pgherd_keeper::protocol::{WatchdogMode, WatchdogState};
+
 use crate::context::Context;
 use crate::keeper::Instance;
-use crate::lease::{LeaseState, term_of};
-use crate::observation::{JobKind, LeaseSeen, Observation, Postgres};
+use crate::lease::{LeaseState, Proof};
+use crate::observation::{JobKind, LeaseSeen, Observation, Postgres, SyncSeen, WatchdogSeen};
 use crate::postgres::bootstrap::UNFINISHED_MARKER;
 use crate::postgres::control::inspect;
+use crate::postgres::settings::user_names;
 use crate::postgres::{DataDir, ToolError};
+use crate::status::WalSender;
+use crate::sync::{CommitLevel, Sender, StandbyName, SyncNames, SyncRank, SyncSettings};
 
 /// What the loop knows that no question tells.
 #[derive(Clone, Debug, Default)]
@@ -45,25 +50,30 @@ pub async fn observe(context: &Context, known: &Known) -> Result<Observation, To
     let (data, postgres) = tokio::join!(data, postgres(context, &instance, known));
     let view = context.view();
     let in_touch = *context.view.health().borrow() == SourceHealth::Following;
-    let lease = lease_seen(
-        &view,
-        in_touch,
-        &context.lease.state().borrow(),
-        &instance,
-        &context.config.name,
-        Boottime::now(),
-    );
+    let state = context.lease.state().borrow().clone();
+    let now = Boottime::now();
+    let lease = lease_seen(&view, in_touch, &state, &instance, &context.config.name, now);
     let me = as_record(context);
     Ok(Observation {
         me: context.config.name.clone(),
         request_due: view.failover.value.as_ref().is_none_or(is_due),
+        sync: sync_seen(context, &view, &postgres),
         view,
         lease,
         data_dir: data_dir.clone(),
         data: data?,
         bootstrap_unfinished: data_dir.join(UNFINISHED_MARKER).exists(),
         postgres,
+        lease_term: state.holding.as_ref().map(|held| held.term),
         armed: instance.armed,
+        fence_paused: instance.paused,
+        lease_paused: state.paused,
+        stranger: instance.stranger.is_some(),
+        watchdog: watchdog_seen(context, &instance),
+        vouched_for: state
+            .vouched
+            .filter(|vouched| now < vouched.until)
+            .map(|vouched| vouched.leader),
         last_held: known.last_held.clone(),
         job: known.job,
         upstream: known.upstream.clone(),
@@ -89,6 +99,57 @@ async fn postgres(context: &Context, instance: &Instance, known: &Known) -> Post
     }
 }
 
+fn sync_seen(context: &Context, view: &View, postgres: &Postgres) -> SyncSeen {
+    let config = view.config.value.clone().unwrap_or_default();
+    let local = &context.config.postgresql.parameters;
+    let user_names = user_names(&config, local);
+    let commit = local
+        .get("synchronous_commit")
+        .cloned()
+        .or_else(|| config.parameters().get("synchronous_commit").cloned());
+    let written = || context.sync_names().unwrap_or_else(|| user_names.clone());
+    let (configured, taken_over, senders) = match postgres {
+        Postgres::Running(server) => (
+            // What cannot be read is not what we would have written, and is written anew.
+            SyncNames::parse(&server.waiting.names).unwrap_or_default(),
+            server.waiting.taken_over,
+            server.replication.iter().map(sender).collect(),
+        ),
+        Postgres::Down | Postgres::Ending | Postgres::Silent { .. } => (written(), false, Vec::new()),
+    };
+    SyncSeen {
+        settings: SyncSettings::of(&config),
+        configured,
+        taken_over,
+        user_names,
+        senders,
+        commit_level: CommitLevel::of(commit.as_ref().and_then(|value| value.as_str()).unwrap_or("on")),
+    }
+}
+
+fn sender(row: &WalSender) -> Sender {
+    Sender {
+        application_name: StandbyName::from(row.application_name.as_str()),
+        pid: row.pid,
+        state: row.state.clone(),
+        sync_state: SyncRank::of(&row.sync_state),
+        sent: row.sent,
+        write: row.written,
+        flush: row.flushed,
+        replay: row.replayed,
+        stale: false,
+    }
+}
+
+fn watchdog_seen(context: &Context, instance: &Instance) -> WatchdogSeen {
+    let required = context.config.watchdog.mode == WatchdogMode::Required;
+    match (required, instance.watchdog) {
+        (false, _) => WatchdogSeen::NotNeeded,
+        (true, WatchdogState::Usable) => WatchdogSeen::Usable,
+        (true, _) => WatchdogSeen::Unusable,
+    }
+}
+
 fn as_record(context: &Context) -> MemberRecord {
     MemberRecord {
         tags: context.config.tags.clone(),
@@ -106,7 +167,8 @@ fn is_due(request: &FailoverRequest) -> bool {
 }
 
 /// What this member may rely on of the leader key.
-fn lease_seen(
+#[must_use]
+pub fn lease_seen(
     view: &View,
     in_touch: bool,
     state: &LeaseState,
@@ -116,8 +178,11 @@ fn lease_seen(
 ) -> LeaseSeen {
     if let Some(held) = &state.holding {
         // The view may still be from before our bid; once it has reached it, it must agree.
-        let contradicted = in_touch && view.revision >= held.epoch.create_revision && view.epoch() != Some(&held.epoch);
-        let fenced = instance.fenced == Some(term_of(&held.epoch));
+        let other = in_touch && view.revision >= held.epoch.create_revision && view.epoch() != Some(&held.epoch);
+        // A key that went with its lease while all others vouch is about to be won anew; nobody else bids meanwhile.
+        let carried = held.proof == Proof::Vouches && view.epoch().is_none_or(|epoch| epoch.holder == *me);
+        let contradicted = other && !carried;
+        let fenced = instance.fenced == Some(held.term);
         if !contradicted && !fenced {
             return match held.deadline {
                 Some(deadline) if now < deadline => LeaseSeen::Mine(held.epoch.clone()),
@@ -147,7 +212,7 @@ mod tests {
     use pgherd_cluster::view::Leader;
 
     use super::*;
-    use crate::lease::Held;
+    use crate::lease::{Held, term_of};
 
     fn name(text: &str) -> MemberName {
         MemberName::new(text).expect("a plain name")
@@ -176,7 +241,12 @@ mod tests {
     fn held(epoch: Epoch, deadline: Option<u64>) -> LeaseState {
         let deadline = deadline.map(|seconds| Boottime::default() + Duration::from_secs(seconds));
         LeaseState {
-            holding: Some(Held { epoch, deadline }),
+            holding: Some(Held {
+                term: term_of(&epoch),
+                epoch,
+                deadline,
+                proof: Proof::Store,
+            }),
             ..LeaseState::default()
         }
     }

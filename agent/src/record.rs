@@ -11,7 +11,8 @@ use pgherd_cluster::{PATRONI_VERSION, VERSION};
 
 use crate::config::AgentConfig;
 use crate::decide::published_role;
-use crate::observation::{JobKind, Memory, Observation, Postgres};
+use crate::memory::Memory;
+use crate::observation::{JobKind, Observation, Postgres};
 use crate::postgres::{ControlState, DataDir};
 use crate::status::WalStatus;
 
@@ -21,7 +22,7 @@ pub fn published_state(seen: &Observation, memory: &Memory) -> PgState {
     match (seen.job, &seen.postgres) {
         (Some(JobKind::Initdb), _) => PgState::Initializing,
         (Some(JobKind::Clone), _) => PgState::CreatingReplica,
-        (Some(JobKind::HandOver | JobKind::Stop), Postgres::Running(_) | Postgres::Silent { .. }) => PgState::Stopping,
+        (Some(JobKind::Stop), Postgres::Running(_) | Postgres::Silent { .. }) => PgState::Stopping,
         (_, Postgres::Running(_)) => PgState::Running,
         (Some(JobKind::StartPrimary | JobKind::StartStandby), _) => PgState::Starting,
         (_, Postgres::Silent { .. }) => PgState::Unknown,
@@ -58,6 +59,11 @@ pub fn member_record(config: &AgentConfig, seen: &Observation, memory: &Memory) 
         );
         !(standard && *value == serde_json::Value::Bool(false))
     });
+    if seen.stopping && seen.view.sync.value.lists(&seen.me) {
+        // The leader is to choose another before commits begin to wait for nobody.
+        record.tags.insert("nosync".to_owned(), serde_json::Value::Bool(true));
+        record.tags.insert("sync_priority".to_owned(), 0.into());
+    }
     record.pause = seen
         .view
         .config

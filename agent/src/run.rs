@@ -1,6 +1,6 @@
 //! Wires one agent and runs it to its end.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
@@ -25,6 +25,7 @@ use crate::lease::{Lease, LeaseState, Resumed};
 use crate::postgres::Programs;
 use crate::postgres::bootstrap::password_file;
 use crate::postgres::files::remove_if_there;
+use crate::postgres::settings::written_names;
 use crate::postgres::sql::{Replication, Sql};
 use crate::rest::{Api, ApiParts, serve};
 use crate::status::{Holding, MemberStatus};
@@ -76,23 +77,8 @@ pub async fn run(config: AgentConfig, link: KeeperLink) -> Result<u8, AgentError
     if let Err(error) = remove_if_there(&password_file(&config)) {
         tracing::warn!("{}", error.chain());
     }
-    let keys = Keys::new(&config.namespace, &config.scope);
-    let etcd = Etcd::new(config.etcd.clone());
-    let (source, view) = EtcdSource::new(etcd.separate(), keys.clone(), config.scope.clone(), false);
     let resumed = Resumed::from_memo(&hello.memo);
-    let timing = LeaseTiming::DEFAULT;
-    let lease = Lease::start(&etcd, &keys, config.name.clone(), timing, &keeper, resumed.clone())
-        .map_err(io("starting the lease's thread".to_owned()))?;
-    let context = Arc::new(Context {
-        programs: Programs::new(config.postgresql.bin_dir.clone()),
-        sql: Sql::new(local_target(&config), replication_of(&config)),
-        config,
-        etcd,
-        keys,
-        view,
-        keeper,
-        lease,
-    });
+    let (source, context) = wire(config, keeper, &resumed).await?;
 
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
@@ -123,17 +109,58 @@ pub async fn run(config: AgentConfig, link: KeeperLink) -> Result<u8, AgentError
         code = cycle => code,
     };
     match &ended {
-        Ok(code) => context.keeper.leave(*code),
+        Ok(left) => context.keeper.leave_with(left.code, left.keep_postgres),
         Err(AgentError::Duplicate { .. }) => context.keeper.leave(64),
         Err(_) => {}
     }
-    if ended.is_ok() {
+    if ended.as_ref().is_ok_and(|left| !left.keep_postgres) {
         // Others see at once that we went on purpose; the key itself lives until its lease ends.
         let _ = timeout(LAST_WORDS_MAX, say_stopped(&context)).await;
     }
     stop.cancel();
     tasks.shutdown().await;
-    ended
+    ended.map(|left| left.code)
+}
+
+/// The parts of one member, and the source of its view.
+async fn wire(
+    config: AgentConfig,
+    keeper: Keeper,
+    resumed: &Resumed,
+) -> Result<(EtcdSource, Arc<Context>), AgentError> {
+    let keys = Keys::new(&config.namespace, &config.scope);
+    let etcd = Etcd::new(config.etcd.clone());
+    let (source, view) = EtcdSource::new(etcd.separate(), keys.clone(), config.scope.clone(), false);
+    let watchdog = config.watchdog.settings(LeaseTiming::DEFAULT);
+    if let Err(error) = keeper.watchdog(watchdog).await {
+        tracing::warn!("setting up the watchdog: {error}");
+    }
+    let authorization = crate::rest::authorization(config.restapi.credentials.as_ref());
+    let lease = Lease::start(
+        &etcd,
+        &keys,
+        config.name.clone(),
+        view.clone(),
+        &keeper,
+        authorization,
+        resumed,
+    )
+    .map_err(|source| AgentError::Io {
+        what: "starting the lease's thread".to_owned(),
+        source,
+    })?;
+    let context = Arc::new(Context {
+        programs: Programs::new(config.postgresql.bin_dir.clone()),
+        sql: Sql::new(local_target(&config), replication_of(&config)),
+        sync_names: Mutex::new(written_names(&config.postgresql.data_dir)),
+        config,
+        etcd,
+        keys,
+        view,
+        keeper,
+        lease,
+    });
+    Ok((source, context))
 }
 
 fn api_of(context: &Context, status: watch::Receiver<Arc<MemberStatus>>, refresh: mpsc::Sender<Refresh>) -> Api {
@@ -144,6 +171,7 @@ fn api_of(context: &Context, status: watch::Receiver<Arc<MemberStatus>>, refresh
         keys: context.keys.clone(),
         credentials: context.config.restapi.credentials.clone(),
         refresh,
+        vouches: context.lease.vouches(),
     })
 }
 

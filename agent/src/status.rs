@@ -57,6 +57,17 @@ pub struct ServerStatus {
     pub replication_state: Option<String>,
     /// Who streams from here.
     pub replication: Vec<WalSender>,
+    /// What commits wait for.
+    pub waiting: CommitWaiting,
+}
+
+/// What the running server makes commits wait for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CommitWaiting {
+    /// `synchronous_standby_names`.
+    pub names: String,
+    /// Whether the checkpointer, which switches the waiting on, is sure to have taken the setting over.
+    pub taken_over: bool,
 }
 
 /// Positions, by role.
@@ -94,7 +105,7 @@ impl WalStatus {
 }
 
 /// One row of `pg_stat_replication`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WalSender {
     /// Its user.
     pub usename: String,
@@ -108,6 +119,16 @@ pub struct WalSender {
     pub sync_state: String,
     /// Its rank.
     pub sync_priority: i32,
+    /// The walsender's process.
+    pub pid: i32,
+    /// Sent so far; like the others nothing while the standby has not said.
+    pub sent: Option<Lsn>,
+    /// Written there.
+    pub written: Option<Lsn>,
+    /// Flushed there.
+    pub flushed: Option<Lsn>,
+    /// Replayed there.
+    pub replayed: Option<Lsn>,
 }
 
 impl MemberStatus {

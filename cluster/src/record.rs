@@ -92,6 +92,12 @@ impl SyncState {
             .any(|standby| standby.eq_ignore_ascii_case(name.as_str()))
     }
 
+    /// The listed standbys, as they are spelled.
+    pub fn standbys(&self) -> impl Iterator<Item = &str> {
+        let listed = self.sync_standby.as_deref().unwrap_or_default();
+        listed.split(',').map(str::trim).filter(|standby| !standby.is_empty())
+    }
+
     /// Whether synchronous mode is active.
     #[must_use]
     pub fn is_active(&self) -> bool {

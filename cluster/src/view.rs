@@ -123,8 +123,8 @@ pub struct View {
     pub history: Option<History>,
     /// The revision of the failsafe list; 0 while there is none.
     pub failsafe_revision: i64,
-    /// The names in the failsafe list.
-    pub failsafe_members: Vec<String>,
+    /// The failsafe list: names, and where their REST interfaces are.
+    pub failsafe: BTreeMap<String, String>,
 }
 
 impl View {
@@ -143,7 +143,7 @@ impl View {
             failover: Revised::default(),
             history: None,
             failsafe_revision: 0,
-            failsafe_members: Vec::new(),
+            failsafe: BTreeMap::new(),
         }
     }
 
@@ -224,7 +224,9 @@ impl View {
             Key::Failsafe => {
                 let list: serde_json::Map<String, serde_json::Value> =
                     serde_json::from_str(&entry.value).unwrap_or_default();
-                self.failsafe_members = list.into_iter().map(|(name, _)| name).collect();
+                let entry =
+                    |(name, url): (String, serde_json::Value)| (name, url.as_str().unwrap_or_default().to_owned());
+                self.failsafe = list.into_iter().map(entry).collect();
                 self.failsafe_revision = mod_revision;
             }
         }
@@ -245,7 +247,7 @@ impl View {
             Some(Key::History) => self.history = None,
             Some(Key::Failsafe) => {
                 self.failsafe_revision = 0;
-                self.failsafe_members.clear();
+                self.failsafe.clear();
             }
         }
     }

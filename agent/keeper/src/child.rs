@@ -1,4 +1,4 @@
-//! Children of the keeper: one process with its pidfd, and a service that is started again when it dies.
+//! What the keeper holds by its pidfd: one process, and a service that is started again when it dies.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,7 +18,7 @@ const LIFE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
-/// A child that has not been reaped yet. Its number is its own until then.
+/// A child that has not been reaped yet, whose number is its own until then, or an adopted process.
 #[derive(Debug)]
 pub(crate) struct Child {
     pid: Pid,
@@ -59,6 +59,29 @@ impl Child {
             pidfd: pidfd_open(record.pid, PidfdFlags::empty())?,
             started: record.started,
         })
+    }
+
+    /// A process that is nobody's of ours, as long as `is_meant` says yes once it is held. Only its pidfd names it for
+    /// good.
+    pub(crate) fn open(pid: Pid, is_meant: impl FnOnce() -> bool) -> io::Result<Self> {
+        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+        if !is_meant() {
+            return Err(Errno::SRCH.into());
+        }
+        Ok(Self {
+            pid,
+            pidfd,
+            started: Boottime::now(),
+        })
+    }
+
+    /// A process that the keeper before an upgrade has held.
+    pub(crate) fn with_pidfd(record: ChildRecord, pidfd: OwnedFd) -> Self {
+        Self {
+            pid: record.pid,
+            pidfd,
+            started: record.started,
+        }
     }
 
     /// What `adopt` needs.

@@ -1,4 +1,8 @@
 //! Until when PostgreSQL may be writable. Pure: requests and the time in, verdicts out; ending processes is done elsewhere.
+//!
+//! It is public for simulations, which drive the very code that the keeper runs: whoever does has to call
+//! [`Fence::begin`] no later than [`Fence::wake_at`], to end the instance when it returns a term, and to call
+//! [`Fence::instance_ended`] once nothing of it is left.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -13,24 +17,37 @@ const FINAL_TERMS_MAX: usize = 64;
 
 /// One holding of the lease, and how long it may last as far as is proven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Armed {
+pub struct Armed {
     /// The create revision of the leader key. Compared for equality only: a restored etcd counts backwards.
-    pub(crate) term: u64,
+    pub term: u64,
     /// When PostgreSQL must have ended.
-    pub(crate) deadline: Boottime,
+    pub deadline: Boottime,
     /// How long before the deadline the end begins.
-    pub(crate) margin: Duration,
+    pub margin: Duration,
 }
 
 impl Armed {
     /// When the end begins.
-    pub(crate) fn fence_at(self) -> Boottime {
+    #[must_use]
+    pub fn fence_at(self) -> Boottime {
         self.deadline.minus(self.margin)
+    }
+
+    /// The same deadline with an end that begins so much earlier that it is over when something fires, which may be
+    /// before the deadline.
+    #[must_use]
+    pub fn over_by(self, fires_at: Option<Boottime>) -> Self {
+        let earlier = fires_at.map_or(Duration::ZERO, |fires_at| self.deadline.remaining(fires_at));
+        Self {
+            margin: self.margin.saturating_add(earlier),
+            ..self
+        }
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
+    #[default]
     Disarmed,
     Armed(Armed),
     /// The term is over, and PostgreSQL is not known to have ended.
@@ -42,26 +59,36 @@ enum State {
     },
 }
 
-/// The fence of one instance. Input is `arm`, `disarm`, `pause`, `begin` and `instance_ended`; the rest only looks.
+/// The fence of one instance. Input is [`arm`](Self::arm), [`disarm`](Self::disarm), [`pause`](Self::pause),
+/// [`begin`](Self::begin), [`instance_adopted`](Self::instance_adopted) and [`instance_ended`](Self::instance_ended); the
+/// rest only looks.
 ///
 /// Whether a process of the instance is left is asked through a closure, for it costs a walk through /proc that a
 /// renewal does not need.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Fence {
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fence {
     state: State,
     final_terms: VecDeque<u64>,
+    /// Whether something runs that was writable when it was adopted, which no deadline had allowed.
+    adopted_writable: bool,
 }
 
 impl Fence {
-    pub(crate) const fn new() -> Self {
+    /// Nothing is armed, and no term is final.
+    #[must_use]
+    pub const fn new() -> Self {
         Self {
             state: State::Disarmed,
             final_terms: VecDeque::new(),
+            adopted_writable: false,
         }
     }
 
     /// Sets the deadline of a new term, or moves that of the present one further away. Returns what is in force then.
-    pub(crate) fn arm(&mut self, asked: Armed, now: Boottime, left: impl FnOnce() -> bool) -> Result<Armed, Refusal> {
+    ///
+    /// # Errors
+    /// When the term is final, comes too late, or another one's instance is left. Nothing has changed then.
+    pub fn arm(&mut self, asked: Armed, now: Boottime, left: impl FnOnce() -> bool) -> Result<Armed, Refusal> {
         if self.final_terms.contains(&asked.term) {
             return Err(Refusal::TermIsFinal);
         }
@@ -110,6 +137,7 @@ impl Fence {
                 writer.u8(u8::from(was_armed));
             }
         }
+        writer.u8(u8::from(self.adopted_writable));
         writer.count(self.final_terms.len());
         for term in &self.final_terms {
             writer.u64(*term);
@@ -133,24 +161,36 @@ impl Fence {
                 });
             }
         };
+        let adopted_writable = reader.flag()?;
         let final_terms = (0..reader.count_within(8, FINAL_TERMS_MAX)?)
             .map(|_| reader.u64())
             .collect::<Result<_, _>>()?;
-        Ok(Self { state, final_terms })
+        Ok(Self {
+            state,
+            final_terms,
+            adopted_writable,
+        })
     }
 
     /// Takes the deadline away, which only an instance that has ended may ask for. Ends a pause that began without one.
-    pub(crate) fn disarm(&mut self, left: impl FnOnce() -> bool) -> Result<(), Refusal> {
+    ///
+    /// # Errors
+    /// When something is left that may be writable.
+    pub fn disarm(&mut self, left: impl FnOnce() -> bool) -> Result<(), Refusal> {
         let guards = !matches!(self.state, State::Disarmed | State::Paused { was_armed: false });
-        if guards && left() {
+        if (guards || self.adopted_writable) && left() {
             return Err(Refusal::InstanceLeft);
         }
         self.state = State::Disarmed;
+        self.adopted_writable = false;
         Ok(())
     }
 
     /// Suspends the fence until `arm` or `disarm`. One that has begun, or is due, is not stopped by that.
-    pub(crate) fn pause(&mut self, now: Boottime) -> Result<(), Refusal> {
+    ///
+    /// # Errors
+    /// When the fence has begun, or is due.
+    pub fn pause(&mut self, now: Boottime) -> Result<(), Refusal> {
         let was_armed = match self.state {
             State::Disarmed => false,
             State::Armed(armed) if now < armed.fence_at() => true,
@@ -162,7 +202,7 @@ impl Fence {
     }
 
     /// Makes the term final when its time has come. Returns it once; the caller then ends the instance.
-    pub(crate) fn begin(&mut self, now: Boottime) -> Option<Armed> {
+    pub fn begin(&mut self, now: Boottime) -> Option<Armed> {
         let State::Armed(armed) = self.state else { return None };
         if now < armed.fence_at() {
             return None;
@@ -175,9 +215,16 @@ impl Fence {
         Some(armed)
     }
 
+    /// A server that somebody else has started counts as the instance from here on. One that is writable may be armed or
+    /// ended, but a pause cannot end with it and without a deadline.
+    pub fn instance_adopted(&mut self, writable: bool) {
+        self.adopted_writable |= writable;
+    }
+
     /// No process of the instance is left. A fence that has begun is over by that; one that has not stays armed, for
     /// the agent may restart PostgreSQL in place under the same term. A pause goes on, and nothing writable runs in it.
-    pub(crate) fn instance_ended(&mut self) {
+    pub fn instance_ended(&mut self) {
+        self.adopted_writable = false;
         match &mut self.state {
             State::Fencing(_) => self.state = State::Disarmed,
             State::Paused { was_armed } => *was_armed = false,
@@ -186,12 +233,14 @@ impl Fence {
     }
 
     /// Whether PostgreSQL may be writable at `now`.
-    pub(crate) fn may_write(&self, now: Boottime) -> bool {
+    #[must_use]
+    pub fn may_write(&self, now: Boottime) -> bool {
         matches!(self.state, State::Armed(armed) if now < armed.fence_at())
     }
 
     /// The deadline that another process should enforce too: of a term that is armed or being fenced.
-    pub(crate) fn deadline(&self) -> Option<Armed> {
+    #[must_use]
+    pub fn deadline(&self) -> Option<Armed> {
         match self.state {
             State::Disarmed | State::Paused { .. } => None,
             State::Armed(armed) | State::Fencing(armed) => Some(armed),
@@ -199,7 +248,8 @@ impl Fence {
     }
 
     /// The term in force, if its fence has not begun.
-    pub(crate) fn armed(&self) -> Option<Armed> {
+    #[must_use]
+    pub fn armed(&self) -> Option<Armed> {
         match self.state {
             State::Armed(armed) => Some(armed),
             State::Disarmed | State::Fencing(_) | State::Paused { .. } => None,
@@ -207,22 +257,26 @@ impl Fence {
     }
 
     /// Whether PostgreSQL is left alone, whatever happens to keeper and agent.
-    pub(crate) fn is_paused(&self) -> bool {
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
         matches!(self.state, State::Paused { .. })
     }
 
     /// Whether the fence has begun and is not over.
-    pub(crate) fn is_fencing(&self) -> bool {
+    #[must_use]
+    pub fn is_fencing(&self) -> bool {
         matches!(self.state, State::Fencing(_))
     }
 
     /// The last term whose fence has begun.
-    pub(crate) fn last_final_term(&self) -> Option<u64> {
+    #[must_use]
+    pub fn last_final_term(&self) -> Option<u64> {
         self.final_terms.back().copied()
     }
 
     /// When `begin` has something to do.
-    pub(crate) fn wake_at(&self) -> Option<Boottime> {
+    #[must_use]
+    pub fn wake_at(&self) -> Option<Boottime> {
         self.armed().map(Armed::fence_at)
     }
 }
@@ -252,7 +306,7 @@ mod tests {
     fn armed(armed: Armed) -> Fence {
         Fence {
             state: State::Armed(armed),
-            final_terms: VecDeque::new(),
+            ..Fence::new()
         }
     }
 
@@ -260,6 +314,7 @@ mod tests {
         Fence {
             state: State::Fencing(armed),
             final_terms: VecDeque::from([armed.term]),
+            ..Fence::new()
         }
     }
 
@@ -389,6 +444,33 @@ mod tests {
             Ok(()),
             "what runs now was started without a deadline"
         );
+    }
+
+    #[test]
+    fn what_was_adopted_writable_is_not_let_go_without_a_deadline() {
+        let mut standby = Fence::new();
+        standby.instance_adopted(false);
+        assert_eq!((standby.pause(at(1)), standby.disarm(LEFT)), (Ok(()), Ok(())));
+        let mut primary = Fence::new();
+        assert_eq!(primary.pause(at(1)), Ok(()));
+        primary.instance_adopted(true);
+        assert_eq!(primary.disarm(LEFT), Err(Refusal::InstanceLeft));
+        assert_eq!(primary.clone().arm(term(7, 10), at(1), LEFT), Ok(term(7, 10)));
+        primary.instance_ended();
+        assert_eq!(
+            primary.disarm(LEFT),
+            Ok(()),
+            "what runs now was started without a deadline"
+        );
+    }
+
+    #[test]
+    fn an_end_that_must_be_over_earlier_begins_earlier() {
+        let seven = term(7, 30);
+        assert_eq!(seven.over_by(None), seven);
+        assert_eq!(seven.over_by(Some(at(31))), seven);
+        let early = seven.over_by(Some(at(25)));
+        assert_eq!((early.deadline, early.fence_at()), (at(30), at(24)));
     }
 
     #[derive(Clone, Debug)]

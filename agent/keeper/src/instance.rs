@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use rustix::io;
 use rustix::process::{Pid, Signal, getpid};
 
+use crate::child::Child;
+use crate::lock_file::{LockFile, Segment};
+use crate::postmaster::Postmaster;
 use crate::process::{DirectoryId, Process, ProcessTable};
 
 /// The keeper's own children, by their numbers. What else descends from the keeper belongs to the instance: as a
@@ -18,6 +21,14 @@ pub(crate) struct Household {
     /// The dry start of an upgrade.
     pub(crate) dry_start: Option<Pid>,
     pub(crate) postmaster: Option<Pid>,
+}
+
+/// What one keeper knows of an instance and the next cannot find out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct InstanceRecord {
+    /// Number and start of processes.
+    pub(crate) known: Vec<(i32, u64)>,
+    pub(crate) segment: Option<Segment>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,9 +48,11 @@ pub(crate) struct Instance {
     table: ProcessTable,
     data_dir: PathBuf,
     found: Vec<Process>,
-    /// What was found since the end began. A backend that has left the data directory and lost its parent is known by
-    /// this alone.
-    doomed: BTreeSet<(i32, u64)>,
+    /// What was found since the end began, and below an adopted postmaster. A backend that has left the data directory
+    /// and lost its parent is known by this alone.
+    known: BTreeSet<(i32, u64)>,
+    /// The shared memory of a server that is not the keeper's own.
+    segment: Option<Segment>,
 }
 
 impl Instance {
@@ -50,18 +63,76 @@ impl Instance {
             table: ProcessTable::open()?,
             data_dir,
             found: Vec::new(),
-            doomed: BTreeSet::new(),
+            known: BTreeSet::new(),
+            segment: None,
         })
     }
 
     /// Whether a process of the instance is left. What cannot be found out counts as left.
     pub(crate) fn is_left(&mut self, household: Option<&Household>) -> bool {
-        self.find(household).map_or(true, |found| !found.is_empty())
+        self.find(household).map_or(true, |found| !found.is_empty()) || self.is_attached_to()
+    }
+
+    /// The postmaster that the data directory names, if it serves this very directory now.
+    pub(crate) fn living_postmaster(&mut self) -> Option<Pid> {
+        let pid = LockFile::read(&self.data_dir)?.postmaster;
+        let data_dir = DirectoryId::of(&self.data_dir)?;
+        let lives = self.table.read(pid).ok()?.is_some_and(|process| !process.zombie);
+        (lives && self.table.serves(pid, &data_dir)).then_some(pid)
+    }
+
+    /// Whether the data directory still names this postmaster, as it does after one that was killed. One that exits takes
+    /// its file away.
+    pub(crate) fn names(&self, postmaster: Pid) -> bool {
+        LockFile::read(&self.data_dir).is_some_and(|file| file.postmaster == postmaster)
+    }
+
+    /// Takes hold of that postmaster, by its pidfd first and by what it serves then.
+    pub(crate) fn adopt(&mut self, pid: Pid) -> std::io::Result<Postmaster> {
+        Child::open(pid, || self.living_postmaster() == Some(pid)).map(Postmaster::adopted)
+    }
+
+    /// Lists what belongs to an adopted postmaster, while it can still be found by its descent.
+    pub(crate) fn list(&mut self, household: &Household) -> io::Result<()> {
+        self.note_segment();
+        self.find(Some(household))?;
+        self.known.clear();
+        self.remember();
+        Ok(())
+    }
+
+    /// A server makes its shared memory anew after one of its processes has crashed.
+    fn note_segment(&mut self) {
+        let segment = LockFile::read(&self.data_dir).and_then(|file| file.segment());
+        self.segment = segment.or(self.segment);
+    }
+
+    /// Whether a process is attached to the noted shared memory, be it one that can be found or not.
+    fn is_attached_to(&self) -> bool {
+        self.segment.is_some_and(|segment| match segment.attachments() {
+            Ok(attachments) => attachments.is_some_and(|count| count > 0),
+            Err(_) => true,
+        })
+    }
+
+    /// What a keeper has to tell the next in an upgrade.
+    pub(crate) fn record(&self) -> InstanceRecord {
+        InstanceRecord {
+            known: self.known.iter().copied().collect(),
+            segment: self.segment,
+        }
+    }
+
+    /// Takes over what the keeper before an upgrade knew.
+    pub(crate) fn take_over(mut self, record: InstanceRecord) -> Self {
+        self.known.extend(record.known);
+        self.segment = record.segment;
+        self
     }
 
     /// The processes of the instance: descendants of the keeper that are not its staff, servers in the data directory
-    /// that others have started, with all that descends from these, and what was found before, while an end is under
-    /// way. The sentinel has no household, and looks for servers only. A server whose directory has been renamed or
+    /// that others have started, with all that descends from these or is attached to their shared memory, and what is
+    /// known from before. The sentinel has no household, and looks for servers only. A server whose directory has been renamed or
     /// removed under it is found by its descent alone.
     fn find(&mut self, household: Option<&Household>) -> io::Result<&[Process]> {
         self.look(household)?;
@@ -75,6 +146,7 @@ impl Instance {
     /// SIGQUIT to each postmaster of the instance that nobody holds a pidfd of. Returns whether there was one. What is
     /// found is remembered until `forget`.
     pub(crate) fn quit_strangers(&mut self, household: Option<&Household>) -> io::Result<bool> {
+        self.note_segment();
         self.find(household)?;
         self.remember();
         let mut any = false;
@@ -102,12 +174,14 @@ impl Instance {
         for process in &self.found {
             process.signal(Signal::KILL);
         }
-        Ok(self.found.len())
+        // Somebody who holds on to the shared memory and cannot be found is left too.
+        Ok(self.found.len().max(usize::from(self.is_attached_to())))
     }
 
     /// The end is over: later processes have nothing to do with those that were found.
     pub(crate) fn forget(&mut self) {
-        self.doomed.clear();
+        self.known.clear();
+        self.segment = None;
     }
 
     /// SIGKILL to what a dead agent left behind: orphans that the living postmaster is no ancestor of. Without a
@@ -134,6 +208,9 @@ impl Instance {
         self.table.take()?;
         self.found.clear();
         let data_dir = DirectoryId::of(&self.data_dir);
+        // Below a living postmaster everybody is found by descent, and reading all mappings is not cheap.
+        let bereft = household.is_none_or(|household| household.postmaster.is_none());
+        let segment = self.segment.filter(|_| bereft && self.is_attached_to());
         let mut strangers = Vec::new();
         for index in 0..self.table.processes().len() {
             let process = self.table.processes()[index];
@@ -145,7 +222,9 @@ impl Instance {
                 Kin::Postmaster | Kin::Orphan => true,
                 Kin::Stranger => {
                     let serves = data_dir.is_some_and(|data_dir| self.table.serves(process.pid, &data_dir));
-                    let ours = serves || self.doomed.contains(&process.identity());
+                    let ours = serves
+                        || self.known.contains(&process.identity())
+                        || segment.is_some_and(|segment| self.table.is_attached(process.pid, segment));
                     if ours {
                         strangers.push(process.raw_pid());
                     }
@@ -177,7 +256,7 @@ impl Instance {
     }
 
     fn remember(&mut self) {
-        self.doomed.extend(self.found.iter().map(|process| process.identity()));
+        self.known.extend(self.found.iter().map(|process| process.identity()));
     }
 }
 

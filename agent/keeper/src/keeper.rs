@@ -24,15 +24,18 @@ use crate::instance::{Household, Instance};
 use crate::leaving::Life;
 use crate::log::Log;
 use crate::memo::Memo;
+use crate::postmaster::Postmaster;
 use crate::protocol::{ExitKind, Hello, Report};
 use crate::seat::Seat;
 use crate::sentinel::SENTINEL_ENV;
 use crate::signals::Signals;
+use crate::surroundings::Surroundings;
 use crate::upgrade::Upgrade;
+use crate::watchdog::Watchdog;
 use crate::word::{Notice, Word};
 
 /// The longest time between two turns of the loop, so that nothing that was missed is missed for long.
-const TURN_MAX: Duration = Duration::from_secs(1);
+pub(crate) const TURN_MAX: Duration = Duration::from_secs(1);
 /// How long to wait for the sentinel of a keeper that has just died: it ends what that one left running.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(3);
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
@@ -91,7 +94,9 @@ pub(crate) struct Keeper {
     pub(crate) fence: Fence,
     pub(crate) instance: Instance,
     pub(crate) ending: Option<Ending>,
-    pub(crate) postmaster: Option<Child>,
+    pub(crate) postmaster: Option<Postmaster>,
+    pub(crate) surroundings: Surroundings,
+    pub(crate) watchdog: Watchdog,
     pub(crate) agent: Seat,
     pub(crate) proxy: Option<Service>,
     pub(crate) sentinel: Service,
@@ -120,6 +125,8 @@ impl Keeper {
             instance: Instance::new(config.data_dir.clone()).doing("looking at /proc")?,
             ending: None,
             postmaster: None,
+            surroundings: Surroundings::default(),
+            watchdog: Watchdog::new(),
             agent: Seat::new(now),
             proxy: config.proxy_args.is_some().then(|| Service::new(now)),
             sentinel: Service::new(now),
@@ -134,6 +141,8 @@ impl Keeper {
             if let Some(outcome) = self.turn()? {
                 // It would leave by itself, but a new keeper would have to wait for that.
                 self.sentinel.kill();
+                // PostgreSQL has ended, or is left alone on purpose.
+                self.watchdog.stop(&self.log);
                 return Ok(outcome);
             }
             self.wait()?;
@@ -148,6 +157,7 @@ impl Keeper {
         self.heed_agent()?;
         self.reap(now)?;
         self.go_on_ending(Boottime::now())?;
+        self.look_around(now);
         self.start_services(now);
         self.agent.flush();
         self.go_on_upgrading(Boottime::now());
@@ -163,11 +173,9 @@ impl Keeper {
         let services = [Some(&self.agent.service), Some(&self.sentinel), self.proxy.as_ref()]
             .into_iter()
             .flatten();
-        let children = services
-            .filter_map(Service::child)
-            .chain(self.postmaster.as_ref())
-            .chain(self.upgrade.child());
+        let children = services.filter_map(Service::child).chain(self.upgrade.child());
         fds.extend(children.map(|child| readable(child.as_fd())));
+        fds.extend(self.postmaster.as_ref().map(|postmaster| readable(postmaster.as_fd())));
         fds.extend(self.agent.poll_fd());
         match poll(&mut fds, None) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
@@ -223,7 +231,7 @@ impl Keeper {
             proxy: self.proxy.as_ref().and_then(Service::pid),
             sentinel: self.sentinel.pid(),
             dry_start: self.upgrade.child().map(Child::pid),
-            postmaster: self.postmaster.as_ref().map(Child::pid),
+            postmaster: self.postmaster.as_ref().map(Postmaster::pid),
         }
     }
 
@@ -238,6 +246,7 @@ impl Keeper {
             return;
         }
         let household = self.household();
+        self.list_adopted();
         let asked = match &self.postmaster {
             Some(postmaster) => postmaster.signal(Signal::QUIT).is_ok(),
             None => self.instance.quit_strangers(Some(&household)).unwrap_or(false),
@@ -266,6 +275,9 @@ impl Keeper {
         self.instance.forget();
         self.fence.instance_ended();
         self.publish_notice()?;
+        if self.fence.deadline().is_none() {
+            self.watchdog.stop(&self.log);
+        }
         self.agent.report(&Report::Ended);
         Ok(())
     }
@@ -289,11 +301,15 @@ impl Keeper {
         loop {
             match wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => self.reaped(pid, status, now)?,
-                Ok(None) | Err(Errno::CHILD) => return Ok(()),
+                Ok(None) | Err(Errno::CHILD) => break,
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error).doing("reaping children"),
             }
         }
+        if let Some(postmaster) = self.postmaster.take_if(|postmaster| postmaster.has_vanished()) {
+            self.postmaster_exited(postmaster.pid(), ExitKind::Unknown, now);
+        }
+        Ok(())
     }
 
     fn reaped(&mut self, pid: Pid, status: WaitStatus, now: Boottime) -> Result<(), KeeperError> {
@@ -318,6 +334,8 @@ impl Keeper {
         let departure = match status {
             ExitKind::Code(_) => Departure::Orderly,
             ExitKind::Signal(_) => Departure::Killed,
+            ExitKind::Unknown if self.instance.names(pid) => Departure::Killed,
+            ExitKind::Unknown => Departure::Orderly,
         };
         match &mut self.ending {
             Some(ending) => ending.postmaster_died(now, departure),
@@ -389,14 +407,19 @@ impl Keeper {
     fn start_agent(&mut self, now: Boottime) -> io::Result<()> {
         self.agent
             .start(Command::new(&self.config.program).args(&self.config.agent_args), now)?;
+        self.surroundings.stranger = self.stranger();
+        self.surroundings.watchdog = self.watchdog.state(now);
         let hello = Hello {
             memo: self.memo.bytes().to_vec(),
             armed: self.fence.armed().map(|armed| (armed.term, armed.deadline)),
             fenced: self.fence.last_final_term(),
-            postmaster: self.postmaster.as_ref().map(Child::pid),
+            postmaster: self.postmaster.as_ref().map(Postmaster::pid),
             instance_left: self.instance_left(),
             stopping: self.life != Life::Running,
             paused: self.fence.is_paused(),
+            stranger: self.surroundings.stranger,
+            adopted: self.postmaster.as_ref().is_some_and(Postmaster::is_adopted),
+            watchdog: self.surroundings.watchdog,
         };
         self.agent.report(&Report::Hello(hello));
         Ok(())

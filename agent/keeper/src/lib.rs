@@ -7,7 +7,22 @@
 //! the deadline too, for the case that the keeper itself is frozen or killed.
 //!
 //! All times are moments on CLOCK_BOOTTIME ([`clock::Boottime`]), which go on while the machine is suspended.
-
+//!
+//! # Watchdog
+//!
+//! Where neither keeper nor sentinel runs any more, the kernel's watchdog resets the machine, as far as there is one and
+//! the agent asks for it ([`Request::Watchdog`](protocol::Request::Watchdog)). It is opened before a first deadline is
+//! confirmed, and pinged whenever a later one is, by nothing else: a frozen keeper, a frozen agent and an etcd out of
+//! reach all stop that. The fence then begins so early that PostgreSQL has ended when the watchdog would fire, and with
+//! PostgreSQL ended, in pause and by a clean exit it is stopped. A keeper that is killed or frozen leaves it running.
+//!
+//! # Adoption
+//!
+//! A postmaster that somebody else has started in the data directory, such as the keeper before this one or Patroni, is
+//! told to the agent, and no deadline is accepted beside it. It is ended, or adopted
+//! ([`Request::Adopt`](protocol::Request::Adopt)): held by its pidfd, with its processes listed while it lives, so that
+//! the fence ends it as it ends a child. When it is dead, whoever is still attached to its shared memory belongs to it
+//! too. What starts after it is a child of the keeper again.
 //!
 //! # Upgrade
 //!
@@ -19,7 +34,7 @@
 //! keeper goes on with its work meanwhile. Then the state and the descriptors pass through the exec, and the new program
 //! goes on with them ([`resume`]) without reading arguments or configuration: the deadline in force, its margin and the
 //! final terms, the memo, the children by number and start, the agent's socket with all that is under way on it in
-//! either direction, the shared word, and the lock, which is held throughout. The deadline is a moment of the machine's
+//! either direction, the shared word, the watchdog, which runs on, and the lock, which is held throughout. The deadline is a moment of the machine's
 //! clock and means the same afterwards. The sentinel watches it throughout; it stays the old program until it dies, as
 //! do agent and proxy.
 //!
@@ -38,18 +53,20 @@
 //! make PostgreSQL writable is refused as it is without a deadline. Arming the fence ends the pause.
 
 pub mod clock;
+pub mod fence;
 pub mod protocol;
 
 mod child;
 mod ending;
 mod error;
-mod fence;
 mod instance;
 mod keeper;
 mod leaving;
 mod link;
+mod lock_file;
 mod log;
 mod memo;
+mod postmaster;
 mod process;
 mod requests;
 mod seat;
@@ -57,7 +74,9 @@ mod sentinel;
 mod signals;
 mod state;
 mod succession;
+mod surroundings;
 mod upgrade;
+mod watchdog;
 mod wire;
 mod word;
 

@@ -2,12 +2,16 @@
 
 use std::ffi::CString;
 use std::fmt::Write;
+use std::fs::File;
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, openat, readlinkat, stat, statat};
 use rustix::io::{self, Errno};
 use rustix::process::{Pid, Signal, geteuid, getpid, kill_process};
+
+use crate::lock_file::Segment;
 
 /// The server's program goes by one of these names. A postmaster of our own needs no name: it is a descendant.
 const SERVER_NAMES: [&str; 3] = ["postgres", "postmaster", "edb-postgres"];
@@ -119,6 +123,21 @@ impl ProcessTable {
                 device: cwd.st_dev,
                 inode: cwd.st_ino,
             } == *data_dir)
+    }
+
+    /// Whether the process is attached to the segment. One that cannot be asked belongs to somebody else.
+    pub(crate) fn is_attached(&mut self, pid: Pid, segment: Segment) -> bool {
+        self.set_path(pid, "maps");
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let Ok(file) = self
+            .dir
+            .fd()
+            .and_then(|dir| openat(dir, self.path.as_str(), flags, Mode::empty()))
+        else {
+            return false;
+        };
+        let mut maps = Vec::new();
+        File::from(file).read_to_end(&mut maps).is_ok() && segment.is_mapped_in(&maps)
     }
 
     fn link(&mut self, pid: Pid, name: &str) -> io::Result<CString> {

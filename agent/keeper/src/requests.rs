@@ -12,8 +12,10 @@ use crate::ending::GRACE_MAX;
 use crate::error::KeeperError;
 use crate::fence::Armed;
 use crate::keeper::Keeper;
+use crate::postmaster::Postmaster;
 use crate::protocol::{PostmasterSignal, Refusal, Report, Request, RequestKind, Start};
 use crate::seat::{Farewell, Received};
+use crate::watchdog::Unusable;
 
 /// How many requests are handled before the loop looks at everything else again.
 const REQUESTS_MAX: usize = 64;
@@ -77,18 +79,21 @@ impl Keeper {
             Request::Leave { keep_postgres, .. } if keep_postgres && !self.fence.is_paused() => {
                 self.refuse(RequestKind::Leave, Refusal::NotPaused);
             }
+            Request::Watchdog(settings) => {
+                self.watchdog.set(settings, &self.log);
+                self.report_watchdog(self.watchdog.state(now));
+            }
+            Request::Adopt { writable } => match self.adopt(writable) {
+                Ok(pid) => self.agent.report(&Report::Adopted { pid }),
+                Err(why) => self.refuse(RequestKind::Adopt, why),
+            },
             Request::Leave { code, keep_postgres } => self.agent_leaves(Farewell { code, keep_postgres }, now),
         }
         Ok(())
     }
 
     fn arm(&mut self, asked: Armed, now: Boottime) -> Result<(), KeeperError> {
-        let household = self.household();
-        let ending = self.ending.is_some();
-        match self
-            .fence
-            .arm(asked, now, || ending || self.instance.is_left(Some(&household)))
-        {
+        match self.try_to_arm(asked, now) {
             Ok(armed) => {
                 self.publish_notice()?;
                 self.agent.report(&Report::Armed {
@@ -101,12 +106,32 @@ impl Keeper {
         Ok(())
     }
 
+    fn try_to_arm(&mut self, asked: Armed, now: Boottime) -> Result<Armed, Refusal> {
+        if self.look_for_stranger().is_some() {
+            return Err(Refusal::Stranger);
+        }
+        let household = self.household();
+        let ending = self.ending.is_some();
+        // The watchdog is pinged for what the fence accepts, and the fence accepts nothing that the watchdog cannot guard.
+        let mut accepted = self.fence.clone();
+        let armed = accepted.arm(asked, now, || ending || self.instance.is_left(Some(&household)))?;
+        if self.fence.armed() == Some(armed) {
+            // No proof but an older one: nothing has been renewed.
+            return Ok(armed);
+        }
+        let renewed = self.watchdog.renew(now, &self.log);
+        let fires_at = renewed.map_err(|Unusable| Refusal::WatchdogUnusable)?;
+        // Whether anything is left was asked a moment ago.
+        self.fence.arm(asked.over_by(fires_at), now, || false)
+    }
+
     fn disarm(&mut self) -> Result<(), KeeperError> {
         let household = self.household();
         let ending = self.ending.is_some();
         match self.fence.disarm(|| ending || self.instance.is_left(Some(&household))) {
             Ok(()) => {
                 self.publish_notice()?;
+                self.watchdog.stop(&self.log);
                 self.agent.report(&Report::Disarmed);
             }
             Err(why) => self.refuse(RequestKind::Disarm, why),
@@ -118,7 +143,8 @@ impl Keeper {
         match self.fence.pause(now) {
             Ok(()) => {
                 self.publish_notice()?;
-                self.agent.report(&Report::Disarmed);
+                self.watchdog.stop(&self.log);
+                self.agent.report(&Report::Paused);
             }
             Err(why) => self.refuse(RequestKind::Pause, why),
         }
@@ -140,7 +166,7 @@ impl Keeper {
             .stdin(Stdio::null());
         let postmaster = Child::spawn(&mut command).map_err(|error| system(&error))?;
         let pid = postmaster.pid();
-        self.postmaster = Some(postmaster);
+        self.postmaster = Some(Postmaster::started(postmaster));
         Ok(pid)
     }
 
@@ -162,7 +188,7 @@ impl Keeper {
     }
 }
 
-fn system(error: &io::Error) -> Refusal {
+pub(crate) fn system(error: &io::Error) -> Refusal {
     // An error without a number is the standard library's own, about an argument.
     Refusal::System(error.raw_os_error().unwrap_or(Errno::INVAL.raw_os_error()))
 }

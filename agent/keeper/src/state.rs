@@ -10,14 +10,19 @@ use std::time::Duration;
 use crate::child::{ChildRecord, ServiceRecord};
 use crate::clock::{Boottime, nanos};
 use crate::fence::Fence;
+use crate::instance::InstanceRecord;
 use crate::keeper::KeeperConfig;
+use crate::lock_file::Segment;
+use crate::postmaster::PostmasterRecord;
 use crate::protocol::{self, Malformed, TooLong, memo, os_string, pid};
 use crate::seat::OUTBOX_MAX;
+use crate::surroundings::Surroundings;
+use crate::watchdog::WatchdogRecord;
 use crate::wire::{Reader, Writer};
 
 /// The version of all that keepers before and after an upgrade have to agree on: this state, the layout of the shared
 /// word, which the sentinel goes on reading, and how the state is handed over.
-pub(crate) const STATE_VERSION: u8 = 1;
+pub(crate) const STATE_VERSION: u8 = 2;
 /// The longest state, in bytes: an outbox of the longest reports, the memo and arguments of any sensible length.
 pub(crate) const STATE_BYTES_MAX: usize = 1024 * 1024;
 
@@ -28,7 +33,10 @@ pub(crate) struct State {
     pub(crate) config: KeeperConfig,
     pub(crate) memo: Vec<u8>,
     pub(crate) fence: Fence,
-    pub(crate) postmaster: Option<ChildRecord>,
+    pub(crate) postmaster: Option<PostmasterRecord>,
+    pub(crate) instance: InstanceRecord,
+    pub(crate) watchdog: WatchdogRecord,
+    pub(crate) surroundings: Surroundings,
     pub(crate) agent: ServiceRecord,
     pub(crate) proxy: Option<ServiceRecord>,
     pub(crate) sentinel: ServiceRecord,
@@ -48,7 +56,10 @@ impl State {
         encode_config(&self.config, &mut writer);
         writer.bytes(&self.memo);
         self.fence.encode(&mut writer);
-        writer.option(self.postmaster, encode_child);
+        writer.option(self.postmaster, encode_postmaster);
+        encode_instance(&mut writer, &self.instance);
+        self.watchdog.encode(&mut writer);
+        self.surroundings.encode(&mut writer);
         encode_service(&mut writer, self.agent);
         writer.option(self.proxy, encode_service);
         encode_service(&mut writer, self.sentinel);
@@ -73,7 +84,10 @@ impl State {
             config: decode_config(&mut reader)?,
             memo: memo(&mut reader)?,
             fence: Fence::decode(&mut reader)?,
-            postmaster: reader.option(decode_child)?,
+            postmaster: reader.option(decode_postmaster)?,
+            instance: decode_instance(&mut reader)?,
+            watchdog: WatchdogRecord::decode(&mut reader)?,
+            surroundings: Surroundings::decode(&mut reader)?,
             agent: decode_service(&mut reader)?,
             proxy: reader.option(decode_service)?,
             sentinel: decode_service(&mut reader)?,
@@ -137,6 +151,44 @@ fn decode_child(reader: &mut Reader<'_>) -> Result<ChildRecord, Malformed> {
         pid: pid(reader)?,
         born: reader.u64()?,
         started: Boottime::from_nanos(reader.u64()?),
+    })
+}
+
+fn encode_postmaster(writer: &mut Writer<'_>, postmaster: PostmasterRecord) {
+    encode_child(writer, postmaster.process);
+    writer.u8(u8::from(postmaster.adopted));
+}
+
+fn decode_postmaster(reader: &mut Reader<'_>) -> Result<PostmasterRecord, Malformed> {
+    Ok(PostmasterRecord {
+        process: decode_child(reader)?,
+        adopted: reader.flag()?,
+    })
+}
+
+fn encode_instance(writer: &mut Writer<'_>, instance: &InstanceRecord) {
+    writer.count(instance.known.len());
+    for (pid, born) in &instance.known {
+        writer.i32(*pid);
+        writer.u64(*born);
+    }
+    writer.option(instance.segment, |writer, segment| {
+        writer.i32(segment.id);
+        writer.i32(segment.creator);
+    });
+}
+
+fn decode_instance(reader: &mut Reader<'_>) -> Result<InstanceRecord, Malformed> {
+    Ok(InstanceRecord {
+        known: (0..reader.count(12)?)
+            .map(|_| Ok((reader.i32()?, reader.u64()?)))
+            .collect::<Result<_, _>>()?,
+        segment: reader.option(|reader| {
+            Ok(Segment {
+                id: reader.i32()?,
+                creator: reader.i32()?,
+            })
+        })?,
     })
 }
 
@@ -205,7 +257,7 @@ mod tests {
 
     /// Fences as they come about: terms that have become final one after the other, then perhaps one that is in force.
     fn fence() -> impl Strategy<Value = Fence> {
-        (0..80_u64, any::<bool>(), any::<bool>()).prop_map(|(finals, armed, paused)| {
+        (0..80_u64, any::<(bool, bool, bool)>()).prop_map(|(finals, (armed, paused, adopted))| {
             let mut fence = Fence::new();
             let start = Boottime::from_nanos(1);
             let margin = Duration::from_nanos(1);
@@ -220,10 +272,23 @@ mod tests {
                     fence.instance_ended();
                 }
             }
+            fence.instance_adopted(adopted);
             if paused {
                 fence.pause(start).expect("none has begun");
             }
             fence
+        })
+    }
+
+    fn postmaster() -> impl Strategy<Value = PostmasterRecord> {
+        (child(), any::<bool>()).prop_map(|(process, adopted)| PostmasterRecord { process, adopted })
+    }
+
+    fn instance() -> impl Strategy<Value = InstanceRecord> {
+        let segment = prop::option::of(any::<(i32, i32)>());
+        (prop::collection::vec(any::<(i32, u64)>(), 0..9), segment).prop_map(|(known, segment)| InstanceRecord {
+            known,
+            segment: segment.map(|(id, creator)| Segment { id, creator }),
         })
     }
 
@@ -235,17 +300,20 @@ mod tests {
             config(),
             memo,
             fence(),
-            prop::option::of(child()),
+            (prop::option::of(postmaster()), instance()),
             services,
             any::<bool>(),
             outbox,
         )
             .prop_map(
-                |(config, memo, fence, postmaster, (agent, proxy, sentinel), linked, outbox)| State {
+                |(config, memo, fence, (postmaster, instance), (agent, proxy, sentinel), linked, outbox)| State {
                     config,
                     memo,
                     fence,
                     postmaster,
+                    instance,
+                    watchdog: WatchdogRecord::default(),
+                    surroundings: Surroundings::default(),
                     agent,
                     proxy,
                     sentinel,

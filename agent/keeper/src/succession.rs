@@ -1,8 +1,9 @@
 //! How a keeper's state and descriptors pass through an exec.
 //!
 //! A number of a descriptor means nothing to safe code, except for the standard streams. So all that is handed over waits
-//! in a socket that the next keeper finds as its standard input: the sealed state, the shared word, the lock and the
-//! agent's socket. What waits there stays open, and so the lock stays held.
+//! in a socket that the next keeper finds as its standard input: the sealed state, the shared word, the lock, the agent's
+//! socket, the watchdog's device and the pidfd of an adopted postmaster. What waits there stays open, and so the lock stays
+//! held and the watchdog running.
 
 use std::convert::Infallible;
 use std::env;
@@ -30,8 +31,8 @@ use crate::state::{STATE_BYTES_MAX, State};
 /// The environment variable that tells a keeper that it goes on for another: it holds the number of this very process.
 pub(crate) const STATE_ENV: &str = "PGHERD_KEEPER_STATE";
 
-/// State, word, lock, and the agent's socket.
-const FDS_MAX: usize = 4;
+/// State, word, lock, the agent's socket, the watchdog, and an adopted postmaster.
+const FDS_MAX: usize = 6;
 
 /// What the next keeper receives.
 pub(crate) struct Estate {
@@ -39,6 +40,8 @@ pub(crate) struct Estate {
     pub(crate) word: OwnedFd,
     pub(crate) lock: OwnedFd,
     pub(crate) link: Option<OwnedFd>,
+    pub(crate) watchdog: Option<OwnedFd>,
+    pub(crate) adopted: Option<OwnedFd>,
 }
 
 /// Whether this process goes on for another keeper.
@@ -78,7 +81,7 @@ pub(crate) fn unseal(file: impl AsFd) -> io::Result<State> {
     State::decode(&bytes).map_err(|malformed| io::Error::new(io::ErrorKind::InvalidData, malformed))
 }
 
-/// A socket out of which `receive` takes these: state, word, lock, and perhaps the agent's socket.
+/// A socket out of which `receive` takes these: state, word, lock, and perhaps the others, in their order.
 pub(crate) fn pack(fds: &[BorrowedFd<'_>]) -> io::Result<OwnedFd> {
     let (theirs, ours) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(FDS_MAX))];
@@ -97,12 +100,17 @@ pub(crate) fn receive() -> io::Result<Estate> {
     let mut next = || fds.next().ok_or_else(|| io::Error::from(Errno::BADMSG));
     let state = unseal(next()?)?;
     let (word, lock) = (next()?, next()?);
-    let link = if state.linked { Some(next()?) } else { None };
+    let mut next_if = |there: bool| there.then(&mut next).transpose();
+    let link = next_if(state.linked)?;
+    let watchdog = next_if(state.watchdog.is_running())?;
+    let adopted = next_if(state.postmaster.is_some_and(|postmaster| postmaster.adopted))?;
     Ok(Estate {
         state,
         word,
         lock,
         link,
+        watchdog,
+        adopted,
     })
 }
 

@@ -22,12 +22,14 @@ use crate::leaving::Life;
 use crate::link::LINK_ENV;
 use crate::log::Log;
 use crate::memo::Memo;
+use crate::postmaster::Postmaster;
 use crate::process::ProcessTable;
 use crate::protocol::ExitKind;
 use crate::seat::Seat;
 use crate::signals::{self, Signals};
 use crate::state::{STATE_VERSION, State};
 use crate::succession::{self, is_successor, receive, seal, unseal};
+use crate::watchdog::Watchdog;
 use crate::word::Word;
 
 /// The environment variable that makes a process a dry start: it holds the version of the state to be understood, which
@@ -194,6 +196,9 @@ impl Keeper {
         let state = seal(&self.state()?)?;
         let mut fds = vec![state.as_fd(), self.word.as_fd(), self.lock.as_fd()];
         fds.extend(self.agent.link.as_ref().map(AsFd::as_fd));
+        fds.extend(self.watchdog.fd());
+        let adopted = self.postmaster.as_ref().filter(|postmaster| postmaster.is_adopted());
+        fds.extend(adopted.map(AsFd::as_fd));
         let socket = succession::pack(&fds)?;
         signals::block()?;
         let failed = match self.signals.any_waits() {
@@ -218,8 +223,11 @@ impl Keeper {
             postmaster: self
                 .postmaster
                 .as_ref()
-                .map(|child| child.record(&mut table))
+                .map(|postmaster| postmaster.record(&mut table))
                 .transpose()?,
+            instance: self.instance.record(),
+            watchdog: self.watchdog.record(),
+            surroundings: self.surroundings.clone(),
             agent: self.agent.service.record(&mut table)?,
             proxy: self.proxy.as_ref().map(|proxy| proxy.record(&mut table)).transpose()?,
             sentinel: self.sentinel.record(&mut table)?,
@@ -238,7 +246,10 @@ impl Keeper {
         let mut service = |record| Service::adopt(record, &mut table).doing("taking over a child");
         let agent = Seat::taken(service(state.agent)?, estate.link, state.outbox.into());
         let (proxy, sentinel) = (state.proxy.map(&mut service).transpose()?, service(state.sentinel)?);
-        let postmaster = state.postmaster.map(|record| Child::adopt(record, &mut table));
+        let postmaster = state
+            .postmaster
+            .map(|record| Postmaster::take_over(record, estate.adopted, &mut table));
+        let instance = Instance::new(state.config.data_dir.clone()).doing("looking at /proc")?;
         let keeper = Self {
             lock: estate.lock,
             log: Log::new(),
@@ -246,9 +257,11 @@ impl Keeper {
             memo: Memo::take_over(&state.config.runtime_dir, state.memo).doing("taking over the memo")?,
             word: Word::take_over(estate.word).doing("reading the shared word")?,
             fence: state.fence,
-            instance: Instance::new(state.config.data_dir.clone()).doing("looking at /proc")?,
+            instance: instance.take_over(state.instance),
             ending: None,
             postmaster: postmaster.transpose().doing("taking over the postmaster")?,
+            surroundings: state.surroundings,
+            watchdog: Watchdog::take_over(state.watchdog, estate.watchdog),
             agent,
             proxy,
             sentinel,

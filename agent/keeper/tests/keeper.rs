@@ -1,9 +1,12 @@
 //! The keeper with real processes: an agent that the test speaks through, and a postmaster whose backend writes the
 //! time to a file until SIGKILL ends it. That file shows until when the instance was alive.
 
+mod adoption;
 mod pause;
+mod postgres;
 mod support;
 mod upgrade;
+mod watchdog;
 
 use std::fs;
 use std::process::Command;
@@ -277,18 +280,21 @@ fn a_server_that_somebody_else_started_is_found_by_its_directory() {
         .spawn()
         .unwrap();
 
+    let stranger = Some(Pid::from_child(&elsewhere));
+    assert_eq!(agent.recv(), Report::Stranger { pid: stranger });
     assert_eq!(
         agent.ask(&world.start(false)),
         refused(RequestKind::Start, Refusal::InstanceLeft)
     );
-    assert_eq!(agent.ask(&Request::End), Report::Ended);
+    agent.send(&Request::End);
+    agent.recv_until(&Report::Ended);
 
     assert!(!is_alive(backend) && !is_alive(Pid::from_child(&elsewhere)));
     assert!(
         is_alive(Pid::from_child(&shell)),
         "no server, although it sits in the data directory"
     );
-    agent.started(&world.start(false));
+    agent.started_at_last(&world.start(false));
     elsewhere.wait().unwrap();
     shell.kill().unwrap();
     shell.wait().unwrap();
@@ -440,7 +446,7 @@ fn a_second_stop_ends_everything_at_once() {
 
 #[test]
 fn an_agent_that_sends_nonsense_is_replaced() {
-    let nonsense: [&[u8]; 4] = [&[0], &[1, 99], &[1, 5, 0], &[1; 66_000]];
+    let nonsense: [&[u8]; 4] = [&[0], &[2, 99], &[2, 5, 0], &[2; 66_000]];
     for bytes in nonsense {
         let world = World::new();
         let (agent, _) = world.agent();

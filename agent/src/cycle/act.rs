@@ -1,18 +1,25 @@
 //! Performs one step of a decision. Long work is started as a job; the rest is done here, with deadlines.
 
+use std::time::Duration;
+
+use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::etcd::{Compare, Op, Txn};
+use pgherd_cluster::http::{Ask, ask};
 use pgherd_cluster::key::Key;
 use pgherd_cluster::record::DynamicConfig;
 use pgherd_cluster::timing::LeaseTiming;
 use pgherd_cluster::view::Epoch;
 use serde_json::{Map, Value, json};
+use tokio::task::JoinSet;
 
 use super::Cycle;
 use crate::decide::{Step, upstream_address};
-use crate::jobs::{Job, JobError, clear_request, release_key, reload_if_changed};
-use crate::lease::{BidError, BidGuards};
-use crate::observation::{LeaseSeen, Observation};
+use crate::jobs::{Job, JobError, clear_request, hand_to, release_key, reload_if_changed};
+use crate::lease::{BidGuards, BidLoss};
+use crate::observation::{LeaseSeen, Observation, Postgres};
 use crate::postgres::DataDir;
+use crate::status::WalStatus;
+use crate::sync::SyncStep;
 
 /// What became of a step.
 pub(super) enum Acted {
@@ -20,16 +27,34 @@ pub(super) enum Acted {
     Done,
     /// A job has been started.
     Started,
+    /// It is done, but what is seen needs a moment to show it.
+    Settling,
     /// It failed: decide again a little later.
     Failed,
-    /// The loop ends with this code.
-    Leave(u8),
+    /// The loop ends.
+    Leave(Left),
 }
+
+/// How the loop ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Left {
+    /// The exit code.
+    pub code: u8,
+    /// Whether PostgreSQL goes on.
+    pub keep_postgres: bool,
+}
+
+/// How long a member may take to delete our key for us.
+const RELEASE_MAX: Duration = Duration::from_secs(1);
 
 impl Cycle {
     pub(super) async fn act(&mut self, seen: &Observation, step: Step) -> Acted {
-        match self.try_act(seen, step).await {
-            Ok(acted) => acted,
+        self.memory.stepped(&step, Boottime::now());
+        match self.try_act(seen, step.clone()).await {
+            Ok(acted) => {
+                self.memory.performed(&step);
+                acted
+            }
             Err(error) => {
                 tracing::warn!("{error}");
                 Acted::Failed
@@ -38,35 +63,22 @@ impl Cycle {
     }
 
     async fn try_act(&mut self, seen: &Observation, step: Step) -> Result<Acted, JobError> {
+        if let Some(job) = self.job_of(seen, &step) {
+            self.start(job);
+            return Ok(Acted::Started);
+        }
         match step {
             Step::ClaimBootstrap => return self.claim_bootstrap().await,
-            Step::Initialize => self.initialize(seen).await?,
-            Step::Initdb => self.start(Job::Initdb),
-            Step::Clone { from } => self.start(Job::Clone(from)),
-            Step::StartPrimary => {
-                let LeaseSeen::Mine(epoch) = &seen.lease else {
-                    return Ok(Acted::Failed);
-                };
-                self.known.writable = true;
-                self.start(Job::StartPrimary(epoch.clone()));
-            }
-            Step::StartStandby { upstream } => {
-                self.known.writable = false;
-                self.known.upstream = upstream.as_ref().and_then(|name| upstream_address(&seen.view, name));
-                self.start(Job::StartStandby(upstream));
+            Step::Initialize => {
+                self.initialize(seen).await?;
+                return Ok(Acted::Settling);
             }
             Step::Follow { upstream } => {
                 let address = upstream.as_ref().and_then(|name| upstream_address(&seen.view, name));
                 reload_if_changed(&self.context, address.as_ref(), control_of(seen))?;
                 self.known.upstream = address;
-                return Ok(Acted::Done);
             }
-            Step::CheckRejoin { leader } => self.start(Job::CheckRejoin(leader)),
             Step::Bid(guards) => return self.bid(guards).await,
-            Step::Promote(epoch) => {
-                self.known.writable = true;
-                self.start(Job::Promote(epoch));
-            }
             Step::End => return self.end().await,
             Step::Release { epoch } => return self.release(&epoch).await,
             Step::WinAnew { epoch, lease, guards } => {
@@ -75,34 +87,106 @@ impl Cycle {
             }
             Step::Abandon { epoch, lease } => {
                 self.abandon(&epoch, lease).await?;
-                return Ok(Acted::Failed); // The view needs a moment to show it.
+                return Ok(Acted::Settling);
             }
-            Step::Poll => self.start(Job::Poll),
-            Step::Switchover { candidate } => {
-                let LeaseSeen::Mine(epoch) = &seen.lease else {
-                    return Ok(Acted::Failed);
-                };
-                self.start(Job::Switchover {
-                    epoch: epoch.clone(),
-                    candidate,
-                });
+            Step::Sync(step) => return self.synchronize(seen, step).await,
+            Step::BeginHandover { .. } => {}
+            Step::FailHandover(why) => tracing::warn!("{why}"),
+            Step::HandTo { epoch, successor, last } => {
+                hand_to(&self.context, &epoch, successor.as_ref(), last).await?;
+                return Ok(Acted::Settling);
             }
             Step::ClearRequest => {
                 clear_request(&self.context, &seen.view).await?;
-                return Ok(Acted::Failed);
+                return Ok(Acted::Settling);
             }
-            Step::HandOver => {
-                let held = self.context.lease.state().borrow().holding.clone();
-                self.start(Job::HandOver(held.map(|held| held.epoch)));
+            Step::AskRelease { epoch } => self.ask_release(seen, &epoch).await,
+            Step::Adopt => self.adopt(seen).await?,
+            Step::Rebind { epoch, lease } => {
+                self.context.lease.rebind(epoch, lease).await;
+                return Ok(Acted::Settling);
             }
-            Step::Stop => self.start(Job::Stop),
-            Step::DropJob => {
-                self.drop_job().await;
-                return Ok(Acted::Done);
+            Step::PauseFence => {
+                self.context.lease.pause(true).await;
+                self.context.keeper.pause().await?;
+                return Ok(Acted::Settling);
             }
-            Step::Leave(code) => return Ok(Acted::Leave(code)),
+            Step::ResumeFence => return self.resume_fence(seen).await,
+            Step::DropJob => self.drop_job().await,
+            Step::Leave { code, keep_postgres } => return Ok(Acted::Leave(Left { code, keep_postgres })),
+            // Each is a job; one that is none after all lacks the lease that it needs.
+            Step::Initdb
+            | Step::Clone { .. }
+            | Step::StartPrimary
+            | Step::StartStandby { .. }
+            | Step::CheckRejoin { .. }
+            | Step::Promote(_)
+            | Step::Poll
+            | Step::Checkpoint { .. }
+            | Step::Stop
+            | Step::Confirm { .. } => return Ok(Acted::Failed),
         }
-        Ok(Acted::Started)
+        Ok(Acted::Done)
+    }
+
+    /// The long work that a step is, if it is any.
+    fn job_of(&mut self, seen: &Observation, step: &Step) -> Option<Job> {
+        Some(match step {
+            Step::Initdb => Job::Initdb,
+            Step::Clone { from } => Job::Clone(from.clone()),
+            Step::StartPrimary => {
+                let LeaseSeen::Mine(epoch) = &seen.lease else {
+                    return None;
+                };
+                self.known.writable = true;
+                Job::StartPrimary(epoch.clone())
+            }
+            Step::StartStandby { upstream } => {
+                self.known.writable = false;
+                self.known.upstream = upstream.as_ref().and_then(|name| upstream_address(&seen.view, name));
+                Job::StartStandby(upstream.clone())
+            }
+            Step::CheckRejoin { leader } => Job::CheckRejoin(leader.clone()),
+            Step::Promote(epoch) => {
+                self.known.writable = true;
+                Job::Promote(epoch.clone())
+            }
+            Step::Poll => Job::Poll,
+            Step::Checkpoint { to } => {
+                tracing::info!(candidate = %to, "hand-over: checkpoint while still serving");
+                Job::Checkpoint
+            }
+            Step::Stop => Job::Stop,
+            Step::Confirm {
+                members,
+                checkpoint,
+                timeline,
+            } => Job::Confirm {
+                members: members.clone(),
+                checkpoint: *checkpoint,
+                timeline: *timeline,
+            },
+            _ => return None,
+        })
+    }
+
+    async fn adopt(&mut self, seen: &Observation) -> Result<(), JobError> {
+        let standby = matches!(&seen.data, DataDir::Cluster { standby: true, .. });
+        let pid = self.context.keeper.adopt(!standby).await?;
+        tracing::info!(pid, standby, "took a running PostgreSQL into the keeper's care");
+        self.known.writable = !standby;
+        Ok(())
+    }
+
+    /// A primary ends the pause by its next deadline; what cannot take writes needs none.
+    async fn resume_fence(&mut self, seen: &Observation) -> Result<Acted, JobError> {
+        self.context.lease.pause(false).await;
+        let primary =
+            matches!(&seen.postgres, Postgres::Running(server) if matches!(server.wal, WalStatus::Primary { .. }));
+        if !primary {
+            self.context.keeper.disarm().await?;
+        }
+        Ok(Acted::Settling)
     }
 
     async fn bid(&mut self, guards: BidGuards) -> Result<Acted, JobError> {
@@ -114,12 +198,12 @@ impl Cycle {
                 self.remember();
                 Ok(Acted::Done)
             }
-            Err(error @ (BidError::Lost | BidError::NoLease)) => {
+            Err(BidLoss::Store(error)) => Err(error.into()),
+            Err(error) => {
                 tracing::info!("the bid was not won: {error}");
                 self.memory.poll = None;
                 Ok(Acted::Failed)
             }
-            Err(BidError::Store(error)) => Err(error.into()),
         }
     }
 
@@ -138,7 +222,70 @@ impl Cycle {
         self.context.lease.let_go().await;
         self.context.keeper.disarm().await?;
         release_key(&self.context, epoch, lease, None).await?;
-        Ok(Acted::Failed)
+        Ok(Acted::Settling)
+    }
+
+    /// Changes what commits wait for, or its record. The record changes only while the leader key is this holding's.
+    async fn synchronize(&mut self, seen: &Observation, step: SyncStep) -> Result<Acted, JobError> {
+        let key = self.context.key(&Key::Sync);
+        let (revision, op) = match step {
+            SyncStep::SetNames(names) => {
+                tracing::info!(%names, "synchronous_standby_names");
+                self.context.set_sync_names(Some(names));
+                let floors = if self.known.writable { None } else { control_of(seen) };
+                reload_if_changed(&self.context, self.known.upstream.as_ref(), floors)?;
+                return Ok(Acted::Settling);
+            }
+            SyncStep::WriteSync { state, revision } => {
+                let value = serde_json::to_string(&state).unwrap_or_default();
+                let key = key.clone();
+                (revision, Op::Put { key, value, lease: 0 })
+            }
+            SyncStep::DeleteSync { revision } => (revision, Op::Delete(key.clone())),
+        };
+        let LeaseSeen::Mine(epoch) = &seen.lease else {
+            return Ok(Acted::Failed);
+        };
+        let txn = Txn::new()
+            .when(Compare::CreateRevision(
+                self.context.key(&Key::Leader),
+                epoch.create_revision,
+            ))
+            .when(Compare::ModRevision(key, revision))
+            .then(op);
+        self.context.etcd.txn(&txn, self.context.budget()).await?;
+        Ok(Acted::Settling)
+    }
+
+    /// Asks every member that can be reached to delete our key, all at once: one that reaches etcd is enough.
+    async fn ask_release(&self, seen: &Observation, epoch: &Epoch) {
+        let Some(lease) = self.context.lease.state().borrow().lease else {
+            return;
+        };
+        self.context.lease.let_go().await;
+        let authorization = crate::rest::authorization(self.context.config.restapi.credentials.as_ref());
+        let mut asking = JoinSet::new();
+        for member in seen.view.members.values().filter(|member| member.name != seen.me) {
+            let Some(address) = member.record.api_address() else {
+                continue;
+            };
+            let request = Ask {
+                method: hyper::Method::POST,
+                path: "/api/v1/release".to_owned(),
+                json: Some(json!({
+                    "name": epoch.holder, "create_revision": epoch.create_revision, "lease": lease,
+                })),
+                authorization: authorization.clone(),
+            };
+            let name = member.name.clone();
+            asking.spawn(async move { (name, ask(&address, request, RELEASE_MAX).await) });
+        }
+        for (name, answer) in asking.join_all().await {
+            match answer {
+                Ok(answer) => tracing::info!(member = %name, status = answer.status, "asked to delete our leader key"),
+                Err(error) => tracing::info!(member = %name, %error, "could not ask to delete our leader key"),
+            }
+        }
     }
 
     /// Deletes a key that names us and that no deadline rests on. PostgreSQL has ended, or is a standby.

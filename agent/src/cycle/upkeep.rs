@@ -12,8 +12,9 @@ use pgherd_cluster::timing::LeaseTiming;
 
 use super::Cycle;
 
+use crate::failsafe;
 use crate::jobs::reload_if_changed;
-use crate::lease::Resumed;
+use crate::lease::{Resumed, Voucher};
 use crate::observation::{LeaseSeen, Observation, Postgres};
 use crate::postgres::DataDir;
 use crate::record::{history_of, leader_status, member_record};
@@ -31,6 +32,7 @@ pub(super) struct Upkeep {
     timing: Option<LeaseTiming>,
     memo: Resumed,
     standby_slots_dropped: bool,
+    failsafe: Option<Option<Vec<Voucher>>>,
 }
 
 impl Upkeep {
@@ -48,6 +50,7 @@ impl Cycle {
         if in_touch {
             self.publish_member(seen).await;
         }
+        self.look_after_failsafe(seen, in_touch).await;
         let Postgres::Running(server) = &seen.postgres else {
             return;
         };
@@ -55,7 +58,7 @@ impl Cycle {
             (WalStatus::Primary { location }, LeaseSeen::Mine(epoch)) if self.memory.proven.as_ref() == Some(epoch) => {
                 self.upkeep.standby_slots_dropped = false;
                 if self.memory.checkpointed.as_ref() != Some(epoch) && self.checkpoint.is_empty() {
-                    self.proven(epoch.clone()); // The last try failed; members that rewind wait for it.
+                    self.first_checkpoint(epoch.clone()); // The last try failed; members that rewind wait for it.
                 }
                 if in_touch && seen.job.is_none() {
                     self.publish_leader(seen, *location).await;
@@ -74,11 +77,12 @@ impl Cycle {
     /// Tells the keeper what an agent after this one needs, when it has changed.
     pub(super) fn remember(&mut self) {
         let state = self.context.lease.state().borrow().clone();
-        let epoch = state.holding.map(|held| held.epoch);
+        let epoch = state.holding.as_ref().map(|held| held.epoch.clone());
         let proven = epoch.is_some() && self.memory.proven == epoch;
         let memo = Resumed {
             lease: state.lease,
             lease_ttl: state.lease_ttl,
+            term: state.holding.as_ref().map(|held| held.term),
             epoch,
             proven,
         };
@@ -92,6 +96,10 @@ impl Cycle {
         let timing = seen.view.timing();
         if self.upkeep.timing != Some(timing) && seen.view.config.value.is_some() {
             self.context.lease.retime(timing).await;
+            let watchdog = self.context.config.watchdog.settings(timing);
+            if let Err(error) = self.context.keeper.watchdog(watchdog).await {
+                tracing::warn!("setting up the watchdog: {error}");
+            }
             self.upkeep.timing = Some(timing);
         }
     }
@@ -178,6 +186,39 @@ impl Cycle {
         }
         self.upkeep.status = Some((status, now));
         self.publish_history(seen).await;
+    }
+
+    /// The leader keeps `/failsafe` in step with the members, and the lease's thread with every list that may stand there.
+    async fn look_after_failsafe(&mut self, seen: &Observation, in_touch: bool) {
+        let config = seen.view.config.value.clone().unwrap_or_default();
+        let LeaseSeen::Mine(epoch) = &seen.lease else { return };
+        if !config.is_failsafe() {
+            self.tell_failsafe(None).await;
+            return;
+        }
+        let stands = failsafe::stands(&seen.view);
+        if !in_touch {
+            return; // What was told last stands.
+        }
+        let wanted = failsafe::wanted(&seen.view);
+        if wanted == stands || self.memory.proven.as_ref() != Some(epoch) {
+            self.tell_failsafe(Some(failsafe::vouchers(&stands))).await;
+            return;
+        }
+        // Whatever becomes of the write, either list may stand.
+        self.tell_failsafe(Some(failsafe::vouchers(&failsafe::united(&stands, &wanted))))
+            .await;
+        let txn = failsafe::write(&self.context.keys, &seen.view, epoch, &wanted);
+        if let Err(error) = self.context.etcd.txn(&txn, self.context.budget()).await {
+            tracing::warn!("writing the failsafe key: {error}");
+        }
+    }
+
+    async fn tell_failsafe(&mut self, list: Option<Vec<Voucher>>) {
+        if self.upkeep.failsafe.as_ref() != Some(&list) {
+            self.context.lease.failsafe(list.clone()).await;
+            self.upkeep.failsafe = Some(list);
+        }
     }
 
     async fn publish_history(&self, seen: &Observation) {

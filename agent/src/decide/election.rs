@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::name::{MemberName, Timeline};
-use pgherd_cluster::record::{DynamicConfig, FailoverRequest};
+use pgherd_cluster::record::{DynamicConfig, FailoverRequest, PgState};
 
-use super::{Decision, Reason, SOON, Step, guards};
-use crate::observation::{Memory, Observation, Poll, Postgres};
+use super::{Decision, Reason, SOON, Step, guards, synchronous};
+use crate::memory::Memory;
+use crate::observation::{Observation, Poll, Postgres, WatchdogSeen};
 use crate::status::ServerStatus;
+use crate::sync::may_run;
 
 /// An older poll is asked again: positions move while a former leader's last bytes arrive.
 const POLL_AGE_MAX: Duration = Duration::from_millis(1000);
@@ -22,12 +24,21 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Deci
     if seen.nofailover {
         return Decision::wait(Reason::MayNotLead);
     }
+    if seen.watchdog == WatchdogSeen::Unusable {
+        return Decision::wait(Reason::WatchdogUnusable);
+    }
+    if let Some(leader) = &seen.vouched_for {
+        return Decision::wait_for(Reason::VouchedFor(leader.clone()), SOON);
+    }
     // Before any request: an operator's word does not make this version able to lead such a cluster.
-    if let Some(refusal) = not_ours_to_lead(seen, &config) {
+    if let Some(refusal) = not_ours_to_lead(seen) {
         return Decision::wait(refusal);
     }
+    if let Some(leader) = may_still_run(seen, memory, now) {
+        return Decision::wait_for(Reason::JustResumed(leader), SOON);
+    }
     let request = seen.view.failover.value.as_ref();
-    if request.is_some_and(|request| names(request.member.as_deref(), &seen.me)) {
+    if request.is_some_and(|request| names(request.member.as_deref(), &seen.me) && allowed(seen, request)) {
         // Whoever asked for this member decided; lag and peers are not weighed again.
         return bid(seen);
     }
@@ -45,32 +56,66 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Deci
     {
         return wait;
     }
+    if let Some(bytes) = lacks_of_last_leader(seen, memory, poll)
+        && !patience_is_over(seen, memory, now)
+    {
+        return Decision::wait_for(Reason::WaitingForLastLeader { bytes }, SOON);
+    }
     if let Some(reason) = healthier(seen, poll) {
         return Decision::wait_for(reason, SOON);
     }
     if on_an_old_timeline(seen, poll.own_timeline) && !patience_is_over(seen, memory, now) {
         return Decision::wait_for(Reason::OldTimeline, SOON);
     }
+    if let Some(reason) = synchronous::too_few_votes(seen, poll) {
+        return Decision::wait_for(reason, SOON);
+    }
     bid(seen)
+}
+
+/// A switchover keeps what synchronous replication promises. A manual failover, which names no leader, is an order.
+fn allowed(seen: &Observation, request: &FailoverRequest) -> bool {
+    let sync = &seen.view.sync.value;
+    request.leader.is_none() || !synchronous::is_on(seen) || !sync.is_active() || sync.lists(&seen.me)
 }
 
 /// What this version cannot honour it must not break: a cluster that follows another, a synchronous set, and a failsafe
 /// list all say who may not be promoted, whoever maintains them.
-fn not_ours_to_lead(seen: &Observation, config: &DynamicConfig) -> Option<Reason> {
+pub(super) fn not_ours_to_lead(seen: &Observation) -> Option<Reason> {
+    let config = seen.view.config.value.clone().unwrap_or_default();
     if config.is_standby_cluster() {
         return Some(Reason::StandbyCluster);
     }
-    let sync = &seen.view.sync.value;
-    let leads_sync = sync
-        .leader
-        .as_deref()
-        .is_some_and(|leader| leader.eq_ignore_ascii_case(seen.me.as_str()));
-    if sync.is_active() && !leads_sync && !sync.lists(&seen.me) {
+    if !may_run(seen.sync.settings.mode, &seen.view.sync.value, &seen.me) {
         return Some(Reason::NotSynchronous);
     }
-    let failsafe = &seen.view.failsafe_members;
-    let left_out = !failsafe.is_empty() && !failsafe.iter().any(|name| name == seen.me.as_str());
+    let failsafe = &seen.view.failsafe;
+    let left_out = !failsafe.is_empty() && !failsafe.contains_key(seen.me.as_str());
     (config.is_failsafe() && left_out).then_some(Reason::NotInFailsafe)
+}
+
+/// In maintenance nobody fences: its leader may have lost the key and its agent, and still take writes. After it, whoever
+/// led has one ttl to show that it does not, or to take the key again.
+fn may_still_run(seen: &Observation, memory: &Memory, now: Boottime) -> Option<MemberName> {
+    let resumed_at = memory.resumed_at?;
+    let leader = memory.last_leader.as_ref().filter(|leader| **leader != seen.me)?;
+    let stopped = seen
+        .view
+        .members
+        .get(leader)
+        .is_some_and(|member| member.record.state == PgState::Stopped);
+    let just = now.since(resumed_at) <= seen.view.timing().ttl();
+    (just && !stopped).then(|| leader.clone())
+}
+
+/// At the start of a whole cluster the first member that is up may lack what the last leader acknowledged last. While a
+/// leader was seen before, it is gone and the others are asked; here they may only not be up yet.
+fn lacks_of_last_leader(seen: &Observation, memory: &Memory, poll: &Poll) -> Option<u64> {
+    if memory.last_leader.is_some() {
+        return None;
+    }
+    let bytes = poll.own_position.behind(seen.view.status.optime?);
+    (bytes > 0).then_some(bytes)
 }
 
 /// The cluster has been on a later timeline: what was acknowledged there is missing here. Only when nobody who has it
@@ -147,7 +192,7 @@ fn healthier(seen: &Observation, poll: &Poll) -> Option<Reason> {
             return Some(Reason::PrimaryAlive(peer.name.clone()));
         }
         let Some(position) = peer.position else { continue };
-        if peer.nofailover || names(former_leader.as_deref(), &peer.name) {
+        if peer.nofailover || names(former_leader.as_deref(), &peer.name) || !synchronous::counts(seen, &peer.name) {
             continue;
         }
         // A position counts only on one's own timeline. A later timeline has what was acknowledged last; an earlier one

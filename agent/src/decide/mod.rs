@@ -3,22 +3,30 @@
 //! A decision is a [`Reason`], from which log, REST and page speak, and at most one [`Step`]; after a step the loop
 //! observes and decides again.
 
+mod data;
 mod election;
+mod handover;
+mod leader;
+mod pause;
 mod postgres_down;
 mod reason;
+mod standby;
+mod synchronous;
 
 use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
-use pgherd_cluster::name::MemberName;
+use pgherd_cluster::name::{Lsn, MemberName, Timeline};
 use pgherd_cluster::record::{Address, Role};
-use pgherd_cluster::view::{Epoch, Initialize, View};
+use pgherd_cluster::view::{Epoch, View};
 
 pub use self::reason::Reason;
 use crate::lease::BidGuards;
-use crate::observation::{JobKind, LeaseSeen, Memory, Observation, Postgres, Rejoin};
+use crate::memory::{Memory, Why};
+use crate::observation::{JobKind, LeaseSeen, Observation, Postgres};
 use crate::postgres::{Control, ControlState, DataDir};
 use crate::status::WalStatus;
+use crate::sync::SyncStep;
 
 /// What to do now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,21 +88,71 @@ pub enum Step {
     },
     /// Ask the other members for their positions.
     Poll,
-    /// Hand the lease over, as requested.
-    Switchover {
-        /// To whom; to the best when nobody is named.
-        candidate: Option<MemberName>,
+    /// Change what commits wait for, or the record of it.
+    Sync(SyncStep),
+    /// Begin to give the lease up in order. Nothing is performed yet.
+    BeginHandover {
+        /// The holding to give up.
+        epoch: Epoch,
+        /// Why.
+        why: Why,
     },
-    /// Clear a request that cannot be carried out.
-    ClearRequest,
-    /// Stop in order and hand over, before the process ends.
-    HandOver,
-    /// Stop a standby in order, before the process ends.
+    /// Note that the hand-over cannot be carried out. Nothing is performed.
+    FailHandover(String),
+    /// Write a checkpoint while still serving, so that the one of the stop has little left to write.
+    Checkpoint {
+        /// Who takes over.
+        to: MemberName,
+    },
+    /// Stop PostgreSQL in order.
     Stop,
+    /// Ask who has received the shutdown checkpoint.
+    Confirm {
+        /// Whom to ask.
+        members: Vec<MemberName>,
+        /// Where the shutdown checkpoint begins.
+        checkpoint: Lsn,
+        /// On which timeline.
+        timeline: Timeline,
+    },
+    /// PostgreSQL has ended: name who has everything, and give the leader key up.
+    HandTo {
+        /// The holding to give up.
+        epoch: Epoch,
+        /// Who has everything.
+        successor: Option<MemberName>,
+        /// Where the log ends, when it was ended in order.
+        last: Option<Lsn>,
+    },
+    /// Clear a request that is done or cannot be carried out.
+    ClearRequest,
+    /// etcd cannot be reached: ask the other members to delete the key of a holding that is over.
+    AskRelease {
+        /// The holding.
+        epoch: Epoch,
+    },
+    /// Take a running PostgreSQL into the keeper's care.
+    Adopt,
+    /// The key names us from a holding of another process, and PostgreSQL runs by it: bind it to our lease.
+    Rebind {
+        /// The holding.
+        epoch: Epoch,
+        /// The lease that its key is bound to.
+        lease: i64,
+    },
+    /// The maintenance has begun: leave PostgreSQL alone, whatever becomes of agent and lease.
+    PauseFence,
+    /// The maintenance has ended.
+    ResumeFence,
     /// Drop the job that is under way.
     DropJob,
     /// End the process.
-    Leave(u8),
+    Leave {
+        /// With which exit code.
+        code: u8,
+        /// Whether PostgreSQL goes on without it, as in maintenance.
+        keep_postgres: bool,
+    },
 }
 
 /// A reason, and what to do.
@@ -137,9 +195,6 @@ impl Decision {
 /// A short wait where something is expected to happen any moment.
 const SOON: Duration = Duration::from_millis(200);
 
-/// How long a standby may take to stream after it was found to fit, before that is asked again.
-const REJOIN_AGAIN: Duration = Duration::from_secs(5);
-
 /// Decides.
 #[must_use]
 pub fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
@@ -149,8 +204,18 @@ pub fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
     if let Some(job) = seen.job {
         return during(seen, job);
     }
+    // Before anything can be done to it, somebody must be able to end it.
+    if seen.stranger {
+        return Decision::act(Reason::Adopting, Step::Adopt);
+    }
+    if let Some(decision) = pause::switch(seen) {
+        return decision;
+    }
+    if let Some(under_way) = &memory.handover {
+        return handover::decide(seen, memory, under_way, now);
+    }
     if seen.stopping {
-        return stopping(seen);
+        return handover::stopping(seen, memory, now);
     }
     if let Postgres::Ending = seen.postgres {
         return Decision::wait(Reason::PostgresEnding);
@@ -159,34 +224,12 @@ pub fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
         DataDir::Foreign(files) => Decision::wait(Reason::ForeignFiles(files.clone())),
         // A server whose data was taken away keeps nothing: what it acknowledges is gone with it.
         DataDir::Empty if seen.postgres != Postgres::Down => Decision::act(Reason::DataGone, Step::End),
-        DataDir::Empty => without_data(seen, memory, now),
-        // What runs tells better than what was seen before it was promoted.
-        DataDir::Cluster { control, standby } => match seen.view.initialize {
-            _ if seen.lease == LeaseSeen::Unknown => {
-                with_data(seen, memory, now, comes_up_as_standby(seen, control, *standby))
-            }
-            Some(Initialize::Done(system_id)) if system_id != control.system_id => {
-                let why = format!(
-                    "postgresql.data_dir: {} belongs to another cluster: its system identifier is {}, the cluster's is \
-                     {system_id}; move the directory away to have this member cloned, or name the other cluster's scope",
-                    seen.data_dir.display(),
-                    control.system_id
-                );
-                leave(seen, Reason::Fatal(why), 64)
-            }
-            None | Some(Initialize::Pending) if comes_up_as_standby(seen, control, *standby) => {
-                Decision::wait(Reason::WaitingForPrimaryToInitialize)
-            }
-            None => Decision::act(Reason::Initializing, Step::Initialize),
-            Some(Initialize::Pending) if seen.bootstrap_unfinished => {
-                Decision::act(Reason::Initializing, Step::Initialize)
-            }
-            Some(Initialize::Pending) => Decision::wait_for(Reason::WaitingForBootstrap, SOON),
-            Some(Initialize::Done(_)) if seen.view.config.value.is_none() => {
-                Decision::act(Reason::Initializing, Step::Initialize)
-            }
-            Some(Initialize::Done(_)) => with_data(seen, memory, now, comes_up_as_standby(seen, control, *standby)),
-        },
+        DataDir::Empty => data::none(seen, memory, now),
+        DataDir::Cluster { control, standby } => {
+            // What runs tells better than what was seen before it was promoted.
+            let standby = comes_up_as_standby(seen, control, *standby);
+            data::identity(seen, control, standby).unwrap_or_else(|| with_data(seen, memory, now, standby))
+        }
     }
 }
 
@@ -203,178 +246,49 @@ fn comes_up_as_standby(seen: &Observation, control: &Control, standby: bool) -> 
         )
 }
 
-/// A job is under way: only the loss of the lease interrupts it.
+/// A job is under way: only the loss of the lease, and the order to stop, interrupt it.
 fn during(seen: &Observation, job: JobKind) -> Decision {
-    let needs_lease = matches!(job, JobKind::StartPrimary | JobKind::Promote | JobKind::Switchover);
+    let needs_lease = matches!(job, JobKind::StartPrimary | JobKind::Promote);
     let lost = match &seen.lease {
         LeaseSeen::Mine(_) | LeaseSeen::MineUnproven(_) | LeaseSeen::Unknown => false,
         LeaseSeen::Stale { .. } | LeaseSeen::Theirs(_) | LeaseSeen::Free => true,
     };
-    // A switchover gives the lease up as its last act.
-    if needs_lease && lost && job != JobKind::Switchover {
+    if needs_lease && lost {
         return Decision::act(Reason::LostLease, Step::End);
     }
     // A stop does not wait for a clone of hours; what a dropped job leaves is stopped or cleared next.
-    let is_the_stop = matches!(job, JobKind::HandOver | JobKind::Stop | JobKind::Switchover);
+    let is_the_stop = matches!(job, JobKind::Stop | JobKind::Confirm);
     if seen.stopping && !is_the_stop {
         return Decision::act(Reason::Stopping, Step::DropJob);
     }
     Decision::wait(Reason::Busy(job))
 }
 
-fn stopping(seen: &Observation) -> Decision {
-    let holds = matches!(seen.lease, LeaseSeen::Mine(_) | LeaseSeen::MineUnproven(_));
-    match &seen.postgres {
-        Postgres::Running(_) | Postgres::Silent { .. } if holds => Decision::act(Reason::Stopping, Step::HandOver),
-        Postgres::Running(_) | Postgres::Silent { .. } => Decision::act(Reason::Stopping, Step::Stop),
-        Postgres::Ending => Decision::wait(Reason::PostgresEnding),
-        Postgres::Down => match &seen.lease {
-            LeaseSeen::Mine(epoch) | LeaseSeen::MineUnproven(epoch) => {
-                Decision::act(Reason::Stopping, Step::Release { epoch: epoch.clone() })
-            }
-            LeaseSeen::Stale { epoch, lease } => abandon(epoch, *lease),
-            LeaseSeen::Theirs(_) | LeaseSeen::Free | LeaseSeen::Unknown => {
-                Decision::act(Reason::Stopping, Step::Leave(0))
-            }
-        },
-    }
-}
-
 /// A fatal finding ends the process, but never leaves PostgreSQL behind without its keeper's agent.
 fn leave(seen: &Observation, reason: Reason, code: u8) -> Decision {
     match seen.postgres {
-        Postgres::Down => Decision::act(reason, Step::Leave(code)),
+        Postgres::Down => {
+            let keep_postgres = false;
+            Decision::act(reason, Step::Leave { code, keep_postgres })
+        }
         Postgres::Ending => Decision::wait(reason),
         Postgres::Silent { .. } | Postgres::Running(_) => Decision::act(reason, Step::End),
     }
 }
 
-fn without_data(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
-    if backing_off(memory, now) {
-        return Decision::wait_for(Reason::BackingOff, SOON);
-    }
-    match (&seen.lease, seen.view.initialize) {
-        (LeaseSeen::Unknown, _) => Decision::wait(Reason::StoreUnreachable),
-        // A key from before our data went away: nobody can lead by it.
-        (LeaseSeen::Stale { epoch, lease }, _) => abandon(epoch, *lease),
-        (LeaseSeen::Mine(epoch) | LeaseSeen::MineUnproven(epoch), _) => {
-            Decision::act(Reason::LeadsWithoutData, Step::Release { epoch: epoch.clone() })
-        }
-        (LeaseSeen::Theirs(epoch), _) => match seen.view.writable_leader() {
-            Some(leader) => Decision::act(
-                Reason::Cloning(leader.name.clone()),
-                Step::Clone {
-                    from: leader.name.clone(),
-                },
-            ),
-            None => Decision::wait_for(Reason::WaitingForLeader(epoch.holder.clone()), SOON),
-        },
-        (LeaseSeen::Free, None)
-            if seen.nofailover || seen.view.config.value.as_ref().is_some_and(|c| c.is_paused()) =>
-        {
-            Decision::wait(Reason::WaitingForBootstrap)
-        }
-        (LeaseSeen::Free, None) => Decision::act(Reason::Bootstrapping, Step::ClaimBootstrap),
-        (LeaseSeen::Free, Some(Initialize::Pending | Initialize::Done(_))) => {
-            Decision::wait(Reason::WaitingForBootstrap)
-        }
-    }
-}
-
 fn with_data(seen: &Observation, memory: &Memory, now: Boottime, standby_data: bool) -> Decision {
-    let paused = seen.view.config.value.as_ref().is_some_and(|config| config.is_paused());
+    if seen.is_paused() {
+        return pause::decide(seen, memory, now, standby_data);
+    }
     match &seen.postgres {
         Postgres::Ending => Decision::wait(Reason::PostgresEnding),
-        // A key without a PostgreSQL behind it is of no use to anybody until the pause ends.
-        Postgres::Down if paused && matches!(seen.lease, LeaseSeen::Mine(_)) => match &seen.lease {
-            LeaseSeen::Mine(epoch) => Decision::act(Reason::Paused, Step::Release { epoch: epoch.clone() }),
-            _ => Decision::wait(Reason::Paused),
-        },
-        Postgres::Down if paused && !memory.handed_over => Decision::wait(Reason::Paused),
         Postgres::Down => postgres_down::decide(seen, memory, now, standby_data),
-        Postgres::Silent { writable: true } => as_primary(seen, memory, Reason::PostgresSilent),
+        Postgres::Silent { writable: true } => leader::decide(seen, memory, Reason::PostgresSilent, now),
         Postgres::Silent { writable: false } => Decision::wait_for(Reason::PostgresSilent, SOON),
         Postgres::Running(server) => match server.wal {
-            WalStatus::Primary { .. } => as_primary(seen, memory, Reason::Leading),
-            WalStatus::Standby { .. } if paused => in_pause(seen, memory, now),
-            WalStatus::Standby { .. } => as_standby(seen, memory, now),
+            WalStatus::Primary { .. } => leader::decide(seen, memory, Reason::Leading, now),
+            WalStatus::Standby { .. } => standby::decide(seen, memory, now),
         },
-    }
-}
-
-/// A running standby in pause follows whoever leads, and takes over in a switchover that names it. It is not cloned.
-fn in_pause(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
-    let request = seen.view.failover.value.as_ref();
-    let asked_for = request.is_some_and(|request| request.member.as_deref() == Some(seen.me.as_str()));
-    match &seen.lease {
-        LeaseSeen::Mine(_) => as_standby(seen, memory, now),
-        LeaseSeen::Free if asked_for => as_standby(seen, memory, now),
-        LeaseSeen::Theirs(_) => match as_standby(seen, memory, now) {
-            Decision {
-                step: Some(Step::Clone { .. }),
-                ..
-            } => Decision::wait(Reason::Paused),
-            decision => decision,
-        },
-        LeaseSeen::MineUnproven(_) | LeaseSeen::Stale { .. } | LeaseSeen::Free | LeaseSeen::Unknown => {
-            Decision::wait(Reason::Paused)
-        }
-    }
-}
-
-/// PostgreSQL takes writes, or may.
-fn as_primary(seen: &Observation, memory: &Memory, well: Reason) -> Decision {
-    match &seen.lease {
-        // Promotion is over only when a write has been proven under this holding.
-        LeaseSeen::Mine(epoch) if well == Reason::Leading && memory.proven.as_ref() != Some(epoch) => {
-            Decision::act(Reason::Promoting, Step::Promote(epoch.clone()))
-        }
-        LeaseSeen::Mine(_) if well == Reason::Leading => leading(seen),
-        LeaseSeen::Mine(_) => Decision::wait_for(well, SOON),
-        // The keeper's deadline stands, and nobody else can hold the key before it has passed.
-        LeaseSeen::MineUnproven(_) => Decision::wait(Reason::ProvingLease),
-        LeaseSeen::Unknown => Decision::wait(Reason::StoreUnreachable),
-        LeaseSeen::Stale { .. } | LeaseSeen::Theirs(_) | LeaseSeen::Free => Decision::act(Reason::LostLease, Step::End),
-    }
-}
-
-fn leading(seen: &Observation) -> Decision {
-    let Some(request) = &seen.view.failover.value else {
-        return Decision::wait(Reason::Leading);
-    };
-    if !seen.request_due {
-        return Decision::wait(Reason::SwitchoverScheduled);
-    }
-    let named_me = request
-        .leader
-        .as_deref()
-        .is_none_or(|leader| leader == seen.me.as_str());
-    let candidate = request.member.as_deref().map(MemberName::new);
-    match candidate {
-        // Ours was the promotion that it asked for, or it asks for something that is already so.
-        Some(Ok(candidate)) if candidate == seen.me => Decision::act(Reason::Leading, Step::ClearRequest),
-        _ if !named_me => Decision::act(Reason::RequestNamesAnother, Step::ClearRequest),
-        Some(Err(_)) => Decision::act(Reason::RequestNamesAnother, Step::ClearRequest),
-        Some(Ok(candidate)) => Decision::act(
-            Reason::SwitchingOver(Some(candidate.clone())),
-            Step::Switchover {
-                candidate: Some(candidate),
-            },
-        ),
-        None => Decision::act(Reason::SwitchingOver(None), Step::Switchover { candidate: None }),
-    }
-}
-
-fn as_standby(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
-    match &seen.lease {
-        LeaseSeen::Mine(epoch) => Decision::act(Reason::Promoting, Step::Promote(epoch.clone())),
-        LeaseSeen::MineUnproven(_) => Decision::wait(Reason::ProvingLease),
-        // A deadline is out for a holding that is none: with PostgreSQL ended, the keeper takes another.
-        LeaseSeen::Stale { .. } if seen.armed => Decision::act(Reason::KeyFromBefore, Step::End),
-        LeaseSeen::Stale { epoch, lease } => abandon(epoch, *lease),
-        LeaseSeen::Theirs(epoch) => following(seen, memory, epoch, now),
-        LeaseSeen::Free => election::decide(seen, memory, now),
-        LeaseSeen::Unknown => Decision::wait(Reason::StoreUnreachable),
     }
 }
 
@@ -386,47 +300,6 @@ fn abandon(epoch: &Epoch, lease: i64) -> Decision {
             lease,
         },
     )
-}
-
-fn following(seen: &Observation, memory: &Memory, leader: &Epoch, now: Boottime) -> Decision {
-    let name = leader.holder.clone();
-    let Some(address) = upstream_address(&seen.view, &name) else {
-        return Decision::wait_for(Reason::WaitingForLeader(name), SOON);
-    };
-    if seen.upstream.as_ref() != Some(&address) {
-        return Decision::act(Reason::Following(name.clone()), Step::Follow { upstream: Some(name) });
-    }
-    let Postgres::Running(server) = &seen.postgres else {
-        return Decision::wait(Reason::Following(name));
-    };
-    if server.replication_state.as_deref() == Some("streaming") {
-        return Decision::wait(Reason::Following(name));
-    }
-    // It does not stream. While the leader is up, one question tells whether it ever can.
-    match (&memory.rejoin, seen.view.writable_leader()) {
-        (Some((asked, Rejoin::Diverged)), Some(_)) if asked == leader => clone_or_wait(memory, now, name),
-        (Some((asked, Rejoin::Follows)), _) if asked == leader && !verdict_is_old(memory, now) => {
-            Decision::wait_for(Reason::NotStreaming(name), SOON)
-        }
-        (_, Some(_)) if !backing_off(memory, now) => {
-            Decision::act(Reason::NotStreaming(name), Step::CheckRejoin { leader: leader.clone() })
-        }
-        _ => Decision::wait_for(Reason::NotStreaming(name), SOON),
-    }
-}
-
-/// A standby that should stream by now and does not may have replayed past the fork since it was asked.
-fn verdict_is_old(memory: &Memory, now: Boottime) -> bool {
-    memory
-        .rejoin_asked_at
-        .is_none_or(|asked_at| now.since(asked_at) > REJOIN_AGAIN)
-}
-
-fn clone_or_wait(memory: &Memory, now: Boottime, from: MemberName) -> Decision {
-    if backing_off(memory, now) {
-        return Decision::wait_for(Reason::BackingOff, SOON);
-    }
-    Decision::act(Reason::Diverged(from.clone()), Step::Clone { from })
 }
 
 fn backing_off(memory: &Memory, now: Boottime) -> bool {

@@ -4,7 +4,8 @@ use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::view::Epoch;
 
 use super::{Decision, Reason, SOON, Step, abandon, backing_off, guards};
-use crate::observation::{LeaseSeen, Memory, Observation, Rejoin};
+use crate::memory::Memory;
+use crate::observation::{LeaseSeen, Observation, Rejoin};
 
 /// Two failed crash recoveries in a row: the third would not do better, and a replica could lead meanwhile.
 const START_FAILURES_MAX: u32 = 2;
@@ -41,6 +42,14 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime, standby
         // The member that makes the cluster has nobody to ask.
         LeaseSeen::Free if seen.bootstrap_unfinished => Decision::act(Reason::Bidding, Step::Bid(guards(&seen.view))),
         LeaseSeen::Free => start_standby(None, memory, now),
+        // Our deadline has passed while etcd could not be reached, and the key may still keep the others from leading.
+        // An agent that has just begun only has not heard of etcd yet.
+        LeaseSeen::Unknown if !standby_data && memory.last_leader.as_ref() == Some(&seen.me) => match &seen.last_held {
+            Some(epoch) if memory.release_asked.as_ref() != Some(epoch) => {
+                Decision::act(Reason::AskingForRelease, Step::AskRelease { epoch: epoch.clone() })
+            }
+            Some(_) | None => Decision::wait(Reason::StoreUnreachable),
+        },
         LeaseSeen::Unknown if standby_data => start_standby(None, memory, now),
         LeaseSeen::Unknown => Decision::wait(Reason::StoreUnreachable),
     }

@@ -5,6 +5,7 @@ use std::fmt;
 use pgherd_cluster::name::MemberName;
 
 use crate::observation::JobKind;
+use crate::sync::SyncReason;
 
 /// The reason of a decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,6 +106,36 @@ pub enum Reason {
     StoreUnreachable,
     /// The cluster is in maintenance.
     Paused,
+    /// The maintenance has just ended, and the last leader may still run unwatched.
+    JustResumed(MemberName),
+    /// Runs as primary, without the lease, because of the maintenance.
+    PrimaryWithoutLease,
+    /// Takes over a PostgreSQL that another process started.
+    Adopting,
+    /// It has promised another member not to bid.
+    VouchedFor(MemberName),
+    /// A watchdog is required and cannot be used.
+    WatchdogUnusable,
+    /// The whole cluster is starting, and another member may have more.
+    WaitingForLastLeader {
+        /// How many bytes are missing to the last known position of the last leader.
+        bytes: u64,
+    },
+    /// Quorum commit: too few of the voters have answered that they are not ahead.
+    TooFewVotes {
+        /// How many have.
+        votes: usize,
+        /// How many are needed.
+        needed: usize,
+    },
+    /// What commits wait for changes.
+    Synchronous(SyncReason),
+    /// A synchronous standby that stops lets the leader replace it first.
+    LeavingSync,
+    /// A hand-over that was not carried out, and why: it leads on.
+    HandoverFailed(String),
+    /// Its lease is over, etcd cannot be reached, and the others are asked to delete its key.
+    AskingForRelease,
     /// The data directory holds something else.
     ForeignFiles(Vec<String>),
     /// The process was told to stop.
@@ -114,6 +145,10 @@ pub enum Reason {
 }
 
 impl fmt::Display for Reason {
+    #[expect(
+        clippy::too_many_lines,
+        reason = "a line for each reason; there is nothing to take apart"
+    )]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Leading => f.write_str("leads"),
@@ -167,6 +202,30 @@ impl fmt::Display for Reason {
             Self::PostgresSilent => f.write_str("PostgreSQL runs and does not answer"),
             Self::StoreUnreachable => f.write_str("etcd does not answer"),
             Self::Paused => f.write_str("the cluster is paused"),
+            Self::JustResumed(leader) => write!(
+                f,
+                "nobody leads, but the maintenance has just ended and {leader} may still run: waits for one ttl"
+            ),
+            Self::PrimaryWithoutLease => f.write_str("runs as primary without the lease, as the cluster is paused"),
+            Self::Adopting => f.write_str("takes over a PostgreSQL that runs already"),
+            Self::VouchedFor(leader) => write!(f, "nobody leads, but it has vouched for {leader} and does not bid"),
+            Self::WatchdogUnusable => f.write_str("a watchdog is required and cannot be used: it may not lead"),
+            Self::WaitingForLastLeader { bytes } => write!(
+                f,
+                "the whole cluster starts, and it lacks {bytes} bytes of the last leader's log: waits for a better one"
+            ),
+            Self::TooFewVotes { votes, needed } => {
+                write!(
+                    f,
+                    "nobody leads, and {votes} of {needed} voters say that they are not ahead"
+                )
+            }
+            Self::Synchronous(why) => write!(f, "leads; {why}"),
+            Self::LeavingSync => f.write_str("is about to stop, and lets the leader find another synchronous standby"),
+            Self::HandoverFailed(why) => write!(f, "leads on: {why}"),
+            Self::AskingForRelease => {
+                f.write_str("PostgreSQL has ended, and others are asked to delete the leader key")
+            }
             Self::ForeignFiles(files) => write!(
                 f,
                 "the data directory is not PostgreSQL's and not empty ({}): move these files away",
@@ -186,9 +245,9 @@ impl fmt::Display for JobKind {
             Self::StartPrimary => "starting as primary",
             Self::StartStandby => "starting as standby",
             Self::Promote => "promoting",
-            Self::Switchover => "switching over",
-            Self::HandOver => "handing over",
+            Self::Checkpoint => "writing a checkpoint before it hands over",
             Self::Stop => "stopping",
+            Self::Confirm => "asking who has received the last checkpoint",
             Self::Poll => "asking the other members",
             Self::CheckRejoin => "asking the leader for its history",
         })

@@ -2,15 +2,17 @@ use std::sync::Arc;
 
 use pgherd_cluster::name::{Lsn, Scope, SystemId, Timeline};
 use pgherd_cluster::record::{DynamicConfig, FailoverRequest, MemberRecord, PgState, Status};
-use pgherd_cluster::view::{Leader, Member, Revised};
+use pgherd_cluster::view::{Initialize, Leader, Member, Revised};
 use serde_json::json;
 
 use super::*;
-use crate::observation::{Peer, Poll};
+use crate::observation::{Peer, Poll, Rejoin, SyncSeen, WatchdogSeen};
 use crate::postgres::{Control, ControlState};
-use crate::status::ServerStatus;
+use crate::status::{CommitWaiting, ServerStatus};
 
 mod elections;
+mod handovers;
+mod pauses;
 mod property;
 
 const NOW: Boottime = Boottime::from_nanos(100_000_000_000);
@@ -85,6 +87,7 @@ fn server(wal: WalStatus, replication_state: Option<&str>) -> Postgres {
         timeline: Some(Timeline(1)),
         replication_state: replication_state.map(str::to_owned),
         replication: Vec::new(),
+        waiting: CommitWaiting::default(),
     }))
 }
 
@@ -124,6 +127,13 @@ fn seen(lease: LeaseSeen) -> Observation {
         bootstrap_unfinished: false,
         postgres: standby_at(100),
         armed: false,
+        lease_term: None,
+        fence_paused: false,
+        lease_paused: false,
+        stranger: false,
+        watchdog: WatchdogSeen::NotNeeded,
+        vouched_for: None,
+        sync: SyncSeen::default(),
         last_held: Some(epoch("n1")),
         job: None,
         nofailover: false,
@@ -173,6 +183,7 @@ fn polled(peers: Vec<Peer>) -> Memory {
     };
     Memory {
         free_since: Some(NOW),
+        last_leader: Some(name("n2")),
         poll: Some(poll),
         ..Memory::default()
     }
@@ -196,6 +207,7 @@ fn a_primary_without_its_lease_is_ended() {
         for postgres in [primary(), Postgres::Silent { writable: true }] {
             let seen = Observation {
                 postgres,
+                armed: true,
                 ..seen(lease.clone())
             };
             assert_eq!(step(&seen, &Memory::default()), Some(Step::End), "{lease:?}");
@@ -251,7 +263,7 @@ fn a_job_that_needs_the_lease_ends_with_it() {
         step(&busy(LeaseSeen::Free, JobKind::StartPrimary), &memory),
         Some(Step::End)
     );
-    assert_eq!(step(&busy(LeaseSeen::Free, JobKind::Switchover), &memory), None);
+    assert_eq!(step(&busy(LeaseSeen::Free, JobKind::Checkpoint), &memory), None);
     assert_eq!(
         step(&busy(LeaseSeen::Theirs(epoch("n2")), JobKind::Clone), &memory),
         None
@@ -356,7 +368,13 @@ fn another_clusters_data_ends_the_process_and_touches_nothing() {
         initialize: Some(Initialize::Done(SystemId(8))),
         ..view(None)
     });
-    assert_eq!(step(&foreign, &Memory::default()), Some(Step::Leave(64)));
+    assert_eq!(
+        step(&foreign, &Memory::default()),
+        Some(Step::Leave {
+            code: 64,
+            keep_postgres: false
+        })
+    );
     let Reason::Fatal(why) = reason(&foreign, &Memory::default()) else {
         panic!("it is fatal")
     };
@@ -408,8 +426,11 @@ fn a_leader_hands_over_when_asked_and_clears_what_does_not_fit() {
         with_view(seen, |view| view.failover = request(leader, member))
     };
     let to = |candidate: Option<&str>| {
-        Some(Step::Switchover {
-            candidate: candidate.map(name),
+        Some(Step::BeginHandover {
+            epoch: epoch("n1"),
+            why: Why::Requested {
+                candidate: candidate.map(name),
+            },
         })
     };
     assert_eq!(step(&asked(Some("n1"), Some("n2")), &proven), to(Some("n2")));
@@ -487,7 +508,10 @@ fn a_stop_hands_over_and_leaves_only_when_nothing_runs() {
     };
     assert_eq!(
         step(&stopping(LeaseSeen::Mine(epoch("n1")), primary()), &memory),
-        Some(Step::HandOver)
+        Some(Step::BeginHandover {
+            epoch: epoch("n1"),
+            why: Why::Stopping,
+        })
     );
     assert_eq!(
         step(&stopping(LeaseSeen::Theirs(epoch("n2")), standby_at(1)), &memory),
@@ -496,7 +520,10 @@ fn a_stop_hands_over_and_leaves_only_when_nothing_runs() {
     assert_eq!(step(&stopping(LeaseSeen::Free, Postgres::Ending), &memory), None);
     assert_eq!(
         step(&stopping(LeaseSeen::Unknown, Postgres::Down), &memory),
-        Some(Step::Leave(0))
+        Some(Step::Leave {
+            code: 0,
+            keep_postgres: false
+        })
     );
     let cloning = Observation {
         job: Some(JobKind::Clone),
@@ -505,60 +532,6 @@ fn a_stop_hands_over_and_leaves_only_when_nothing_runs() {
     assert_eq!(step(&cloning, &memory), Some(Step::DropJob));
     let held = stopping(LeaseSeen::Mine(epoch("n1")), Postgres::Down);
     assert_eq!(step(&held, &memory), Some(Step::Release { epoch: epoch("n1") }));
-}
-
-#[test]
-fn in_pause_nothing_is_started_promoted_or_elected_unasked() {
-    let paused = |seen| {
-        with_view(seen, |view| {
-            let config = json!({"pause": true}).as_object().cloned().unwrap_or_default();
-            view.config.value = Some(DynamicConfig::new(config));
-        })
-    };
-    let memory = polled(vec![]);
-    assert_eq!(step(&paused(seen(LeaseSeen::Free)), &memory), None);
-    let down = |lease| Observation {
-        postgres: Postgres::Down,
-        ..seen(lease)
-    };
-    assert_eq!(step(&paused(down(LeaseSeen::Free)), &memory), None);
-    assert_eq!(step(&paused(down(LeaseSeen::Theirs(epoch("n2")))), &memory), None);
-    let dead_leader = paused(down(LeaseSeen::Mine(epoch("n1"))));
-    assert_eq!(step(&dead_leader, &memory), Some(Step::Release { epoch: epoch("n1") }));
-
-    // It follows a new leader, and is not cloned for it.
-    let elsewhere = Observation {
-        upstream: None,
-        ..seen(LeaseSeen::Theirs(epoch("n2")))
-    };
-    assert!(matches!(step(&paused(elsewhere), &memory), Some(Step::Follow { .. })));
-    let Postgres::Running(mut server) = standby_at(100) else {
-        panic!("it runs")
-    };
-    server.replication_state = None;
-    let idle = Observation {
-        postgres: Postgres::Running(server),
-        ..seen(LeaseSeen::Theirs(epoch("n2")))
-    };
-    let diverged = Memory {
-        rejoin: Some((epoch("n2"), Rejoin::Diverged)),
-        ..Memory::default()
-    };
-    assert_eq!(step(&paused(idle), &diverged), None);
-
-    // What an operator asks for by name is carried out to its end.
-    let asked = with_view(paused(seen(LeaseSeen::Free)), |view| {
-        view.failover = request(Some("n2"), Some("n1"));
-    });
-    assert!(matches!(step(&asked, &memory), Some(Step::Bid(_))));
-    let won = paused(seen(LeaseSeen::Mine(epoch("n1"))));
-    assert_eq!(step(&won, &memory), Some(Step::Promote(epoch("n1"))));
-    let handed_over = Memory {
-        handed_over: true,
-        ..Memory::default()
-    };
-    let former = paused(down(LeaseSeen::Theirs(epoch("n2"))));
-    assert!(matches!(step(&former, &handed_over), Some(Step::StartStandby { .. })));
 }
 
 #[test]

@@ -9,7 +9,7 @@ mod serve;
 use std::sync::Arc;
 
 use pgherd_cluster::clock::Boottime;
-use pgherd_cluster::name::MemberName;
+use pgherd_cluster::name::{Lsn, MemberName, Timeline};
 use pgherd_cluster::view::Epoch;
 
 use crate::context::Context;
@@ -18,7 +18,7 @@ use crate::observation::{JobKind, Poll, Rejoin};
 use crate::postgres::ToolError;
 use pgherd_cluster::etcd::StoreError;
 
-pub(crate) use self::handover::{clear_request, release_key};
+pub(crate) use self::handover::{clear_request, hand_to, release_key};
 pub use self::serve::{configure, reload_if_changed};
 
 /// What to do.
@@ -34,17 +34,19 @@ pub enum Job {
     StartStandby(Option<MemberName>),
     /// Promote and prove that it takes writes.
     Promote(Epoch),
-    /// Hand over to a candidate, as requested.
-    Switchover {
-        /// The holding to give up.
-        epoch: Epoch,
-        /// To whom; to the best when nobody is named.
-        candidate: Option<MemberName>,
-    },
-    /// Stop and hand over, before the process ends.
-    HandOver(Option<Epoch>),
-    /// Stop a standby.
+    /// Write a checkpoint while still serving.
+    Checkpoint,
+    /// Stop in order.
     Stop,
+    /// Ask who has received the shutdown checkpoint.
+    Confirm {
+        /// Whom to ask.
+        members: Vec<MemberName>,
+        /// Where it begins.
+        checkpoint: Lsn,
+        /// On which timeline.
+        timeline: Timeline,
+    },
     /// Ask the other members.
     Poll,
     /// Ask the leader whether our data can follow it.
@@ -62,6 +64,8 @@ pub enum Outcome {
     Polled(Poll),
     /// Whether our data can follow the leader.
     Rejoin(Epoch, Rejoin),
+    /// Who has received the shutdown checkpoint; nothing when nobody said so in time.
+    Confirmed(Option<MemberName>),
 }
 
 /// Why it failed.
@@ -93,9 +97,6 @@ pub enum JobError {
     /// What was asked cannot be answered yet.
     #[error("{0}")]
     Unclear(&'static str),
-    /// Nobody can take over.
-    #[error("no candidate can take over: {0}")]
-    NoCandidate(String),
 }
 
 impl Job {
@@ -108,9 +109,9 @@ impl Job {
             Self::StartPrimary(_) => JobKind::StartPrimary,
             Self::StartStandby(_) => JobKind::StartStandby,
             Self::Promote(_) => JobKind::Promote,
-            Self::Switchover { .. } => JobKind::Switchover,
-            Self::HandOver(_) => JobKind::HandOver,
+            Self::Checkpoint => JobKind::Checkpoint,
             Self::Stop => JobKind::Stop,
+            Self::Confirm { .. } => JobKind::Confirm,
             Self::Poll => JobKind::Poll,
             Self::CheckRejoin(_) => JobKind::CheckRejoin,
         }
@@ -128,9 +129,15 @@ impl Job {
             Self::StartPrimary(epoch) => serve::start_primary(context, epoch).await,
             Self::StartStandby(upstream) => serve::start_standby(context, upstream.as_ref()).await,
             Self::Promote(epoch) => serve::promote(context, epoch).await,
-            Self::Switchover { epoch, candidate } => handover::switchover(context, &epoch, candidate).await,
-            Self::HandOver(epoch) => handover::before_leaving(context, epoch.as_ref()).await,
+            Self::Checkpoint => handover::checkpoint(context).await,
             Self::Stop => handover::stop(context).await,
+            Self::Confirm {
+                members,
+                checkpoint,
+                timeline,
+            } => Ok(Outcome::Confirmed(
+                handover::confirmed_by(context, &members, checkpoint, timeline).await,
+            )),
             Self::Poll => Ok(Outcome::Polled(poll::ask_all(context, Boottime::now()).await?)),
             Self::CheckRejoin(leader) => rejoin::check(context, leader).await,
         }

@@ -42,7 +42,9 @@ pub fn configure(
     let postgresql = &context.config.postgresql;
     let dir = &postgresql.data_dir;
     let dynamic = context.dynamic();
+    let sync_names = context.sync_names();
     let inputs = Inputs {
+        sync_names: sync_names.as_ref(),
         scope: &context.config.scope,
         name: &context.config.name,
         postgresql,

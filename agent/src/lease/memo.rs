@@ -14,6 +14,8 @@ pub struct Resumed {
     pub lease_ttl: Duration,
     /// Its holding of the leader key.
     pub epoch: Option<Epoch>,
+    /// The keeper's name for that holding, when it is not the create revision.
+    pub term: Option<u64>,
     /// Whether PostgreSQL had been proven to take writes under it.
     pub proven: bool,
 }
@@ -27,9 +29,10 @@ impl Resumed {
             .as_ref()
             .map(|epoch| (epoch.holder.as_str(), epoch.create_revision));
         let ttl = self.lease_ttl.as_secs();
-        serde_json::json!({ "lease": self.lease, "ttl": ttl, "epoch": epoch, "proven": self.proven })
-            .to_string()
-            .into_bytes()
+        serde_json::json!({ "lease": self.lease, "ttl": ttl, "epoch": epoch, "term": self.term,
+            "proven": self.proven })
+        .to_string()
+        .into_bytes()
     }
 
     /// Reads them back; what is not understood is nothing.
@@ -50,6 +53,7 @@ impl Resumed {
             lease: lease.filter(|_| ttl > 0),
             lease_ttl: Duration::from_secs(ttl),
             epoch: epoch(),
+            term: memo.get("term").and_then(serde_json::Value::as_u64),
             proven: memo
                 .get("proven")
                 .and_then(serde_json::Value::as_bool)
@@ -72,6 +76,7 @@ mod tests {
                 holder,
                 create_revision: 9,
             }),
+            term: Some(8),
             proven: true,
         };
         assert_eq!(Resumed::from_memo(&resumed.to_memo()), resumed);

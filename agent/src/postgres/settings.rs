@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::control::Control;
 use crate::config::PostgresConfig;
+use crate::sync::SyncNames;
 
 /// What the configuration is rendered from.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +29,8 @@ pub struct Inputs<'a> {
     pub upstream: Option<&'a Address>,
     /// For a standby: what it may not undercut.
     pub floors: Option<&'a Control>,
+    /// What commits wait for, while that is ours to say.
+    pub sync_names: Option<&'a SyncNames>,
 }
 
 /// A rendered configuration.
@@ -208,6 +211,28 @@ impl Controlled {
     }
 }
 
+const SYNC_NAMES: &str = "synchronous_standby_names";
+
+/// What the user's own parameters make commits wait for; what cannot be read counts as nobody.
+#[must_use]
+pub fn user_names(dynamic: &DynamicConfig, local: &serde_json::Map<String, Value>) -> SyncNames {
+    let dynamic = dynamic.parameters();
+    let value = local.get(SYNC_NAMES).or_else(|| dynamic.get(SYNC_NAMES));
+    value
+        .and_then(|value| SyncNames::parse(&value_text(value)).ok())
+        .unwrap_or_default()
+}
+
+/// What an earlier agent of this member has written: as long as nobody decides otherwise, commits go on to wait for it.
+#[must_use]
+pub fn written_names(data_dir: &Path) -> Option<SyncNames> {
+    let conf = std::fs::read_to_string(data_dir.join("postgresql.conf")).ok()?;
+    let line = conf.lines().rev().find_map(|line| line.strip_prefix(SYNC_NAMES))?;
+    let value = line.trim_start_matches([' ', '=']).trim();
+    let value = value.strip_prefix('\'')?.strip_suffix('\'')?.replace("''", "'");
+    SyncNames::parse(&value).ok()
+}
+
 fn render_conf(inputs: Inputs<'_>, controlled: &[(String, String)]) -> String {
     let dynamic = inputs.dynamic.parameters();
     let mut parameters: BTreeMap<String, String> = BTreeMap::new();
@@ -229,6 +254,9 @@ fn render_conf(inputs: Inputs<'_>, controlled: &[(String, String)]) -> String {
                 parameters.insert(name.clone(), value_text(value));
             }
         }
+    }
+    if let Some(names) = inputs.sync_names {
+        parameters.insert(SYNC_NAMES.to_owned(), names.to_string());
     }
     parameters.extend(controlled.iter().cloned());
 

@@ -48,6 +48,7 @@ fn render(
     floors: Option<&Control>,
 ) -> (Settings, Vec<String>) {
     Settings::render(Inputs {
+        sync_names: None,
         scope: &Scope::new("batman").expect("a plain name"),
         name: &MemberName::new("n1").expect("a plain name"),
         postgresql: &local(local_parameters),

@@ -14,7 +14,7 @@ use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow};
 
 use super::programs::{Programs, ToolError};
 use crate::config::Credentials;
-use crate::status::{ServerStatus, WalSender, WalStatus};
+use crate::status::{CommitWaiting, ServerStatus, WalSender, WalStatus};
 
 const CONNECT_MAX: Duration = Duration::from_secs(3);
 const STATUS_MAX: Duration = Duration::from_secs(2);
@@ -309,8 +309,13 @@ const STATUS: &str = "SELECT pg_is_in_recovery(), \
     r.status, r.received_tli, pg_wal_lsn_diff(r.latest_end_lsn, '0/0')::bigint, \
     greatest((pg_control_checkpoint()).timeline_id, (pg_control_recovery()).min_recovery_end_timeline), \
     current_setting('restore_command') <> '', \
-    (SELECT json_agg(json_build_array(usename, application_name, client_addr, state, sync_state, sync_priority)) \
-       FROM pg_stat_replication) \
+    (SELECT json_agg(json_build_array(usename, application_name, client_addr, state, sync_state, sync_priority, pid, \
+       pg_wal_lsn_diff(sent_lsn, '0/0')::bigint, pg_wal_lsn_diff(write_lsn, '0/0')::bigint, \
+       pg_wal_lsn_diff(flush_lsn, '0/0')::bigint, pg_wal_lsn_diff(replay_lsn, '0/0')::bigint)) \
+       FROM pg_stat_replication), \
+    current_setting('synchronous_standby_names'), \
+    coalesce((SELECT wait_event IN ('CheckpointerMain', 'CheckpointWriteDelay') FROM pg_stat_activity \
+       WHERE backend_type = 'checkpointer'), false) \
     FROM (SELECT 1) AS one LEFT JOIN pg_stat_get_wal_receiver() AS r ON r.pid IS NOT NULL";
 
 /// The column of [`STATUS`] that is there only while WAL is being received.
@@ -359,6 +364,10 @@ fn parse_status(row: &Row) -> Result<ServerStatus, ToolError> {
         timeline: timeline.map(Timeline),
         replication_state,
         replication: text(14).map(parse_wal_senders).unwrap_or_default(),
+        waiting: CommitWaiting {
+            names: text(15).unwrap_or_default().to_owned(),
+            taken_over: switched_on(16),
+        },
     })
 }
 
@@ -366,8 +375,18 @@ fn parse_wal_senders(json: &str) -> Vec<WalSender> {
     let rows: Vec<Vec<serde_json::Value>> = serde_json::from_str(json).unwrap_or_default();
     let text =
         |value: Option<&serde_json::Value>| value.and_then(|value| value.as_str()).unwrap_or_default().to_owned();
+    let lsn = |value: Option<&serde_json::Value>| value.and_then(serde_json::Value::as_u64).map(Lsn);
     rows.iter()
         .map(|row| WalSender {
+            pid: row
+                .get(6)
+                .and_then(serde_json::Value::as_i64)
+                .and_then(|pid| i32::try_from(pid).ok())
+                .unwrap_or_default(),
+            sent: lsn(row.get(7)),
+            written: lsn(row.get(8)),
+            flushed: lsn(row.get(9)),
+            replayed: lsn(row.get(10)),
             usename: text(row.first()),
             application_name: text(row.get(1)),
             client_addr: text(row.get(2)),

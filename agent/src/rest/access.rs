@@ -14,11 +14,9 @@ pub(super) struct Guard {
 
 impl Guard {
     pub(super) fn new(credentials: Option<&Credentials>) -> Self {
-        let token = credentials.map(|Credentials { username, password }| {
-            let password = password.as_deref().unwrap_or_default();
-            base64(format!("{username}:{password}").as_bytes())
-        });
-        Self { token }
+        Self {
+            token: credentials.map(token),
+        }
     }
 
     /// Whether a request with this `Authorization` header may pass; if not, what it is told.
@@ -34,6 +32,17 @@ impl Guard {
             Err("not authenticated")
         }
     }
+}
+
+fn token(Credentials { username, password }: &Credentials) -> String {
+    let password = password.as_deref().unwrap_or_default();
+    base64(format!("{username}:{password}").as_bytes())
+}
+
+/// The `Authorization` header for another member's guarded requests: members of a cluster share their credentials.
+#[must_use]
+pub fn authorization(credentials: Option<&Credentials>) -> Option<String> {
+    credentials.map(|credentials| format!("Basic {}", token(credentials)))
 }
 
 /// Compares in a time that tells nothing but whether the lengths are equal.

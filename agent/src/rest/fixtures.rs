@@ -88,6 +88,7 @@ fn sender(application: &str) -> WalSender {
         state: "streaming".into(),
         sync_state: "async".into(),
         sync_priority: 0,
+        ..WalSender::default()
     }
 }
 
@@ -99,6 +100,7 @@ pub(super) fn primary_server() -> ServerStatus {
         timeline: Some(Timeline(1)),
         replication_state: None,
         replication: vec![sender("node3"), sender("node2")],
+        waiting: crate::status::CommitWaiting::default(),
     }
 }
 

@@ -10,6 +10,7 @@ mod body;
 mod evaluate;
 mod events;
 mod facts;
+mod failsafe;
 #[cfg(test)]
 mod fixtures;
 mod json;
@@ -43,6 +44,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use self::access::Guard;
+pub use self::access::authorization;
 use self::answer::{Answer, code_only, document, error_page, plain, sentence, unauthorized};
 use self::events::EventStream;
 use self::facts::Facts;
@@ -51,7 +53,7 @@ use self::route::Route;
 pub use self::server::serve;
 use self::switchover::Action;
 use crate::config::Credentials;
-
+use crate::lease::Vouches;
 use crate::status::MemberStatus;
 
 /// How long an answer waits for a fresh observation before it speaks from the last one.
@@ -83,6 +85,8 @@ pub struct ApiParts {
     pub credentials: Option<Credentials>,
     /// Asks the agent for a fresh observation.
     pub refresh: RefreshSender,
+    /// Answers members that ask this one to vouch for them.
+    pub vouches: Vouches,
 }
 
 /// The interface of one member.
@@ -93,6 +97,7 @@ pub struct Api {
     keys: Keys,
     guard: Guard,
     refresh: RefreshSender,
+    vouches: Vouches,
     subscribers: Arc<Semaphore>,
     /// Nanoseconds of the [`Boottime`] since when the source of the view fails; 0 while it does not.
     failing_since: AtomicU64,
@@ -109,6 +114,7 @@ impl Api {
             keys: parts.keys,
             guard: Guard::new(parts.credentials.as_ref()),
             refresh: parts.refresh,
+            vouches: parts.vouches,
             subscribers: Arc::new(Semaphore::new(SUBSCRIBERS_MAX)),
             failing_since: AtomicU64::new(0),
         }
@@ -203,12 +209,15 @@ impl Api {
             }
             Route::Events => self.events(stop),
             Route::DropSwitchover => switchover::unschedule(self).await,
-            Route::Switchover | Route::Failover | Route::PatchConfig | Route::PutConfig => {
-                match read_object(request).await {
-                    Ok(body) => self.change(route, body).await,
-                    Err(refusal) => refusal,
-                }
-            }
+            Route::Switchover
+            | Route::Failover
+            | Route::PatchConfig
+            | Route::PutConfig
+            | Route::Vouch
+            | Route::Release => match read_object(request).await {
+                Ok(body) => self.change(route, body).await,
+                Err(refusal) => refusal,
+            },
             Route::NotInThisVersion { .. } => error_page(501, NOT_IN_THIS_VERSION),
             Route::Unsupported => error_page(501, &format!("Unsupported method ('{}')", request.method())),
         }
@@ -218,6 +227,8 @@ impl Api {
         match route {
             Route::Switchover => switchover::serve(self, Action::Switchover, &body).await,
             Route::Failover => switchover::serve(self, Action::Failover, &body).await,
+            Route::Vouch => failsafe::vouch(self, &body).await,
+            Route::Release => failsafe::release(self, &body).await,
             Route::PatchConfig => settings::patch(self, &body).await,
             _ => settings::replace(self, body).await,
         }

@@ -28,6 +28,10 @@ pub(super) enum Route {
     DropSwitchover,
     PatchConfig,
     PutConfig,
+    /// Another member asks this one not to bid for a while.
+    Vouch,
+    /// Another member asks this one to delete its leader key.
+    Release,
     /// Patroni has it, this version does not.
     NotInThisVersion {
         guarded: bool,
@@ -42,12 +46,12 @@ impl Route {
         match *method {
             Method::GET => Self::of_get(path, first),
             Method::OPTIONS | Method::HEAD => Self::Health { with_body: false },
+            Method::POST if path == "/api/v1/release" => Self::Release,
             Method::POST => match first {
+                "failsafe" => Self::Vouch,
                 "switchover" => Self::Switchover,
                 "failover" => Self::Failover,
-                "reload" | "failsafe" | "sigterm" | "restart" | "reinitialize" | "citus" => {
-                    Self::NotInThisVersion { guarded: true }
-                }
+                "reload" | "sigterm" | "restart" | "reinitialize" | "citus" => Self::NotInThisVersion { guarded: true },
                 "mpp" => Self::NotInThisVersion { guarded: false },
                 _ => Self::Unsupported,
             },
@@ -82,7 +86,13 @@ impl Route {
     /// Whether credentials are demanded, when any are configured.
     pub(super) const fn is_guarded(self) -> bool {
         match self {
-            Self::Switchover | Self::Failover | Self::DropSwitchover | Self::PatchConfig | Self::PutConfig => true,
+            Self::Switchover
+            | Self::Failover
+            | Self::DropSwitchover
+            | Self::PatchConfig
+            | Self::PutConfig
+            | Self::Vouch
+            | Self::Release => true,
             Self::NotInThisVersion { guarded } => guarded,
             Self::Health { .. }
             | Self::Status

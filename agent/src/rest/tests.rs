@@ -49,6 +49,7 @@ impl Served {
             keys: keys(),
             credentials,
             refresh,
+            vouches: crate::lease::Vouches::nobody(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
@@ -259,6 +260,7 @@ async fn an_outage_is_noted_from_its_first_failure_until_it_ends() {
         keys: keys(),
         credentials: None,
         refresh: mpsc::channel(1).0,
+        vouches: crate::lease::Vouches::nobody(),
     });
     let note = async || {
         tokio::select! {

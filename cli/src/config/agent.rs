@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::ClusterConfig;
 use super::section::{Section, shown};
-use super::{postgresql, value};
+use super::{postgresql, value, watchdog};
 
 const REST_PORT: u16 = 8008;
 /// pgherd gives these to initdb itself, or must know what they would do.
@@ -26,6 +26,7 @@ pub(crate) fn read(
     let restapi = rest(root);
     let bootstrap = bootstrap(&root.section("bootstrap"));
     let tags = tags(root);
+    let watchdog = watchdog::read(&root.section("watchdog"));
     let configured = root.section("pgherd").text("runtime_dir").map(PathBuf::from);
     let member = cluster
         .as_ref()
@@ -45,6 +46,7 @@ pub(crate) fn read(
         bootstrap,
         postgresql: postgresql?,
         tags,
+        watchdog,
         runtime_dir: runtime_dir?,
     })
 }

@@ -11,6 +11,7 @@ pub(crate) mod proxy;
 mod runtime_dir;
 mod section;
 mod value;
+mod watchdog;
 mod yaml;
 
 use std::ffi::OsString;

@@ -12,18 +12,10 @@ enum When {
     Set,
     /// When it is switched on, or is neither yes nor no.
     On,
-    /// When it has this value.
-    Is(&'static str),
 }
 
 /// Section, key, when, and what that means for the operator.
 const NOT_YET: &[(&str, &str, When, &str)] = &[
-    (
-        "watchdog",
-        "mode",
-        When::Is("required"),
-        "no kernel watchdog is armed; the keeper fences without it",
-    ),
     (
         "bootstrap.dcs",
         "synchronous_mode",
@@ -118,7 +110,6 @@ pub(crate) fn report(root: &Section<'_>) {
         let applies = match when {
             When::Set => true,
             When::On => value::boolean(found) != Some(false),
-            When::Is(word) => found.as_str() == Some(word),
         };
         let only_basebackup = value::texts(found).is_some_and(|methods| methods == ["basebackup"]);
         if applies && !only_basebackup {
@@ -167,7 +158,6 @@ mod tests {
     #[test]
     fn what_is_off_or_usual_is_not_worth_a_word() {
         let tree = json!({
-            "watchdog": {"mode": "automatic"},
             "bootstrap": {"dcs": {"synchronous_mode": "off", "failsafe_mode": false}},
             "postgresql": {"create_replica_methods": ["basebackup"], "use_unix_socket": false},
         });
@@ -178,14 +168,12 @@ mod tests {
     fn what_would_surprise_is_said() {
         let tree = json!({
             "ttl": 30,
-            "watchdog": {"mode": "required"},
             "bootstrap": {"dcs": {"synchronous_mode": "quorum", "standby_cluster": {"host": "x"}}},
             "postgresql": {"authentication": {"superuser": {"username": "x", "sslmode": "require"}}},
             "citus": {"group": 0},
         });
         let (warnings, errors) = warnings(&tree);
         let starts = [
-            "watchdog.mode: has no effect yet",
             "bootstrap.dcs.synchronous_mode: has no effect yet",
             "bootstrap.dcs.standby_cluster: has no effect yet",
             "postgresql.authentication.superuser.sslmode: has no effect yet",

@@ -73,6 +73,24 @@ impl Txn {
         self
     }
 
+    /// The conditions.
+    #[must_use]
+    pub fn conditions(&self) -> &[Compare] {
+        &self.when
+    }
+
+    /// The operations for when all conditions hold.
+    #[must_use]
+    pub fn then_ops(&self) -> &[Op] {
+        &self.then
+    }
+
+    /// The operations for when a condition fails.
+    #[must_use]
+    pub fn otherwise_ops(&self) -> &[Op] {
+        &self.otherwise
+    }
+
     pub(super) fn to_wire(&self) -> etcd_client::Txn {
         let ops = |ops: &[Op]| ops.iter().map(wire_op).collect::<Vec<_>>();
         etcd_client::Txn::new()

@@ -34,6 +34,8 @@ const STOPPED: u8 = 100;
 const EXIT: u8 = 255;
 /// Start a tool, and write its number to the file `tool`.
 const TOOL: u8 = 254;
+/// Where PostgreSQL says who serves a data directory.
+const LOCK_FILE: &str = "postmaster.pid";
 const TICK: Duration = Duration::from_millis(5);
 
 fn main() -> ExitCode {
@@ -156,12 +158,14 @@ fn proxy(dir: &Path) -> Outcome {
     }
 }
 
-/// Has one backend. SIGINT ends both; SIGQUIT ends the postmaster alone, as a backend that is stuck would have it.
+/// Has one backend, and a lock file while it runs. SIGINT ends both; SIGQUIT ends the postmaster alone, as a backend that
+/// is stuck would have it.
 fn postmaster(data_dir: &Path) -> Outcome {
     let (fast, quit) = (caught(&[SIGINT])?, caught(&[SIGQUIT])?);
     let (reload, promote) = (caught(&[SIGHUP])?, caught(&[SIGUSR1])?);
     env::set_current_dir(data_dir)?;
     let mut backend = spawn("backend", data_dir)?;
+    write_pid(Path::new(LOCK_FILE))?;
     write_pid(Path::new("postmaster"))?;
     loop {
         if reload.swap(false, Ordering::Relaxed) {
@@ -173,9 +177,11 @@ fn postmaster(data_dir: &Path) -> Outcome {
         if fast.load(Ordering::Relaxed) {
             backend.kill()?;
             backend.wait()?;
+            fs::remove_file(LOCK_FILE)?;
             return Ok(ExitCode::SUCCESS);
         }
         if quit.load(Ordering::Relaxed) {
+            fs::remove_file(LOCK_FILE)?;
             return Ok(ExitCode::from(2));
         }
         thread::park_timeout(TICK);

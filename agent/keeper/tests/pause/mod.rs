@@ -24,7 +24,7 @@ fn paused_primary(world: &World) -> (Agent, Pid, Boottime) {
     agent.started(&world.start(true));
     let backend = world.backend();
     world.sentinel();
-    assert_eq!(agent.ask(&Request::Pause), Report::Disarmed);
+    assert_eq!(agent.ask(&Request::Pause), Report::Paused);
     (agent, backend, deadline)
 }
 
@@ -35,8 +35,17 @@ fn end_with_next_keeper(world: &mut World, backend: Pid) {
     world.replace_keeper();
     let (agent, hello) = world.agent();
     assert!(hello.instance_left && !hello.paused);
-    assert_eq!(agent.ask(&Request::End), Report::Ended);
-    assert!(!is_alive(backend));
+    let postmaster = world.pid_in("data/postmaster");
+    assert_eq!((hello.postmaster, hello.stranger), (None, Some(postmaster)));
+    assert_eq!(
+        agent.ask(&arm(9, 60_000, 1000)),
+        refused(RequestKind::Arm, Refusal::Stranger)
+    );
+    assert_eq!(agent.adopted(), postmaster);
+    let deadline = agent.armed(9, 2000, 1000);
+    wait_until_dead(backend);
+    assert!(world.last_write().is_some_and(|write| write < deadline));
+    agent.recv_until(&Report::Ended);
 }
 
 #[test]
@@ -61,7 +70,7 @@ fn a_deadline_that_passes_in_pause_ends_nothing_and_the_fence_can_be_armed_again
     assert!(world.last_write().unwrap() < deadline);
     assert_eq!(agent.recv(), Report::Fenced { term: 7 });
     agent.recv_until(&Report::Ended);
-    assert_eq!(agent.ask(&Request::Pause), Report::Disarmed);
+    assert_eq!(agent.ask(&Request::Pause), Report::Paused);
     assert_eq!(
         agent.ask(&world.start(true)),
         refused(RequestKind::Start, Refusal::NotArmed)
@@ -93,7 +102,7 @@ fn a_standbys_pause_is_ended_without_a_deadline() {
     agent.started(&world.start(false));
     let backend = world.backend();
     world.sentinel();
-    assert_eq!(agent.ask(&Request::Pause), Report::Disarmed);
+    assert_eq!(agent.ask(&Request::Pause), Report::Paused);
     assert_eq!(agent.ask(&Request::Disarm), Report::Disarmed);
     signal(world.keeper(), Signal::KILL);
     wait_until_dead(backend);
@@ -108,7 +117,7 @@ fn an_agent_may_leave_postgres_behind_in_pause_only() {
     agent.started(&world.start(true));
     let backend = world.backend();
     assert_eq!(agent.ask(&KEEP), refused(RequestKind::Leave, Refusal::NotPaused));
-    assert_eq!(agent.ask(&Request::Pause), Report::Disarmed);
+    assert_eq!(agent.ask(&Request::Pause), Report::Paused);
     let (sentinel, proxy) = (world.sentinel(), world.pid_in("proxy"));
     agent.start_tool();
     let tool = world.pid_in("tool");

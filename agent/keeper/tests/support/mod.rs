@@ -8,7 +8,8 @@
 use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::thread;
@@ -38,6 +39,31 @@ pub(crate) struct World {
 }
 
 impl World {
+    /// Works as this user, in a directory that it may enter, and has no data directory yet. Without a user it works as
+    /// whoever runs the test.
+    pub(crate) fn of_user(user: Option<(u32, u32)>) -> Self {
+        let dir = TempDir::new().unwrap();
+        fs::copy(ROLE, dir.path().join("pgherd")).unwrap();
+        let control = listen_at(dir.path());
+        if let Some((uid, gid)) = user {
+            for path in [
+                dir.path().to_owned(),
+                dir.path().join("pgherd"),
+                dir.path().join("control"),
+            ] {
+                chown(path, Some(uid), Some(gid)).unwrap();
+            }
+        }
+        let keeper = spawn_keeper_of(user, dir.path());
+        Self { dir, keeper, control }
+    }
+
+    /// As `replace_keeper`, for a world of this user.
+    pub(crate) fn replace_keeper_of(&mut self, user: Option<(u32, u32)>) {
+        self.keeper.wait().unwrap();
+        self.keeper = spawn_keeper_of(user, self.dir.path());
+    }
+
     /// A keeper that gives its agent ten seconds to stop.
     pub(crate) fn new() -> Self {
         Self::with(&["10000"])
@@ -50,9 +76,7 @@ impl World {
         fs::hard_link(ROLE, dir.path().join("postgres")).expect("both lie in cargo's target directory");
         // What the keeper starts, and becomes by an upgrade.
         fs::hard_link(ROLE, dir.path().join("pgherd")).unwrap();
-        let control = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
-        bind(&control, &SocketAddrUnix::new(dir.path().join("control")).unwrap()).unwrap();
-        listen(&control, 8).unwrap();
+        let control = listen_at(dir.path());
         let keeper = spawn_keeper(dir.path(), args);
         Self { dir, keeper, control }
     }
@@ -287,6 +311,26 @@ impl Agent {
         }
     }
 
+    /// As `started`, after reports about what was before.
+    pub(crate) fn started_at_last(&self, start: &Request) -> Pid {
+        self.send(start);
+        loop {
+            match self.recv() {
+                Report::Started { pid } => return pid,
+                Report::Stranger { pid: None } | Report::Ended => {}
+                report => panic!("not started: {report:?}"),
+            }
+        }
+    }
+
+    /// Adopts the postmaster that others have started.
+    pub(crate) fn adopted(&self) -> Pid {
+        match self.ask(&Request::Adopt { writable: true }) {
+            Report::Adopted { pid } => pid,
+            report => panic!("not adopted: {report:?}"),
+        }
+    }
+
     /// Arms a term for so many milliseconds, the last so many of which are the margin. Returns the deadline.
     pub(crate) fn armed(&self, term: u64, millis: u64, margin: u64) -> Boottime {
         let request = arm(term, millis, margin);
@@ -345,6 +389,22 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Boottime::now() < until, "in vain: {what}");
         thread::park_timeout(Duration::from_millis(2));
     }
+}
+
+fn listen_at(dir: &Path) -> OwnedFd {
+    let control = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    bind(&control, &SocketAddrUnix::new(dir.join("control")).unwrap()).unwrap();
+    listen(&control, 8).unwrap();
+    control
+}
+
+fn spawn_keeper_of(user: Option<(u32, u32)>, dir: &Path) -> Child {
+    let mut keeper = Command::new(dir.join("pgherd"));
+    keeper.arg("keeper").arg(dir).arg("10000");
+    if let Some((uid, gid)) = user {
+        keeper.uid(uid).gid(gid);
+    }
+    keeper.spawn().unwrap()
 }
 
 fn spawn_keeper(dir: &Path, args: &[&str]) -> Child {

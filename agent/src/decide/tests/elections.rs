@@ -1,6 +1,7 @@
 //! Who bids, who waits for whom.
 
 use super::*;
+use crate::sync::SyncSettings;
 
 #[test]
 fn an_election_asks_the_others_and_goes_to_the_one_that_is_furthest() {
@@ -166,19 +167,105 @@ fn nobody_bids_against_what_this_version_does_not_maintain() {
         view.config.value = Some(DynamicConfig::parse(r#"{"standby_cluster":{"host":"h"}}"#));
     });
     assert_eq!(follows_another, Reason::StandbyCluster);
-    let synchronous = refused(|view| {
-        view.sync.value = serde_json::from_str(r#"{"leader":"n2","quorum":0,"sync_standby":"n3"}"#).expect("JSON");
-    });
-    assert_eq!(synchronous, Reason::NotSynchronous);
-    let listed = refused(|view| {
-        view.sync.value = serde_json::from_str(r#"{"leader":"n2","quorum":0,"sync_standby":"N1"}"#).expect("JSON");
-    });
-    assert_eq!(listed, Reason::Bidding);
     let failsafe = refused(|view| {
         view.config.value = Some(DynamicConfig::parse(r#"{"failsafe_mode":true}"#));
-        view.failsafe_members = vec!["n2".to_owned(), "n3".to_owned()];
+        view.failsafe = ["n2", "n3"].map(|name| (name.to_owned(), String::new())).into();
     });
     assert_eq!(failsafe, Reason::NotInFailsafe);
+}
+
+/// n1 while nobody leads, in this mode, with this record and these answers.
+fn synchronous(mode: &str, record: &str, peers: Vec<Peer>) -> Reason {
+    let config = DynamicConfig::parse(&format!(r#"{{"synchronous_mode":{mode}}}"#));
+    let mut seen = with_view(seen(LeaseSeen::Free), |view| {
+        view.sync.value = serde_json::from_str(record).expect("JSON");
+        view.config.value = Some(config.clone());
+    });
+    seen.sync.settings = SyncSettings::of(&config);
+    reason(&seen, &polled(peers))
+}
+
+#[test]
+fn in_synchronous_mode_only_the_listed_and_the_former_leader_bid() {
+    let listed = |names: &str| {
+        synchronous(
+            "true",
+            &format!(r#"{{"leader":"n2","quorum":0,"sync_standby":"{names}"}}"#),
+            vec![],
+        )
+    };
+    assert_eq!(listed("n3"), Reason::NotSynchronous);
+    assert_eq!(listed("N1"), Reason::Bidding);
+    let former = synchronous("true", r#"{"leader":"n1","quorum":0,"sync_standby":"n3"}"#, vec![]);
+    assert_eq!(former, Reason::Bidding);
+    let not_begun = synchronous("true", r#"{"leader":null}"#, vec![]);
+    assert_eq!(not_begun, Reason::Bidding);
+}
+
+#[test]
+fn in_quorum_mode_a_candidate_needs_votes() {
+    let record = r#"{"leader":"n2","quorum":1,"sync_standby":"n1,n3"}"#;
+    let few = Reason::TooFewVotes { votes: 0, needed: 1 };
+    assert_eq!(synchronous("\"quorum\"", record, vec![]), few);
+    assert_eq!(
+        synchronous("\"quorum\"", record, vec![peer("n3", Some(100))]),
+        Reason::Bidding
+    );
+    let ahead = synchronous("\"quorum\"", record, vec![peer("n3", Some(101))]);
+    assert!(matches!(ahead, Reason::Behind { .. }), "{ahead:?}");
+    assert_eq!(
+        synchronous("false", record, vec![]),
+        Reason::Bidding,
+        "the mode was turned off"
+    );
+}
+
+#[test]
+fn what_holds_a_bid_back_is_said() {
+    let with = |change: fn(&mut Observation)| {
+        let mut seen = seen(LeaseSeen::Free);
+        change(&mut seen);
+        reason(&seen, &polled(vec![]))
+    };
+    assert_eq!(with(|_| {}), Reason::Bidding);
+    assert_eq!(
+        with(|seen| seen.watchdog = WatchdogSeen::Unusable),
+        Reason::WatchdogUnusable
+    );
+    assert_eq!(
+        with(|seen| seen.vouched_for = Some(name("n2"))),
+        Reason::VouchedFor(name("n2"))
+    );
+}
+
+#[test]
+fn after_a_pause_the_last_leader_has_one_ttl_unless_it_stopped() {
+    let memory = Memory {
+        resumed_at: Some(NOW),
+        ..polled(vec![])
+    };
+    let free = seen(LeaseSeen::Free);
+    assert_eq!(reason(&free, &memory), Reason::JustResumed(name("n2")));
+    let stopped = with_view(free, |view| {
+        let leader = view.members.get_mut(&name("n2")).expect("n2 is a member");
+        leader.record.state = PgState::Stopped;
+    });
+    assert_eq!(reason(&stopped, &memory), Reason::Bidding);
+}
+
+#[test]
+fn at_the_start_of_a_whole_cluster_the_last_leaders_log_is_waited_for() {
+    let behind = with_view(seen(LeaseSeen::Free), |view| view.status.optime = Some(Lsn(150)));
+    assert_eq!(
+        reason(&behind, &polled(vec![])),
+        Reason::Bidding,
+        "the leader is gone, and has been asked for"
+    );
+    let starting = Memory {
+        last_leader: None,
+        ..polled(vec![])
+    };
+    assert_eq!(reason(&behind, &starting), Reason::WaitingForLastLeader { bytes: 50 });
 }
 
 #[test]

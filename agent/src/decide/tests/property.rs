@@ -54,10 +54,10 @@ proptest! {
         postgres in any_postgres(),
         job in any_job(),
         data in any_data(),
-        (stopping, nofailover, unfinished, failed, diverged) in any::<(bool, bool, bool, bool, bool)>(),
+        (stopping, nofailover, unfinished, failed, diverged, armed) in any::<(bool, bool, bool, bool, bool, bool)>(),
     ) {
         let base = seen(lease.clone());
-        let seen = Observation { postgres: postgres.clone(), job, data: data.clone(), stopping, nofailover, bootstrap_unfinished: unfinished, ..base };
+        let seen = Observation { postgres: postgres.clone(), job, data: data.clone(), stopping, nofailover, bootstrap_unfinished: unfinished, armed, ..base };
         let verdict = if diverged { Rejoin::Diverged } else { Rejoin::Follows };
         let memory = Memory {
             start_failures: if failed { 2 } else { 0 },
@@ -72,7 +72,11 @@ proptest! {
                     if !matches!(control.state, ControlState::InArchiveRecovery | ControlState::ShutDownInRecovery));
                 prop_assert!(primary_data);
             }
-            Some(Step::Promote(_) | Step::Switchover { .. }) => {
+            Some(Step::BeginHandover { .. }) => {
+                let held = matches!(lease, LeaseSeen::Mine(_) | LeaseSeen::MineUnproven(_));
+                prop_assert!(held);
+            }
+            Some(Step::Promote(_)) => {
                 prop_assert_eq!(&lease, &LeaseSeen::Mine(epoch("n1")));
             }
             Some(Step::Clone { .. }) => {
@@ -81,13 +85,24 @@ proptest! {
             }
             Some(Step::Bid(_)) => prop_assert!(lease == LeaseSeen::Free && !nofailover || unfinished),
             Some(Step::Release { .. } | Step::WinAnew { .. }) => prop_assert_eq!(&postgres, &Postgres::Down),
-            Some(Step::Leave(_)) => prop_assert_eq!(&postgres, &Postgres::Down),
+            Some(Step::Leave { .. }) => prop_assert_eq!(&postgres, &Postgres::Down),
             _ => {}
         }
         let lost = matches!(lease, LeaseSeen::Theirs(_) | LeaseSeen::Free | LeaseSeen::Stale { .. });
         let usable = matches!(data, DataDir::Cluster { .. });
         if lost && usable && !stopping && job.is_none() && postgres == primary() {
-            prop_assert_eq!(&decision.step, &Some(Step::End));
+            // One that no deadline was given to was started by somebody else, and may be its own leader.
+            match (&lease, armed) {
+                (LeaseSeen::Stale { .. }, false) => {
+                    let rebinds = matches!(decision.step, Some(Step::Rebind { .. }));
+                    prop_assert!(rebinds, "{:?}", decision);
+                }
+                (LeaseSeen::Free, false) => {
+                    let takes = matches!(decision.step, Some(Step::Bid(_) | Step::End));
+                    prop_assert!(takes, "{:?}", decision);
+                }
+                _ => prop_assert_eq!(&decision.step, &Some(Step::End)),
+            }
         }
     }
 }

@@ -1,6 +1,10 @@
+use std::path::PathBuf;
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::*;
+use crate::clock::Boottime;
 
 fn c_string() -> impl Strategy<Value = OsString> {
     prop::collection::vec(1..=255_u8, 0..40).prop_map(OsString::from_vec)
@@ -43,6 +47,34 @@ fn request() -> impl Strategy<Value = Request> {
         prop::collection::vec(any::<u8>(), 0..=MEMO_BYTES_MAX).prop_map(|memo| Request::Remember { memo }),
         any::<(u8, bool)>().prop_map(|(code, keep_postgres)| Request::Leave { code, keep_postgres }),
         Just(Request::Pause),
+        watchdog_settings().prop_map(Request::Watchdog),
+        any::<bool>().prop_map(|writable| Request::Adopt { writable }),
+    ]
+}
+
+fn watchdog_settings() -> impl Strategy<Value = WatchdogSettings> {
+    let mode = prop_oneof![
+        Just(WatchdogMode::Off),
+        Just(WatchdogMode::Automatic),
+        Just(WatchdogMode::Required)
+    ];
+    let driver = prop_oneof![Just(WatchdogDriver::Linux), Just(WatchdogDriver::Testing)];
+    (mode, driver, c_string(), any::<(u64, u64)>()).prop_map(|(mode, driver, device, (timeout, least))| {
+        WatchdogSettings {
+            mode,
+            driver,
+            device: PathBuf::from(device),
+            timeout: Duration::from_nanos(timeout),
+            timeout_min: Duration::from_nanos(least),
+        }
+    })
+}
+
+fn watchdog_state() -> impl Strategy<Value = WatchdogState> {
+    prop_oneof![
+        Just(WatchdogState::Off),
+        Just(WatchdogState::Usable),
+        Just(WatchdogState::Unusable)
     ]
 }
 
@@ -55,19 +87,25 @@ fn hello() -> impl Strategy<Value = Report> {
         prop::collection::vec(any::<u8>(), 0..200),
         prop::option::of(any::<(u64, u64)>()),
         prop::option::of(any::<u64>()),
-        prop::option::of(some_pid()),
+        prop::option::of((some_pid(), any::<bool>())),
         any::<(bool, bool, bool)>(),
+        prop::option::of(some_pid()),
+        watchdog_state(),
     )
-        .prop_map(|(memo, armed, fenced, postmaster, (instance_left, stopping, paused))| {
+        .prop_map(|(memo, armed, fenced, postmaster, flags, stranger, watchdog)| {
+            let (instance_left, stopping, paused) = flags;
             let armed = armed.map(|(term, deadline)| (term, Boottime::from_nanos(deadline)));
             Report::Hello(Hello {
                 memo,
                 armed,
                 fenced,
-                postmaster,
+                postmaster: postmaster.map(|(pid, _)| pid),
                 instance_left,
                 stopping,
                 paused,
+                stranger,
+                adopted: postmaster.is_some_and(|(_, adopted)| adopted),
+                watchdog,
             })
         })
 }
@@ -81,6 +119,8 @@ fn refusal() -> impl Strategy<Value = Refusal> {
         Just(Refusal::NotArmed),
         Just(Refusal::NoPostmaster),
         Just(Refusal::NotPaused),
+        Just(Refusal::Stranger),
+        Just(Refusal::WatchdogUnusable),
         any::<i32>().prop_map(Refusal::System),
     ]
 }
@@ -93,10 +133,12 @@ fn report() -> impl Strategy<Value = Report> {
         Just(RequestKind::Signal),
         Just(RequestKind::Pause),
         Just(RequestKind::Leave),
+        Just(RequestKind::Adopt),
     ];
     let exit = prop_oneof![
         any::<i32>().prop_map(ExitKind::Code),
-        any::<i32>().prop_map(ExitKind::Signal)
+        any::<i32>().prop_map(ExitKind::Signal),
+        Just(ExitKind::Unknown),
     ];
     prop_oneof![
         hello(),
@@ -112,6 +154,10 @@ fn report() -> impl Strategy<Value = Report> {
         any::<u64>().prop_map(|term| Report::Fenced { term }),
         Just(Report::Stop),
         Just(Report::Reload),
+        watchdog_state().prop_map(|state| Report::Watchdog { state }),
+        Just(Report::Paused),
+        prop::option::of(some_pid()).prop_map(|pid| Report::Stranger { pid }),
+        some_pid().prop_map(|pid| Report::Adopted { pid }),
     ]
 }
 
@@ -136,7 +182,7 @@ proptest! {
 
     /// What decodes encodes to the same bytes: there is one spelling of each message, so none slips past a check.
     #[test]
-    fn any_bytes_are_an_error_or_the_one_spelling_of_a_message(tag in 0..12_u8, rest in prop::collection::vec(any::<u8>(), 0..64)) {
+    fn any_bytes_are_an_error_or_the_one_spelling_of_a_message(tag in 0..17_u8, rest in prop::collection::vec(any::<u8>(), 0..64)) {
         let message = [&[VERSION, tag][..], &rest].concat();
         let mut again = Vec::new();
         if let Ok(request) = Request::decode(&message) {
@@ -164,7 +210,7 @@ proptest! {
 fn what_cannot_be_meant_is_named() {
     let table: [(&[u8], Malformed); 10] = [
         (&[], Malformed::Short),
-        (&[2, 5], Malformed::Version { version: 2 }),
+        (&[VERSION - 1, 5], Malformed::Version { version: VERSION - 1 }),
         (&[VERSION], Malformed::Short),
         (&[VERSION, 0], Malformed::Tag { tag: 0 }),
         (&[VERSION, 4, 9], Malformed::Value { value: 9 }),

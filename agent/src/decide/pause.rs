@@ -1,0 +1,85 @@
+//! The cluster is in maintenance: what runs goes on running, and what an operator asks for by name is done.
+
+use pgherd_cluster::clock::Boottime;
+
+use super::{Decision, Reason, Step, guards, leader, postgres_down, standby};
+use crate::memory::Memory;
+use crate::observation::{LeaseSeen, Observation, Postgres};
+use crate::status::WalStatus;
+
+/// The fence is paused with the cluster, and resumed with it.
+pub(super) fn switch(seen: &Observation) -> Option<Decision> {
+    if seen.lease == LeaseSeen::Unknown && !seen.lease_paused {
+        return None; // The configuration may be old; the deadline stands until it is known.
+    }
+    match (seen.is_paused(), seen.lease_paused, seen.fence_paused) {
+        (true, false, _) | (true, true, false) => Some(Decision::act(Reason::Paused, Step::PauseFence)),
+        (false, true, _) => Some(Decision::act(Reason::Paused, Step::ResumeFence)),
+        // A primary ends the pause of its fence by its next deadline; what cannot take writes needs none.
+        (false, false, true) if !is_writable(seen) => Some(Decision::act(Reason::Paused, Step::ResumeFence)),
+        (true, true, true) | (false, false, _) => None,
+    }
+}
+
+fn is_writable(seen: &Observation) -> bool {
+    match &seen.postgres {
+        Postgres::Running(server) => matches!(server.wal, WalStatus::Primary { .. }),
+        Postgres::Silent { writable } => *writable,
+        Postgres::Ending => true,
+        Postgres::Down => false,
+    }
+}
+
+pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime, standby_data: bool) -> Decision {
+    match &seen.postgres {
+        Postgres::Ending => Decision::wait(Reason::PostgresEnding),
+        Postgres::Silent { .. } => Decision::wait(Reason::PostgresSilent),
+        // What follows a hand-over goes on.
+        Postgres::Down if memory.handed_over => postgres_down::decide(seen, memory, now, standby_data),
+        Postgres::Down => match &seen.lease {
+            // A key without a PostgreSQL behind it is of no use to anybody until the pause ends.
+            LeaseSeen::Mine(epoch) | LeaseSeen::MineUnproven(epoch) => {
+                Decision::act(Reason::Paused, Step::Release { epoch: epoch.clone() })
+            }
+            LeaseSeen::Stale { .. } | LeaseSeen::Theirs(_) | LeaseSeen::Free | LeaseSeen::Unknown => {
+                Decision::wait(Reason::Paused)
+            }
+        },
+        Postgres::Running(server) => match server.wal {
+            WalStatus::Primary { .. } => primary(seen, memory, now),
+            WalStatus::Standby { .. } => in_recovery(seen, memory, now),
+        },
+    }
+}
+
+/// A running primary keeps the key, and takes it while nobody has it; without it, it runs on.
+fn primary(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
+    match &seen.lease {
+        LeaseSeen::Mine(_) | LeaseSeen::MineUnproven(_) => leader::decide(seen, memory, Reason::Leading, now),
+        LeaseSeen::Stale { epoch, lease } => leader::rebind(epoch, *lease),
+        LeaseSeen::Free if leader::may_take_the_key(seen, memory, now) => {
+            Decision::act(Reason::Bidding, Step::Bid(guards(&seen.view)))
+        }
+        LeaseSeen::Free | LeaseSeen::Theirs(_) | LeaseSeen::Unknown => Decision::wait(Reason::PrimaryWithoutLease),
+    }
+}
+
+/// A running standby follows whoever leads, and takes over in a switchover that names it. It is not cloned.
+fn in_recovery(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
+    let request = seen.view.failover.value.as_ref();
+    let asked_for = request.is_some_and(|request| request.member.as_deref() == Some(seen.me.as_str()));
+    match &seen.lease {
+        LeaseSeen::Mine(_) => standby::decide(seen, memory, now),
+        LeaseSeen::Free if asked_for => standby::decide(seen, memory, now),
+        LeaseSeen::Theirs(_) => match standby::decide(seen, memory, now) {
+            Decision {
+                step: Some(Step::Clone { .. }),
+                ..
+            } => Decision::wait(Reason::Paused),
+            decision => decision,
+        },
+        LeaseSeen::MineUnproven(_) | LeaseSeen::Stale { .. } | LeaseSeen::Free | LeaseSeen::Unknown => {
+            Decision::wait(Reason::Paused)
+        }
+    }
+}

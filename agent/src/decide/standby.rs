@@ -1,0 +1,69 @@
+//! A standby runs.
+
+use std::time::Duration;
+
+use pgherd_cluster::clock::Boottime;
+use pgherd_cluster::name::MemberName;
+use pgherd_cluster::view::Epoch;
+
+use super::{Decision, Reason, SOON, Step, abandon, backing_off, election, synchronous, upstream_address};
+use crate::memory::Memory;
+use crate::observation::{LeaseSeen, Observation, Postgres, Rejoin};
+
+/// How long a standby may take to stream after it was found to fit, before that is asked again.
+const REJOIN_AGAIN: Duration = Duration::from_secs(5);
+
+pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
+    match &seen.lease {
+        LeaseSeen::Mine(epoch) => synchronous::before_promoting(seen, memory, now)
+            .unwrap_or_else(|| Decision::act(Reason::Promoting, Step::Promote(epoch.clone()))),
+        LeaseSeen::MineUnproven(_) => Decision::wait(Reason::ProvingLease),
+        // A deadline is out for a holding that is none: with PostgreSQL ended, the keeper takes another.
+        LeaseSeen::Stale { .. } if seen.armed => Decision::act(Reason::KeyFromBefore, Step::End),
+        LeaseSeen::Stale { epoch, lease } => abandon(epoch, *lease),
+        LeaseSeen::Theirs(epoch) => following(seen, memory, epoch, now),
+        LeaseSeen::Free => election::decide(seen, memory, now),
+        LeaseSeen::Unknown => Decision::wait(Reason::StoreUnreachable),
+    }
+}
+
+fn following(seen: &Observation, memory: &Memory, leader: &Epoch, now: Boottime) -> Decision {
+    let name = leader.holder.clone();
+    let Some(address) = upstream_address(&seen.view, &name) else {
+        return Decision::wait_for(Reason::WaitingForLeader(name), SOON);
+    };
+    if seen.upstream.as_ref() != Some(&address) {
+        return Decision::act(Reason::Following(name.clone()), Step::Follow { upstream: Some(name) });
+    }
+    let Postgres::Running(server) = &seen.postgres else {
+        return Decision::wait(Reason::Following(name));
+    };
+    if server.replication_state.as_deref() == Some("streaming") {
+        return Decision::wait(Reason::Following(name));
+    }
+    // It does not stream. While the leader is up, one question tells whether it ever can.
+    match (&memory.rejoin, seen.view.writable_leader()) {
+        (Some((asked, Rejoin::Diverged)), Some(_)) if asked == leader => clone_or_wait(memory, now, name),
+        (Some((asked, Rejoin::Follows)), _) if asked == leader && !verdict_is_old(memory, now) => {
+            Decision::wait_for(Reason::NotStreaming(name), SOON)
+        }
+        (_, Some(_)) if !backing_off(memory, now) => {
+            Decision::act(Reason::NotStreaming(name), Step::CheckRejoin { leader: leader.clone() })
+        }
+        _ => Decision::wait_for(Reason::NotStreaming(name), SOON),
+    }
+}
+
+/// A standby that should stream by now and does not may have replayed past the fork since it was asked.
+fn verdict_is_old(memory: &Memory, now: Boottime) -> bool {
+    memory
+        .rejoin_asked_at
+        .is_none_or(|asked_at| now.since(asked_at) > REJOIN_AGAIN)
+}
+
+fn clone_or_wait(memory: &Memory, now: Boottime, from: MemberName) -> Decision {
+    if backing_off(memory, now) {
+        return Decision::wait_for(Reason::BackingOff, SOON);
+    }
+    Decision::act(Reason::Diverged(from.clone()), Step::Clone { from })
+}
