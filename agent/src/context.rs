@@ -8,8 +8,10 @@ use pgherd_cluster::record::{Address, DynamicConfig};
 use pgherd_cluster::source::ViewHandle;
 use pgherd_cluster::timing::LeaseTiming;
 use pgherd_cluster::view::View;
+use tokio::sync::watch;
 
 use crate::config::AgentConfig;
+use crate::health::Health;
 use crate::keeper::Keeper;
 use crate::lease::Lease;
 use crate::postgres::Programs;
@@ -34,6 +36,8 @@ pub struct Context {
     pub lease: Lease,
     /// SQL on our own server.
     pub sql: Sql,
+    /// What the probes of PostgreSQL and its disk find.
+    pub health: watch::Receiver<Health>,
     /// What `synchronous_standby_names` is written as; the user's own parameters while it is nothing.
     pub sync_names: Mutex<Option<SyncNames>>,
 }

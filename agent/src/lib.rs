@@ -8,6 +8,7 @@ pub mod context;
 pub mod cycle;
 pub mod decide;
 pub mod failsafe;
+pub mod health;
 pub mod jobs;
 pub mod keeper;
 pub mod lease;

@@ -133,11 +133,11 @@ impl Memory {
             LeaseSeen::Theirs(epoch) | LeaseSeen::Mine(epoch) | LeaseSeen::Stale { epoch, .. } => {
                 self.last_leader = Some(epoch.holder.clone());
                 self.free_since = None;
-                self.forget_election();
+                self.forget_election(seen);
             }
             LeaseSeen::MineUnproven(_) | LeaseSeen::Unknown => {
                 self.free_since = None;
-                self.forget_election();
+                self.forget_election(seen);
             }
         }
         self.lease_term = seen.lease_term;
@@ -206,9 +206,9 @@ impl Memory {
         self.proven = Some(epoch);
     }
 
-    /// A poll of an election says nothing to the next one; that of a hand-over is kept until it is over.
-    fn forget_election(&mut self) {
-        if self.handover.is_none() {
+    /// A poll of an election says nothing to the next one; one that a leader has asked for is kept until it has acted.
+    fn forget_election(&mut self, seen: &Observation) {
+        if self.handover.is_none() && seen.health.disk_fails_since.is_none() {
             self.poll = None;
         }
     }

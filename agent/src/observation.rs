@@ -8,6 +8,7 @@ use pgherd_cluster::name::{Lsn, MemberName, Timeline};
 use pgherd_cluster::record::Address;
 use pgherd_cluster::view::{Epoch, View};
 
+use crate::health::Health;
 use crate::postgres::DataDir;
 use crate::status::ServerStatus;
 use crate::sync::{CommitLevel, Sender, SyncNames, SyncSettings};
@@ -45,6 +46,8 @@ pub struct Observation {
     pub vouched_for: Option<MemberName>,
     /// The last holding that this member is known to have had since the machine started.
     pub last_held: Option<Epoch>,
+    /// Whether PostgreSQL and its disk still do their work.
+    pub health: Health,
     /// What commits wait for, and should.
     pub sync: SyncSeen,
     /// The one long job that is under way.

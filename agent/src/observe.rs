@@ -57,6 +57,7 @@ pub async fn observe(context: &Context, known: &Known) -> Result<Observation, To
     Ok(Observation {
         me: context.config.name.clone(),
         request_due: view.failover.value.as_ref().is_none_or(is_due),
+        health: *context.health.borrow(),
         sync: sync_seen(context, &view, &postgres),
         view,
         lease,

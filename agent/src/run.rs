@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::AgentConfig;
 use crate::context::{Context, local_target};
 use crate::cycle::{Cycle, Refresh};
+use crate::health::{self, Health};
 use crate::keeper::{Keeper, OrderError};
 use crate::lease::{Lease, LeaseState, Resumed};
 use crate::postgres::Programs;
@@ -78,11 +79,13 @@ pub async fn run(config: AgentConfig, link: KeeperLink) -> Result<u8, AgentError
         tracing::warn!("{}", error.chain());
     }
     let resumed = Resumed::from_memo(&hello.memo);
-    let (source, context) = wire(config, keeper, &resumed).await?;
+    let (health_tx, health) = watch::channel(Health::default());
+    let (source, context) = wire(config, keeper, health, &resumed).await?;
 
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
     tasks.spawn(source.run(stop.clone()));
+    tasks.spawn(health::probe(Arc::clone(&context), health_tx, stop.clone()));
     tasks.spawn(report_missing_etcd(
         context.etcd.clone(),
         context.view.clone(),
@@ -126,6 +129,7 @@ pub async fn run(config: AgentConfig, link: KeeperLink) -> Result<u8, AgentError
 async fn wire(
     config: AgentConfig,
     keeper: Keeper,
+    health: watch::Receiver<Health>,
     resumed: &Resumed,
 ) -> Result<(EtcdSource, Arc<Context>), AgentError> {
     let keys = Keys::new(&config.namespace, &config.scope);
@@ -152,6 +156,7 @@ async fn wire(
     let context = Arc::new(Context {
         programs: Programs::new(config.postgresql.bin_dir.clone()),
         sql: Sql::new(local_target(&config), replication_of(&config)),
+        health,
         sync_names: Mutex::new(written_names(&config.postgresql.data_dir)),
         config,
         etcd,

@@ -363,6 +363,10 @@ fn first_config(configured: &Map<String, Value>) -> Map<String, Value> {
     let names_a_time = ["ttl", "loop_wait", "retry_timeout"]
         .iter()
         .any(|name| config.contains_key(*name));
+    // A short lease needs the vouches: etcd's own change of leader takes longer than what is left of it.
+    if !names_a_time && !config.contains_key("failsafe_mode") {
+        config.insert("failsafe_mode".to_owned(), json!(true));
+    }
     if !names_a_time {
         let timing = LeaseTiming::DEFAULT;
         let mut ours = Map::new();
@@ -399,7 +403,10 @@ mod tests {
     fn our_times_are_written_only_where_none_are_configured() {
         let configured = |value: Value| value.as_object().cloned().unwrap_or_default();
         let first = |value: Value| Value::Object(first_config(&configured(value))).to_string();
-        assert_eq!(first(json!({})), r#"{"ttl":5,"loop_wait":1,"retry_timeout":2}"#);
+        assert_eq!(
+            first(json!({})),
+            r#"{"ttl":5,"loop_wait":1,"retry_timeout":2,"failsafe_mode":true}"#
+        );
         assert_eq!(first(json!({"ttl": 30, "x": 1})), r#"{"ttl":30,"x":1}"#);
     }
 }

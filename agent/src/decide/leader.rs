@@ -1,12 +1,19 @@
 //! PostgreSQL takes writes, or may.
 
+use std::time::Duration;
+
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::name::MemberName;
 use pgherd_cluster::view::Epoch;
 
 use super::{Decision, Reason, SOON, Step, backing_off, election, guards, synchronous};
 use crate::memory::{Memory, Why};
-use crate::observation::{LeaseSeen, Observation, Postgres, WatchdogSeen};
+use crate::observation::{LeaseSeen, Observation, Peer, Postgres, WatchdogSeen};
+
+/// No probe fails for this long because of a freeze, a pause of the network, a checkpoint or a busy machine.
+const HUNG_AFTER_MIN: Duration = Duration::from_secs(10);
+/// Whether another can take over is asked anew when the last answer is older.
+const POLL_AGE_MAX: Duration = Duration::from_secs(2);
 
 pub(super) fn decide(seen: &Observation, memory: &Memory, well: Reason, now: Boottime) -> Decision {
     match &seen.lease {
@@ -15,7 +22,7 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, well: Reason, now: Boo
             Decision::act(Reason::Promoting, Step::Promote(epoch.clone()))
         }
         LeaseSeen::Mine(epoch) if well == Reason::Leading => leading(seen, memory, epoch, now),
-        LeaseSeen::Mine(_) => Decision::wait_for(well, SOON),
+        LeaseSeen::Mine(_) => hung(seen, memory, now).unwrap_or_else(|| Decision::wait_for(well, SOON)),
         // The keeper's deadline stands, and nobody else can hold the key before it has passed.
         LeaseSeen::MineUnproven(_) => Decision::wait(Reason::ProvingLease),
         LeaseSeen::Unknown => Decision::wait(Reason::StoreUnreachable),
@@ -56,9 +63,45 @@ pub(super) fn may_take_the_key(seen: &Observation, memory: &Memory, now: Boottim
         && !backing_off(memory, now)
 }
 
+/// PostgreSQL runs and does not work. A server that answers nobody is ended: a start in place is the soonest cure, and loses
+/// nothing. A disk that cannot be written is no place to start again: it is left, when another member can take over.
+fn hung(seen: &Observation, memory: &Memory, now: Boottime) -> Option<Decision> {
+    let patience = (2 * seen.view.timing().ttl()).max(HUNG_AFTER_MIN);
+    let for_long = |since: Option<Boottime>| since.is_some_and(|since| now.since(since) >= patience);
+    if seen.is_paused() {
+        return None;
+    }
+    if disk_is_lost(seen, now) {
+        let poll = memory
+            .poll
+            .as_ref()
+            .filter(|poll| now.since(poll.answered_at) <= POLL_AGE_MAX);
+        let Some(poll) = poll else {
+            return Some(Decision::act(Reason::DiskFails, Step::Poll));
+        };
+        let able = |peer: &Peer| !peer.primary && !peer.nofailover && peer.position.is_some();
+        return poll
+            .peers
+            .iter()
+            .any(able)
+            .then(|| Decision::act(Reason::DiskFails, Step::End));
+    }
+    for_long(seen.health.server_hangs_since).then(|| Decision::act(Reason::ServerHangs, Step::End))
+}
+
+/// Whether the data directory has not been writable for longer than a long checkpoint or a busy machine explains.
+pub(super) fn disk_is_lost(seen: &Observation, now: Boottime) -> bool {
+    let patience = (2 * seen.view.timing().ttl()).max(HUNG_AFTER_MIN);
+    let since = seen.health.disk_fails_since;
+    since.is_some_and(|since| now.since(since) >= patience)
+}
+
 fn leading(seen: &Observation, memory: &Memory, epoch: &Epoch, now: Boottime) -> Decision {
     if seen.watchdog == WatchdogSeen::Unusable && !seen.is_paused() {
         return Decision::act(Reason::WatchdogUnusable, Step::End);
+    }
+    if let Some(decision) = hung(seen, memory, now) {
+        return decision;
     }
     if let Some(decision) = synchronous::leader(seen, memory, now) {
         return decision;

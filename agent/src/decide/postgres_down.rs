@@ -16,6 +16,9 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime, standby
         LeaseSeen::Mine(epoch) if cannot_start => {
             Decision::act(Reason::CannotStart, Step::Release { epoch: epoch.clone() })
         }
+        LeaseSeen::Mine(epoch) if super::leader::disk_is_lost(seen, now) => {
+            Decision::act(Reason::DiskFails, Step::Release { epoch: epoch.clone() })
+        }
         LeaseSeen::Mine(_) if standby_data => start_standby(None, memory, now),
         LeaseSeen::Mine(_) if seen.bootstrap_unfinished => Decision::act(Reason::Bootstrapping, Step::StartPrimary),
         LeaseSeen::Mine(_) => Decision::act(Reason::RestartingInPlace, Step::StartPrimary),

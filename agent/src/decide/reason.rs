@@ -100,6 +100,10 @@ pub enum Reason {
     BackingOff,
     /// Processes of PostgreSQL are being ended.
     PostgresEnding,
+    /// The data directory cannot be written.
+    DiskFails,
+    /// The postmaster takes no new connection.
+    ServerHangs,
     /// The postmaster runs and does not answer SQL.
     PostgresSilent,
     /// etcd does not answer.
@@ -199,6 +203,8 @@ impl fmt::Display for Reason {
             Self::Busy(job) => write!(f, "is busy: {job}"),
             Self::BackingOff => f.write_str("waits a little before it tries again"),
             Self::PostgresEnding => f.write_str("waits for the last process of PostgreSQL to end"),
+            Self::DiskFails => f.write_str("cannot write its data directory, and gives way to a member that can"),
+            Self::ServerHangs => f.write_str("PostgreSQL answers no new connection: it is ended and started again"),
             Self::PostgresSilent => f.write_str("PostgreSQL runs and does not answer"),
             Self::StoreUnreachable => f.write_str("etcd does not answer"),
             Self::Paused => f.write_str("the cluster is paused"),

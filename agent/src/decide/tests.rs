@@ -6,6 +6,7 @@ use pgherd_cluster::view::{Initialize, Leader, Member, Revised};
 use serde_json::json;
 
 use super::*;
+use crate::health::Health;
 use crate::observation::{Peer, Poll, Rejoin, SyncSeen, WatchdogSeen};
 use crate::postgres::{Control, ControlState};
 use crate::status::{CommitWaiting, ServerStatus};
@@ -133,6 +134,7 @@ fn seen(lease: LeaseSeen) -> Observation {
         stranger: false,
         watchdog: WatchdogSeen::NotNeeded,
         vouched_for: None,
+        health: Health::default(),
         sync: SyncSeen::default(),
         last_held: Some(epoch("n1")),
         job: None,
@@ -213,6 +215,47 @@ fn a_primary_without_its_lease_is_ended() {
             assert_eq!(step(&seen, &Memory::default()), Some(Step::End), "{lease:?}");
         }
     }
+}
+
+#[test]
+fn a_server_that_hangs_is_ended_and_a_disk_that_fails_is_left_to_who_can_take_over() {
+    let long_ago = Boottime::from_nanos(1);
+    let leads = |health| Observation {
+        postgres: primary(),
+        health,
+        ..seen(LeaseSeen::Mine(epoch("n1")))
+    };
+    let memory = Memory {
+        proven: Some(epoch("n1")),
+        ..Memory::default()
+    };
+    let server = |since| Health {
+        server_hangs_since: Some(since),
+        ..Health::default()
+    };
+    assert_eq!(
+        step(&leads(server(NOW - Duration::from_secs(9))), &memory),
+        None,
+        "not long enough"
+    );
+    assert_eq!(step(&leads(server(long_ago)), &memory), Some(Step::End));
+    let disk = Health {
+        disk_fails_since: Some(long_ago),
+        ..Health::default()
+    };
+    assert_eq!(step(&leads(disk), &memory), Some(Step::Poll));
+    let asked = |peers| Memory {
+        proven: Some(epoch("n1")),
+        ..polled(peers)
+    };
+    assert_eq!(step(&leads(disk), &asked(vec![])), None, "nobody could take over");
+    assert_eq!(step(&leads(disk), &asked(vec![peer("n2", Some(90))])), Some(Step::End));
+    let down = Observation {
+        postgres: Postgres::Down,
+        data: data(ControlState::InProduction, false),
+        ..leads(disk)
+    };
+    assert_eq!(step(&down, &memory), Some(Step::Release { epoch: epoch("n1") }));
 }
 
 #[test]
