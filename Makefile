@@ -3,7 +3,7 @@
 MEMBERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-all bench lint deps
+.PHONY: help build demo test test-all bench chaos lint deps
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-9s %s\n", $$1, $$2 }'
@@ -23,9 +23,13 @@ lint: deps ## Check format and lints
 test: lint ## Lint, unit tests, then scenarios on real etcd and PostgreSQL
 	@scripts/test.sh
 
-test-all: test ## The same, then documentation and its examples
+test-all: test ## The same, then the long scenarios, documentation and its examples
+	@scripts/test.sh --long
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 	cargo test --locked --workspace --doc
 
 bench: build ## Measure write gaps of failovers, and what the proxy costs (RUNS=3)
 	PGHERD_BIN=$${CARGO_TARGET_DIR:-target}/release/pgherd cargo run --locked --release -p pgherd-benches
+
+chaos: deps ## What clients feel of each fault, on hosts of their own (needs root; CASE=name MODE=quorum RUNS=1)
+	@scripts/chaos.sh

@@ -1,6 +1,16 @@
 #!/usr/bin/env bash
 # Installs what building and testing need and this machine lacks. Needs no network when nothing is missing.
+# With the argument "tests" also what only the tests need: the products that pgherd has to get along with.
 set -euo pipefail
+for_tests=no
+case ${1:-} in
+'') ;;
+tests) for_tests=yes ;;
+*)
+    echo "usage: $0 [tests]" >&2
+    exit 64
+    ;;
+esac
 
 missing=()
 need() { # PACKAGE WHY TEST...
@@ -11,6 +21,9 @@ need() { # PACKAGE WHY TEST...
         echo "deps: $package is missing: $why"
     fi
 }
+has_haproxy() { command -v haproxy || test -x /usr/sbin/haproxy; }
+has_nft() { command -v nft || test -x /usr/sbin/nft; }
+has_venv() { PATH=/usr/bin:$PATH python3 -c 'import ensurepip, venv'; }
 has_postgres_server() { compgen -G '/usr/lib/postgresql/*/bin/postgres' || command -v postgres || pg_config --bindir; }
 
 need gcc "links the programs" command -v cc
@@ -21,6 +34,28 @@ need etcd-server "the store of the demo and of the tests" command -v etcd
 need etcd-client "etcdctl, with which tests look into the store" command -v etcdctl
 need postgresql "the server of the demo and of the tests" has_postgres_server
 need postgresql-client "psql and pgbench" command -v psql
+if [ "$for_tests" = yes ]; then
+    need python3 "runs Patroni" test -x /usr/bin/python3
+    need python3-venv "keeps Patroni's packages apart" has_venv
+    need haproxy "tests put an unmodified one before the agents" has_haproxy
+    need iproute2 "chaos gives each member a host of its own" command -v ip
+    need util-linux "it runs programs there" command -v nsenter
+    need nftables "it cuts their cables" has_nft
+    need e2fsprogs "tests freeze and fill a member's disk" test -x /usr/sbin/mkfs.ext4 -o -x /sbin/mkfs.ext4
+    need bindfs "and stop another one from answering" command -v bindfs
+fi
+
+# Patroni as it comes from PyPI: tests run members of its own beside ours. When tests run as root, it runs as postgres,
+# who can read neither root's cache nor a python3 that root has installed for itself.
+install_patroni() {
+    [ "$for_tests" = yes ] || return 0
+    local cache python
+    if [ "$(id -u)" = 0 ]; then cache=/var/cache; else cache=${XDG_CACHE_HOME:-$HOME/.cache}; fi
+    python=${PGHERD_TEST_PYTHON:-$cache/pgherd-tests/python}
+    [ ! -e "$python/complete" ] || return 0
+    echo "deps: installing Patroni and psycopg into $python: tests run Patroni's members beside ours"
+    (umask 022 && PATH=/usr/bin:$PATH "$(dirname "$0")/python-clients.sh" "$python")
+}
 
 if ! command -v cargo >/dev/null; then
     echo "deps: cargo is missing. Debian's is too old; install the current one: https://rustup.rs" >&2
@@ -33,7 +68,10 @@ if [ "$(printf '%s\n' "$wanted" "$have" | sort -V | head -n 1)" != "$wanted" ]; 
     exit 69
 fi
 
-[ ${#missing[@]} -gt 0 ] || exit 0
+if [ ${#missing[@]} -eq 0 ]; then
+    install_patroni
+    exit 0
+fi
 if ! command -v apt-get >/dev/null; then
     echo "deps: there is no apt-get here; install these, or what they are called here: ${missing[*]}" >&2
     exit 69
@@ -49,3 +87,4 @@ fi
 echo "deps: installing ${missing[*]}"
 "${as_root[@]}" apt-get update -q
 "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
+install_patroni

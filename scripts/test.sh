@@ -1,37 +1,70 @@
 #!/usr/bin/env bash
-# Unit tests, then the scenarios: the real binary on real etcd and PostgreSQL, two clusters at a time.
-# With arguments: the scenarios whose names match, for example scripts/test.sh switchover.
+# Unit tests, the simulation, the scenarios (the real binary on real etcd and PostgreSQL, two clusters at a time), and a
+# short chaos: each fault once, on hosts of their own.
+# With arguments: the scenarios whose names match, for example scripts/test.sh switchover; with --long those that take too
+# long for every change.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-target}
 export PGHERD_TEST_GAPS=$PWD/target/write-gaps.txt
 export RUST_LIB_BACKTRACE=0 # What a test waited for says more than where.
+scripts/deps.sh tests
 mkdir -p target
 : > "$PGHERD_TEST_GAPS"
 
+everything=no
+[ $# -gt 0 ] || everything=yes
+which=()
+if [ "${1:-}" = --long ]; then
+    shift
+    which=(--run-ignored only)
+fi
+
 if cargo nextest --version >/dev/null 2>&1; then
     unit=(cargo nextest run --locked --no-fail-fast)
+    simulation=(cargo nextest run --locked --no-fail-fast --cargo-profile sim --success-output final)
     scenarios=(cargo nextest run --locked --no-fail-fast --config-file testkit/nextest.toml)
-    filter=("$@")
+    filter=("${which[@]}" "$@")
 else
     echo "cargo-nextest is not installed: tests run with cargo test, one file after another"
     unit=(cargo test --locked --no-fail-fast)
+    simulation=(cargo test --locked --no-fail-fast --profile sim)
     scenarios=(cargo test --locked --no-fail-fast)
-    filter=(-- --test-threads 2 "$@")
+    [ ${#which[@]} -eq 0 ] || which=(--ignored)
+    filter=(-- --test-threads 2 "${which[@]}" "$@")
 fi
 
+# Hosts are network namespaces, which need root.
+chaos() {
+    if [ "$(id -u)" = 0 ]; then
+        scripts/chaos.sh --once --short
+    elif sudo -n true 2>/dev/null; then
+        sudo -E env "PATH=$PATH" scripts/chaos.sh --once --short
+    else
+        echo "chaos: skipped, since it needs root: run make chaos as root"
+    fi
+}
+
 status=0
-if [ $# -eq 0 ]; then
-    "${unit[@]}" --workspace --exclude pgherd-testkit --exclude pgherd-benches 2>&1 | tee target/unit-tests.log || status=$?
+if [ "$everything" = yes ]; then
+    "${unit[@]}" --workspace --exclude pgherd-testkit --exclude pgherd-benches \
+        --exclude pgherd-simulator 2>&1 | tee target/unit-tests.log || status=$?
+    "${simulation[@]}" -p pgherd-simulator 2>&1 | tee target/simulation.log || status=$?
 fi
 cargo build --locked -p pgherd
 export PGHERD_BIN=${PGHERD_BIN:-$(realpath "$target")/debug/pgherd}
 "${scenarios[@]}" -p pgherd-testkit "${filter[@]}" 2>&1 | tee target/scenarios.log || status=$?
+if [ "$everything" = yes ]; then
+    chaos 2>&1 | tee target/chaos.log || status=$?
+fi
 
 echo
 echo "What clients felt, by fault:"
 sort "$PGHERD_TEST_GAPS"
 echo
-[ $# -gt 0 ] || grep -hE '^ *Summary|^test result' target/unit-tests.log | sed 's/^ */unit tests: /' || true
+if [ "$everything" = yes ]; then
+    grep -hE '^ *Summary|^test result' target/unit-tests.log | sed 's/^ */unit tests: /' || true
+    grep -hE '^ *Summary|^test result|schedules in|runs, ' target/simulation.log | sort -u | sed 's/^ */simulation: /' || true
+fi
 grep -hE '^ *(Summary|FAIL|TIMEOUT) |^test result' target/scenarios.log | sort -u | sed 's/^ */scenarios: /' || true
 exit "$status"

@@ -8,15 +8,14 @@ use pgherd_cluster::record::{Address, DynamicConfig};
 use pgherd_cluster::source::ViewHandle;
 use pgherd_cluster::timing::LeaseTiming;
 use pgherd_cluster::view::View;
-use tokio::sync::watch;
 
 use crate::config::AgentConfig;
-use crate::health::Health;
 use crate::keeper::Keeper;
 use crate::lease::Lease;
 use crate::postgres::Programs;
 use crate::postgres::sql::{Sql, Target};
 use crate::sync::SyncNames;
+use crate::vigil::Vigil;
 
 /// The handles of one member; cheap to share with its jobs.
 pub struct Context {
@@ -36,8 +35,8 @@ pub struct Context {
     pub lease: Lease,
     /// SQL on our own server.
     pub sql: Sql,
-    /// What the probes of PostgreSQL and its disk find.
-    pub health: watch::Receiver<Health>,
+    /// What the probes of PostgreSQL and its disk find, and whether the loop turns.
+    pub vigil: Vigil,
     /// What `synchronous_standby_names` is written as; the user's own parameters while it is nothing.
     pub sync_names: Mutex<Option<SyncNames>>,
 }

@@ -1,6 +1,7 @@
 //! The loop: woken by facts, it observes, decides, and acts; then it does the upkeep that needs no decision.
 
 mod act;
+mod restart;
 mod upkeep;
 
 use std::sync::Arc;
@@ -17,17 +18,20 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
 pub use self::act::Left;
+use self::restart::Orders;
 use self::upkeep::Upkeep;
 use crate::context::Context;
 use crate::decide::{Decision, Reason, decide, published_role};
 use crate::jobs::{Job, JobError, Outcome};
 use crate::lease::{LeaseState, Resumed, term_of};
 use crate::memory::Memory;
-use crate::observation::{JobKind, LeaseSeen, Observation, Postgres};
+use crate::observation::{JobKind, LeaseSeen, Observation, Postgres, WatchdogSeen};
 use crate::observe::{Known, observe};
 use crate::postgres::DataDir;
 use crate::record::published_state;
+use crate::restart::{Order, Restarted};
 use crate::status::{Holding, MemberStatus};
+use crate::sync::SyncReason;
 
 /// After a step that failed: long enough not to hammer, short enough not to be what an outage waits for.
 const AFTER_FAILURE: Duration = Duration::from_millis(200);
@@ -45,6 +49,8 @@ pub struct Cycle {
     job: JoinSet<(JobKind, Result<Outcome, JobError>)>,
     checkpoint: JoinSet<Option<Epoch>>,
     upkeep: Upkeep,
+    orders: Orders,
+    order: mpsc::Receiver<Order>,
     status: Arc<watch::Sender<Arc<MemberStatus>>>,
     refresh: mpsc::Receiver<Refresh>,
     last_reason: Option<Reason>,
@@ -62,6 +68,8 @@ enum Woken {
     Checkpointed(Option<Epoch>),
     /// Somebody waits for a fresh status.
     Refresh(Refresh),
+    /// An operator's order.
+    Order(Order),
 }
 
 impl Cycle {
@@ -72,6 +80,7 @@ impl Cycle {
         resumed: &Resumed,
         status: Arc<watch::Sender<Arc<MemberStatus>>>,
         refresh: mpsc::Receiver<Refresh>,
+        order: mpsc::Receiver<Order>,
     ) -> Self {
         let proven = resumed.epoch.clone().filter(|_| resumed.proven);
         let memory = Memory {
@@ -80,6 +89,7 @@ impl Cycle {
                 .map(|epoch| resumed.term.unwrap_or_else(|| term_of(epoch))),
             // Whether its first checkpoint was done the agent before this one may not have lived to see: it is written again.
             proven,
+            began_at: Some(Boottime::now()),
             ..Memory::default()
         };
         let known = Known {
@@ -93,6 +103,8 @@ impl Cycle {
             job: JoinSet::new(),
             checkpoint: JoinSet::new(),
             upkeep: Upkeep::default(),
+            orders: Orders::default(),
+            order,
             status,
             refresh,
             last_reason: None,
@@ -105,9 +117,12 @@ impl Cycle {
     pub async fn run(mut self) -> Left {
         loop {
             let before = Woke::now(&self.context);
+            self.context.vigil.turns.note(Boottime::now());
+            self.give_up_what_was_fenced().await;
             let (seen, decision) = match observe(&self.context, &self.known).await {
                 Ok(mut seen) => {
                     self.take_note(&mut seen);
+                    self.look_at_schedule(seen.is_paused()).await;
                     let decision = decide(&seen, &self.memory, Boottime::now());
                     (seen, decision)
                 }
@@ -137,6 +152,15 @@ impl Cycle {
         }
     }
 
+    /// A holding whose end the keeper has enforced is over, whatever the key says: no deadline of it counts any more.
+    async fn give_up_what_was_fenced(&mut self) {
+        let fenced = self.context.keeper.instance().borrow().fenced;
+        let held = self.context.lease.state().borrow().holding.clone();
+        if held.is_some_and(|held| Some(held.term) == fenced) {
+            self.let_go().await;
+        }
+    }
+
     fn say(&mut self, decision: &Decision) {
         if self.last_reason.as_ref() == Some(&decision.reason) {
             return;
@@ -146,6 +170,10 @@ impl Cycle {
             Reason::Polling | Reason::Busy(JobKind::Poll) => {}
             reason @ (Reason::Fatal(_) | Reason::ForeignFiles(_)) => {
                 tracing::error!("{} {reason}", self.context.config.name);
+            }
+            // What commits were promised is over for a while.
+            reason @ Reason::Synchronous(SyncReason::Relaxed) => {
+                tracing::warn!("{} {reason}", self.context.config.name);
             }
             reason => tracing::info!("{} {reason}", self.context.config.name),
         }
@@ -159,6 +187,9 @@ impl Cycle {
             self.known.last_held = Some(held.epoch.clone());
         }
         self.memory.note(seen, Boottime::now());
+        if self.memory.restart.is_none() {
+            self.orders.ended(Restarted::Failed); // It was given up for something else.
+        }
         let health = self.context.view.health().borrow().clone();
         match health {
             SourceHealth::Following => self.ever_in_touch = true,
@@ -194,11 +225,13 @@ impl Cycle {
                 Postgres::Down | Postgres::Ending | Postgres::Silent { .. } => None,
             },
             holding: holding(&seen.lease, &lease, now),
+            watchdog_failed: seen.watchdog == WatchdogSeen::Unusable,
             tags: self.context.config.tags.clone(),
             system_id,
             dcs_last_seen: dcs_last_seen(&lease, now),
             next_cycle_at: now + self.context.timing().loop_wait(),
             reason: reason.to_string(),
+            scheduled_restart: self.orders.document(),
         }
     }
 
@@ -218,6 +251,7 @@ impl Cycle {
                 Some(Ok(epoch)) = self.checkpoint.join_next() => Woken::Checkpointed(epoch),
                 () = before.changed(&context) => Woken::Fact,
                 Some(refresh) = self.refresh.recv() => Woken::Refresh(refresh),
+                Some(order) = self.order.recv() => Woken::Order(order),
                 () = sleep_until(until) => Woken::Fact,
             };
             match woken {
@@ -234,6 +268,7 @@ impl Cycle {
                     return;
                 }
                 Woken::Refresh(refresh) => self.answer(refresh).await,
+                Woken::Order(order) => return self.take_order(order).await,
             }
         }
     }
@@ -285,7 +320,15 @@ impl Cycle {
             tracing::info!("{} takes writes as {epoch}", self.context.config.name);
             self.first_checkpoint(epoch.clone());
         }
+        let restarted = if outcome.is_ok() {
+            Restarted::Done
+        } else {
+            Restarted::Failed
+        };
         self.memory.job_ended(kind, outcome, Boottime::now());
+        if self.memory.restart.is_none() {
+            self.orders.ended(restarted);
+        }
     }
 
     fn first_checkpoint(&mut self, epoch: Epoch) {

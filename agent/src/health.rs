@@ -31,10 +31,19 @@ const PROBE_FILE: &str = "pgherd.probe";
 /// Since when a probe has found its object not at work; nothing while it is, or while nobody knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Health {
-    /// New connections are not answered.
-    pub server_hangs_since: Option<Boottime>,
+    /// New connections are not answered; by which postmaster, since when.
+    pub server_hangs: Option<(i32, Boottime)>,
     /// The data directory cannot be written.
     pub disk_fails_since: Option<Boottime>,
+}
+
+impl Health {
+    /// Since when this postmaster has not answered. What was found of the one before it says nothing of this one.
+    #[must_use]
+    pub fn server_hangs_since(&self, postmaster: Option<i32>) -> Option<Boottime> {
+        let (pid, since) = self.server_hangs?;
+        (Some(pid) == postmaster).then_some(since)
+    }
 }
 
 /// What one probe found.
@@ -66,7 +75,8 @@ pub(crate) async fn probe(context: Arc<Context>, health: watch::Sender<Health>, 
             _ = tick.tick() => {}
         }
         let began = Boottime::now();
-        let runs = context.keeper.instance().borrow().postmaster.is_some();
+        let postmaster = context.keeper.instance().borrow().postmaster;
+        let runs = postmaster.is_some();
         let before = *health.borrow();
         // A directory that is being made must stay as its maker left it; one that failed is looked at until it works.
         let (server, written) = match (runs, before.disk_fails_since) {
@@ -74,8 +84,10 @@ pub(crate) async fn probe(context: Arc<Context>, health: watch::Sender<Health>, 
             (false, Some(_)) => (Found::Unknown, disk.run().await),
             (false, None) => (Found::Unknown, Found::Unknown),
         };
+        let hung = before.server_hangs.filter(|(pid, _)| Some(*pid) == postmaster);
+        let hung = fold(hung.map(|(_, since)| since), server, began);
         let after = Health {
-            server_hangs_since: fold(before.server_hangs_since, server, began),
+            server_hangs: postmaster.zip(hung),
             disk_fails_since: fold(before.disk_fails_since, written, began),
         };
         if after != before {

@@ -25,6 +25,7 @@ pub use self::memo::Resumed;
 use self::thread::{Command, Thread};
 use crate::keeper::Keeper;
 use crate::status::Holding;
+use crate::vigil::Vigil;
 
 /// What the loop sees of the lease.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,8 +42,9 @@ pub struct LeaseState {
     pub answered_at: Option<Boottime>,
     /// For whom this member has vouched, and until when it does not bid.
     pub vouched: Option<Vouched>,
-    /// Whether deadlines are kept from the keeper, as in maintenance.
-    pub paused: bool,
+    /// Whether deadlines are kept from the keeper, as in maintenance; nothing until the loop has said whether they are.
+    /// Until then none is given either.
+    pub paused: Option<bool>,
 }
 
 /// A vouch that this member has given.
@@ -50,6 +52,8 @@ pub struct LeaseState {
 pub struct Vouched {
     /// For whom.
     pub leader: MemberName,
+    /// By which of its holdings it asked: the create revision, if it said so.
+    pub create_revision: Option<i64>,
     /// Until when this member does not bid.
     pub until: Boottime,
 }
@@ -77,6 +81,12 @@ pub struct Held {
 }
 
 impl LeaseState {
+    /// Whether the holding's deadline rests on the word of the other members.
+    #[must_use]
+    pub fn rests_on_vouches(&self) -> bool {
+        self.holding.as_ref().is_some_and(|held| held.proof == Proof::Vouches)
+    }
+
     /// The holding whose deadline lies ahead.
     #[must_use]
     pub fn proven(&self, now: Boottime) -> Option<Holding> {
@@ -85,8 +95,25 @@ impl LeaseState {
         Some(Holding {
             epoch: held.epoch.clone(),
             deadline,
+            by_vouches: held.proof == Proof::Vouches,
         })
     }
+}
+
+/// What the thread works with.
+pub struct LeaseParts {
+    /// The store; the thread makes connections of its own.
+    pub etcd: Etcd,
+    /// The cluster's keys.
+    pub keys: Keys,
+    /// The view of the cluster.
+    pub view: ViewHandle,
+    /// The keeper.
+    pub keeper: Keeper,
+    /// For other members' guarded requests.
+    pub authorization: Option<String>,
+    /// What tells whether the loop still decides.
+    pub vigil: Vigil,
 }
 
 /// The loop's handle on the renewal thread.
@@ -110,11 +137,27 @@ impl Vouches {
     ///
     /// # Errors
     /// See [`VouchRefusal`]; a thread that is gone counts as one that seeks.
-    pub async fn vouch(&self, leader: MemberName, lasts: Duration) -> Result<Duration, VouchRefusal> {
+    pub async fn vouch(
+        &self,
+        leader: MemberName,
+        create_revision: Option<i64>,
+        lasts: Duration,
+    ) -> Result<Duration, VouchRefusal> {
         let (done, answer) = oneshot::channel();
-        let sent = self.0.send(Command::Vouch { leader, lasts, done }).await;
+        let command = Command::Vouch {
+            leader,
+            create_revision,
+            lasts,
+            done,
+        };
+        let sent = self.0.send(command).await;
         sent.map_err(|_| VouchRefusal::Seeks)?;
         answer.await.map_err(|_| VouchRefusal::Seeks)?
+    }
+
+    /// Takes a vouch back: its leader has given up this holding, after PostgreSQL had ended. A vouch for a later one stands.
+    pub async fn withdraw(&self, holding: Epoch) {
+        let _ = self.0.send(Command::Withdraw { holding }).await;
     }
 }
 
@@ -137,27 +180,11 @@ impl Lease {
     ///
     /// # Errors
     /// When the thread or its runtime cannot be made.
-    pub fn start(
-        etcd: &Etcd,
-        keys: &Keys,
-        name: MemberName,
-        view: ViewHandle,
-        keeper: &Keeper,
-        authorization: Option<String>,
-        resumed: &Resumed,
-    ) -> std::io::Result<Self> {
+    pub fn start(name: MemberName, parts: LeaseParts, resumed: &Resumed) -> std::io::Result<Self> {
         let (commands, received) = mpsc::channel(64);
-        let core = LeaseCore::new(name, keys.clone(), LeaseTiming::DEFAULT, resumed);
+        let core = LeaseCore::new(name, parts.keys.clone(), LeaseTiming::DEFAULT, resumed);
         let (state_tx, state) = watch::channel(core.state().clone());
-        let thread = Thread::new(
-            core,
-            etcd.separate(),
-            keys.clone(),
-            view,
-            keeper,
-            authorization,
-            state_tx,
-        );
+        let thread = Thread::new(core, parts, state_tx);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new()
             .name("lease".to_owned())
@@ -218,6 +245,12 @@ impl Lease {
         if self.commands.send(Command::LetGo { done }).await.is_ok() {
             let _ = waits.await;
         }
+    }
+
+    /// Stops renewing the lease that the leader key is bound to, that of the holding when nothing: for a key that is of no
+    /// use any more while PostgreSQL cannot be shown to have ended.
+    pub async fn forsake(&self, lease: Option<i64>) {
+        let _ = self.commands.send(Command::Forsake { lease }).await;
     }
 
     /// Puts other times in force.

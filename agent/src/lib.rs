@@ -18,9 +18,11 @@ pub mod observe;
 pub mod postgres;
 pub mod record;
 pub mod rest;
+pub mod restart;
 pub mod slots;
 pub mod status;
 pub mod sync;
+pub mod vigil;
 
 mod run;
 

@@ -8,7 +8,6 @@ use pgherd_cluster::name::{Lsn, MemberName, Timeline};
 use pgherd_cluster::record::Address;
 use pgherd_cluster::view::{Epoch, View};
 
-use crate::health::Health;
 use crate::postgres::DataDir;
 use crate::status::ServerStatus;
 use crate::sync::{CommitLevel, Sender, SyncNames, SyncSettings};
@@ -34,10 +33,12 @@ pub struct Observation {
     pub postgres: Postgres,
     /// Whether the keeper has a deadline in force.
     pub armed: bool,
+    /// The keeper's name for the last holding whose end it has enforced: no deadline of that will ever be in force.
+    pub fenced_term: Option<u64>,
     /// Whether the keeper leaves PostgreSQL alone, as in maintenance.
     pub fence_paused: bool,
-    /// Whether the lease's thread gives the keeper no deadlines, as in maintenance.
-    pub lease_paused: bool,
+    /// Whether the lease's thread gives the keeper no deadlines, as in maintenance; nothing while it has not been told.
+    pub lease_paused: Option<bool>,
     /// Whether a postmaster runs on the data directory that this keeper has not started or adopted.
     pub stranger: bool,
     /// The kernel's watchdog.
@@ -46,8 +47,10 @@ pub struct Observation {
     pub vouched_for: Option<MemberName>,
     /// The last holding that this member is known to have had since the machine started.
     pub last_held: Option<Epoch>,
-    /// Whether PostgreSQL and its disk still do their work.
-    pub health: Health,
+    /// Since when PostgreSQL has answered no new connection.
+    pub server_hangs_since: Option<Boottime>,
+    /// Since when its data directory cannot be written.
+    pub disk_fails_since: Option<Boottime>,
     /// What commits wait for, and should.
     pub sync: SyncSeen,
     /// The one long job that is under way.
@@ -161,6 +164,8 @@ pub enum JobKind {
 pub enum Rejoin {
     /// Its history contains all that we have.
     Follows,
+    /// The same, and our standby does nothing but wait for more.
+    Waits,
     /// We have something that it has not.
     Diverged,
 }
@@ -198,6 +203,14 @@ pub struct Peer {
     pub nofailover: bool,
     /// Its rank among equals.
     pub failover_priority: i64,
+}
+
+impl Rejoin {
+    /// Whether the leader's history contains all that we have.
+    #[must_use]
+    pub const fn fits(self) -> bool {
+        matches!(self, Self::Follows | Self::Waits)
+    }
 }
 
 impl Observation {

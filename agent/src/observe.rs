@@ -48,6 +48,9 @@ pub async fn observe(context: &Context, known: &Known) -> Result<Observation, To
         }
     };
     let (data, postgres) = tokio::join!(data, postgres(context, &instance, known));
+    let bootstrap_unfinished = data_dir.join(UNFINISHED_MARKER).exists();
+    // By value: whoever publishes it would wait with us where the line above hangs on a disk.
+    let health = *context.vigil.health.borrow();
     let view = context.view();
     let in_touch = *context.view.health().borrow() == SourceHealth::Following;
     let state = context.lease.state().borrow().clone();
@@ -57,16 +60,18 @@ pub async fn observe(context: &Context, known: &Known) -> Result<Observation, To
     Ok(Observation {
         me: context.config.name.clone(),
         request_due: view.failover.value.as_ref().is_none_or(is_due),
-        health: *context.health.borrow(),
+        server_hangs_since: health.server_hangs_since(instance.postmaster),
+        disk_fails_since: health.disk_fails_since,
         sync: sync_seen(context, &view, &postgres),
         view,
         lease,
         data_dir: data_dir.clone(),
         data: data?,
-        bootstrap_unfinished: data_dir.join(UNFINISHED_MARKER).exists(),
+        bootstrap_unfinished,
         postgres,
         lease_term: state.holding.as_ref().map(|held| held.term),
         armed: instance.armed,
+        fenced_term: instance.fenced,
         fence_paused: instance.paused,
         lease_paused: state.paused,
         stranger: instance.stranger.is_some(),

@@ -8,6 +8,7 @@ use pgherd_cluster::name::{Lsn, MemberName, Timeline};
 use pgherd_cluster::record::{History, HistoryEntry, MemberRecord, PgState, Role, Status};
 use pgherd_cluster::view::View;
 use pgherd_cluster::{PATRONI_VERSION, VERSION};
+use serde_json::{Map, Value};
 
 use crate::config::AgentConfig;
 use crate::decide::published_role;
@@ -23,6 +24,12 @@ pub fn published_state(seen: &Observation, memory: &Memory) -> PgState {
         (Some(JobKind::Initdb), _) => PgState::Initializing,
         (Some(JobKind::Clone), _) => PgState::CreatingReplica,
         (Some(JobKind::Stop), Postgres::Running(_) | Postgres::Silent { .. }) => PgState::Stopping,
+        (Some(JobKind::StartPrimary | JobKind::StartStandby), Postgres::Down | Postgres::Silent { .. })
+        | (None, Postgres::Down)
+            if memory.restart.is_some() =>
+        {
+            PgState::Restarting
+        }
         (_, Postgres::Running(_)) => PgState::Running,
         (Some(JobKind::StartPrimary | JobKind::StartStandby), _) => PgState::Starting,
         (_, Postgres::Silent { .. }) => PgState::Unknown,
@@ -39,29 +46,63 @@ pub fn published_state(seen: &Observation, memory: &Memory) -> PgState {
     }
 }
 
+/// Whether a setting or tag is there and says yes; both may come as texts.
+pub(crate) fn is_set(map: &Map<String, Value>, name: &str) -> bool {
+    match map.get(name) {
+        Some(Value::Bool(set)) => *set,
+        Some(Value::Number(number)) => number.as_f64() != Some(0.0),
+        Some(Value::String(text)) => !matches!(text.to_lowercase().as_str(), "" | "false" | "off" | "no" | "0"),
+        Some(Value::Null) | None => false,
+        Some(Value::Array(_) | Value::Object(_)) => true,
+    }
+}
+
+/// Tags that Patroni leaves out when they say no, unless the other tag gives the no a meaning.
+const TAGS_DROPPED_WHEN_FALSE: [(&str, Option<&str>); 5] = [
+    ("clonefrom", None),
+    ("nofailover", Some("failover_priority")),
+    ("noloadbalance", None),
+    ("nosync", Some("sync_priority")),
+    ("nostream", None),
+];
+
+/// The tags as others are told of them.
+#[must_use]
+pub fn published_tags(tags: &Map<String, Value>) -> Map<String, Value> {
+    let keeps = |name: &str| {
+        let rule = TAGS_DROPPED_WHEN_FALSE.iter().find(|(tag, _)| *tag == name);
+        rule.is_none_or(|(_, unless)| is_set(tags, name) || unless.is_some_and(|other| tags.contains_key(other)))
+    };
+    let kept = tags.iter().filter(|(name, _)| keeps(name));
+    kept.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+/// Where our REST interface is, as others are told.
+#[must_use]
+pub fn api_url(config: &AgentConfig) -> String {
+    format!("http://{}/patroni", config.restapi.connect_address)
+}
+
 /// The value of our member key.
 #[must_use]
-pub fn member_record(config: &AgentConfig, seen: &Observation, memory: &Memory) -> MemberRecord {
+pub fn member_record(
+    config: &AgentConfig,
+    seen: &Observation,
+    memory: &Memory,
+    scheduled_restart: Option<Value>,
+) -> MemberRecord {
     let postgresql = &config.postgresql;
     let conn_url = format!("postgres://{}/{}", postgresql.connect_address, postgresql.database);
-    let api_url = format!("http://{}/patroni", config.restapi.connect_address);
-    let mut record = MemberRecord::new(conn_url, api_url);
+    let mut record = MemberRecord::new(conn_url, api_url(config));
     record.state = published_state(seen, memory);
     record.role = published_role(seen, memory);
+    record.scheduled_restart = scheduled_restart;
     record.version = Some(PATRONI_VERSION.to_owned());
     record.pgherd = Some(VERSION.to_owned());
-    record.tags = config.tags.clone();
-    record.tags.retain(|name, value| {
-        // Patroni leaves these out where they say what is so anyway.
-        let standard = matches!(
-            name.as_str(),
-            "clonefrom" | "nofailover" | "noloadbalance" | "nosync" | "nostream"
-        );
-        !(standard && *value == serde_json::Value::Bool(false))
-    });
+    record.tags = published_tags(&config.tags);
     if seen.stopping && seen.view.sync.value.lists(&seen.me) {
         // The leader is to choose another before commits begin to wait for nobody.
-        record.tags.insert("nosync".to_owned(), serde_json::Value::Bool(true));
+        record.tags.insert("nosync".to_owned(), Value::Bool(true));
         record.tags.insert("sync_priority".to_owned(), 0.into());
     }
     record.pause = seen

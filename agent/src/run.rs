@@ -22,14 +22,16 @@ use crate::context::{Context, local_target};
 use crate::cycle::{Cycle, Refresh};
 use crate::health::{self, Health};
 use crate::keeper::{Keeper, OrderError};
-use crate::lease::{Lease, LeaseState, Resumed};
+use crate::lease::{Lease, LeaseParts, LeaseState, Proof, Resumed};
 use crate::postgres::Programs;
 use crate::postgres::bootstrap::password_file;
 use crate::postgres::files::remove_if_there;
 use crate::postgres::settings::written_names;
 use crate::postgres::sql::{Replication, Sql};
 use crate::rest::{Api, ApiParts, serve};
+use crate::restart::Order;
 use crate::status::{Holding, MemberStatus};
+use crate::vigil::{Turns, Vigil};
 
 /// Why an agent could not begin or go on.
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +80,12 @@ pub async fn run(config: AgentConfig, link: KeeperLink) -> Result<u8, AgentError
     if let Err(error) = remove_if_there(&password_file(&config)) {
         tracing::warn!("{}", error.chain());
     }
-    let resumed = Resumed::from_memo(&hello.memo);
+    let resumed = Resumed {
+        armed_until: hello
+            .armed
+            .map(|(_, deadline)| Boottime::from_nanos(deadline.as_nanos())),
+        ..Resumed::from_memo(&hello.memo)
+    };
     let (health_tx, health) = watch::channel(Health::default());
     let (source, context) = wire(config, keeper, health, &resumed).await?;
 
@@ -95,12 +102,13 @@ pub async fn run(config: AgentConfig, link: KeeperLink) -> Result<u8, AgentError
     let status_tx = Arc::new(status_tx);
     tasks.spawn(follow_proofs(context.lease.state(), Arc::clone(&status_tx)));
     let (refresh_tx, refresh) = mpsc::channel(16);
-    let api = api_of(&context, status, refresh_tx);
+    let (order_tx, order) = mpsc::channel(4);
+    let api = api_of(&context, status, refresh_tx, order_tx);
     tasks.spawn(serve(listener, Arc::new(api), stop.clone()));
 
     let cycle = async {
         refuse_duplicate(&context, &resumed).await?;
-        Ok(Cycle::new(Arc::clone(&context), &resumed, status_tx, refresh)
+        Ok(Cycle::new(Arc::clone(&context), &resumed, status_tx, refresh, order)
             .run()
             .await)
     };
@@ -140,23 +148,25 @@ async fn wire(
         tracing::warn!("setting up the watchdog: {error}");
     }
     let authorization = crate::rest::authorization(config.restapi.credentials.as_ref());
-    let lease = Lease::start(
-        &etcd,
-        &keys,
-        config.name.clone(),
-        view.clone(),
-        &keeper,
+    let turns = Arc::new(Turns::default());
+    turns.note(Boottime::now());
+    let vigil = Vigil { health, turns };
+    let parts = LeaseParts {
+        etcd: etcd.clone(),
+        keys: keys.clone(),
+        view: view.clone(),
+        keeper: keeper.clone(),
         authorization,
-        resumed,
-    )
-    .map_err(|source| AgentError::Io {
+        vigil: vigil.clone(),
+    };
+    let lease = Lease::start(config.name.clone(), parts, resumed).map_err(|source| AgentError::Io {
         what: "starting the lease's thread".to_owned(),
         source,
     })?;
     let context = Arc::new(Context {
         programs: Programs::new(config.postgresql.bin_dir.clone()),
         sql: Sql::new(local_target(&config), replication_of(&config)),
-        health,
+        vigil,
         sync_names: Mutex::new(written_names(&config.postgresql.data_dir)),
         config,
         etcd,
@@ -168,7 +178,12 @@ async fn wire(
     Ok((source, context))
 }
 
-fn api_of(context: &Context, status: watch::Receiver<Arc<MemberStatus>>, refresh: mpsc::Sender<Refresh>) -> Api {
+fn api_of(
+    context: &Context,
+    status: watch::Receiver<Arc<MemberStatus>>,
+    refresh: mpsc::Sender<Refresh>,
+    orders: mpsc::Sender<Order>,
+) -> Api {
     Api::new(ApiParts {
         status,
         view: context.view.clone(),
@@ -176,7 +191,9 @@ fn api_of(context: &Context, status: watch::Receiver<Arc<MemberStatus>>, refresh
         keys: context.keys.clone(),
         credentials: context.config.restapi.credentials.clone(),
         refresh,
+        orders,
         vouches: context.lease.vouches(),
+        vigil: context.vigil.clone(),
     })
 }
 
@@ -187,13 +204,13 @@ async fn follow_proofs(mut lease: watch::Receiver<LeaseState>, status: Arc<watch
         let held = lease.borrow_and_update().holding.clone();
         status.send_if_modified(|status| {
             let Some(published) = &status.holding else { return false };
-            let newer = held
-                .as_ref()
-                .filter(|held| held.epoch == published.epoch)
-                .and_then(|held| held.deadline);
-            let holding = newer.map(|deadline| Holding {
-                epoch: published.epoch.clone(),
-                deadline,
+            let newer = held.as_ref().filter(|held| held.epoch == published.epoch);
+            let holding = newer.and_then(|held| {
+                Some(Holding {
+                    epoch: published.epoch.clone(),
+                    deadline: held.deadline?,
+                    by_vouches: held.proof == Proof::Vouches,
+                })
             });
             let changed = status.holding != holding;
             if changed {
@@ -233,6 +250,8 @@ fn first_status(context: &Context) -> MemberStatus {
         system_id: None,
         dcs_last_seen: 0,
         next_cycle_at: Boottime::now() + context.timing().loop_wait(),
+        watchdog_failed: false,
+        scheduled_restart: None,
         reason: "is starting".to_owned(),
     }
 }

@@ -21,6 +21,8 @@ pub struct MemberStatus {
     pub server: Option<ServerStatus>,
     /// The holding of the leader key that this member believes to be its own, with the deadline of its last proof.
     pub holding: Option<Holding>,
+    /// Whether a watchdog is required and cannot be used, so that this member may not lead.
+    pub watchdog_failed: bool,
     /// Tags, as configured.
     pub tags: Map<String, Value>,
     /// Known once there is a data directory.
@@ -29,6 +31,8 @@ pub struct MemberStatus {
     pub dcs_last_seen: u64,
     /// When the next cycle begins at the latest.
     pub next_cycle_at: Boottime,
+    /// A restart at a time to come, as the member key has it.
+    pub scheduled_restart: Option<Value>,
     /// Why the member is as it is: the reason of the last decision, in words.
     pub reason: String,
 }
@@ -40,6 +44,8 @@ pub struct Holding {
     pub epoch: Epoch,
     /// Until when it entitles to write.
     pub deadline: Boottime,
+    /// Whether that rests on the word of the other members, since etcd does not answer.
+    pub by_vouches: bool,
 }
 
 /// What a running PostgreSQL told of itself.

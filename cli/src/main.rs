@@ -7,6 +7,7 @@ mod demo;
 mod failure;
 mod logging;
 mod preflight;
+mod reload;
 mod run;
 mod terminal;
 

@@ -12,7 +12,7 @@ use pgherd_cluster::source::{EtcdSource, SourceHealth, ViewHandle};
 use pgherd_keeper::{KeeperConfig, KeeperError, KeeperLink, KeeperOutcome, LINK_ENV};
 use pgherd_proxy::{BindError, HoldConfig, LimitsConfig, ListenerConfig, Proxy, ProxyConfig, ProxyError, StatsConfig};
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -24,6 +24,7 @@ use crate::failure::Failure;
 use crate::logging;
 use crate::preflight::programs::{self, Search};
 use crate::preflight::{self, Preflight};
+use crate::reload::ProxyReload;
 
 /// How long agent and proxy may take to end after SIGTERM: a shutdown checkpoint and the hand-over fit in.
 const STOP_TIMEOUT: Duration = Duration::from_secs(120);
@@ -235,7 +236,7 @@ fn agent_failure(error: AgentError) -> Failure {
 /// Bad configuration, ports that are taken, or what the proxy ends with.
 pub(crate) fn proxy(named: Option<PathBuf>) -> Result<(), Failure> {
     logging::start()?;
-    let document = Document::load(named)?;
+    let document = Document::load(named.clone())?;
     document.lint();
     let (section, cluster) = (document.proxy(), document.cluster(None));
     let (section, cluster) = document.finish(section.zip(cluster))?;
@@ -246,13 +247,15 @@ pub(crate) fn proxy(named: Option<PathBuf>) -> Result<(), Failure> {
     unavailable(preflight::proxy(&section, &cluster.etcd.tls))?;
     // The proxy's workers bring their own threads; this one is for etcd, the page and signals.
     let runtime = runtime(Builder::new_multi_thread().worker_threads(1).enable_all())?;
-    runtime.block_on(serve_proxy(&section, &cluster))
+    runtime.block_on(serve_proxy(named, section, cluster))
 }
 
-async fn serve_proxy(section: &ProxySection, cluster: &ClusterConfig) -> Result<(), Failure> {
+async fn serve_proxy(named: Option<PathBuf>, section: ProxySection, cluster: ClusterConfig) -> Result<(), Failure> {
+    // Before it says that it listens: nobody's SIGHUP may end it.
+    let hangup = listen_for(SignalKind::hangup())?;
     let etcd = Etcd::new(cluster.etcd.clone());
     let (source, view) = EtcdSource::new(etcd.clone(), cluster.keys(), cluster.scope.clone(), true);
-    let proxy = Proxy::bind(proxy_config(section), view.clone()).map_err(bind_failure)?;
+    let proxy = Proxy::bind(proxy_config(&section), view.clone()).map_err(bind_failure)?;
     let addresses = proxy.addresses();
     let ports = |addresses: &[SocketAddr]| {
         addresses
@@ -269,13 +272,20 @@ async fn serve_proxy(section: &ProxySection, cluster: &ClusterConfig) -> Result<
     let mut tasks = JoinSet::new();
     let stop = CancellationToken::new();
     tasks.spawn(stop_on_signal(stop.clone())?);
+    let reload = ProxyReload {
+        named,
+        section,
+        cluster: cluster.clone(),
+        reloader: proxy.reloader(),
+    };
+    tasks.spawn(reload.run(hangup));
     // Outlives the stop: sessions that drain still rest on warrants.
     let source_stop = CancellationToken::new();
     let _source_stop = source_stop.clone().drop_guard();
     tasks.spawn(source.run(source_stop));
     tokio::select! {
         ended = proxy.run(stop) => ended.map_err(proxy_failure),
-        refused = refused_by_etcd(cluster, &etcd, &view) => Err(refused),
+        refused = refused_by_etcd(&cluster, &etcd, &view) => Err(refused),
     }
 }
 
@@ -310,24 +320,25 @@ async fn refused_by_etcd(cluster: &ClusterConfig, etcd: &Etcd, view: &ViewHandle
     }
 }
 
+fn listen_for(kind: SignalKind) -> Result<Signal, Failure> {
+    signal(kind).map_err(|error| Failure::Unavailable(format!("listening for signals: {error}")))
+}
+
 fn stop_on_signal(stop: CancellationToken) -> Result<impl Future<Output = ()>, Failure> {
-    let listen = |kind| signal(kind).map_err(|error| Failure::Unavailable(format!("listening for signals: {error}")));
-    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-    let mut hangup = listen(SignalKind::hangup())?;
+    let mut terminate = listen_for(SignalKind::terminate())?;
+    let mut interrupt = listen_for(SignalKind::interrupt())?;
     Ok(async move {
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
-                _ = hangup.recv() => tracing::warn!("SIGHUP: this version does not reload; restart to read the configuration again"),
-            }
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
         }
         tracing::info!("told to stop; sessions may end by themselves for a while");
         stop.cancel();
     })
 }
 
-fn proxy_config(section: &ProxySection) -> ProxyConfig {
+/// In the proxy's own types.
+pub(crate) fn proxy_config(section: &ProxySection) -> ProxyConfig {
     let listeners = section.listeners.iter().map(|listener| {
         let address = listener.address.to_string();
         match listener.role {
@@ -352,7 +363,8 @@ fn proxy_config(section: &ProxySection) -> ProxyConfig {
     }
 }
 
-fn bind_failure(error: BindError) -> Failure {
+/// Why a proxy has not got its ports.
+pub(crate) fn bind_failure(error: BindError) -> Failure {
     match error {
         BindError::Config(error) => Failure::configuration(format!("proxy: {error}")),
         BindError::Listen { .. } => Failure::Unavailable(format!("proxy: {error}")),

@@ -108,7 +108,7 @@ fn patronis_files_are_read_as_they_are() {
         (
             "production.yml",
             "configuration of member pg1.example.com of cluster pg-cluster: ok",
-            &["bootstrap.dcs.synchronous_mode: has no effect yet"],
+            &[],
         ),
     ] {
         let ran = pgherd(&["check", "--file-only", &data(name)], &[], here());
@@ -135,7 +135,6 @@ fn a_file_of_an_image_is_read_with_its_proxy_and_told_what_does_nothing_yet() {
         "configuration of a proxy for cluster acid on 0.0.0.0:5432, 0.0.0.0:5433: ok",
         "warning: users: unknown key",
         "warning: bootstrap.method: has no effect yet",
-        "warning: bootstrap.dcs.failsafe_mode: has no effect yet",
         "warning: postgresql.create_replica_method: has no effect yet",
         "warning: postgresql.callbacks: has no effect yet",
     ] {

@@ -28,6 +28,8 @@ pub enum LeftOut {
     LagUnknown,
     /// Its record has no address that could be read.
     NoAddress,
+    /// It does not answer this proxy, whatever its record says.
+    Silent,
 }
 
 impl std::fmt::Display for LeftOut {
@@ -42,6 +44,7 @@ impl std::fmt::Display for LeftOut {
             Self::Lags { bytes, bytes_max } => write!(f, "{bytes} bytes behind, {bytes_max} allowed"),
             Self::LagUnknown => f.write_str("its lag is not known"),
             Self::NoAddress => f.write_str("it has no address"),
+            Self::Silent => f.write_str("it does not answer"),
         }
     }
 }

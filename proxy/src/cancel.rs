@@ -91,7 +91,7 @@ fn address_of(server: SocketAddr) -> Address {
 
 /// Where the session of a key that another proxy passed on may be. PostgreSQL ignores a key that is not its own.
 fn possible_servers(shared: &Shared, role: ListenerRole) -> Vec<Address> {
-    let view = shared.view.load_full();
+    let view = shared.seen().view;
     match role {
         ListenerRole::Write => {
             let leader = view.leader_member();

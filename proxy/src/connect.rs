@@ -27,7 +27,7 @@ use crate::look::look;
 use crate::refusal;
 use crate::route::{self, Decision, Footing, Policy, Target, Why};
 use crate::sessions::{Ending, Registration};
-use crate::shared::{Shared, count};
+use crate::shared::{ListenerState, Shared, count};
 use crate::wire::error_response::Fatal;
 use crate::wire::first_answer::FirstAnswer;
 
@@ -63,7 +63,10 @@ pub(crate) enum Denied {
 pub(crate) struct Connector<'a> {
     pub(crate) shared: &'a Arc<Shared>,
     pub(crate) worker: usize,
-    pub(crate) listener: usize,
+    /// The listener's number, and itself.
+    pub(crate) index: usize,
+    pub(crate) listener: &'a ListenerState,
+    /// As it was when the client came.
     pub(crate) config: &'a ListenerConfig,
     pub(crate) client: &'a TcpStream,
     pub(crate) startup: &'a Bytes,
@@ -94,7 +97,8 @@ impl Connector<'_> {
         let started = Boottime::now();
         let policy = self.policy(started);
         let mut changes = self.shared.view.subscribe();
-        let mut warrant_back = self.shared.warrant_back.subscribe();
+        let mut rechecks = self.shared.rechecks();
+        let mut opened = self.shared.opened.subscribe();
         let tried_until = started + TRY_OTHERS_MAX;
         let mut place = None;
         let mut avoid = Vec::new();
@@ -105,11 +109,15 @@ impl Connector<'_> {
         loop {
             // Before the evidence is read, so that no change after it is missed.
             changes.mark_unchanged();
-            warrant_back.mark_unchanged();
+            rechecks.mark_unchanged();
+            opened.mark_unchanged();
             let (why, last_chance) = match self.decide(policy, &avoid) {
                 Decision::Refuse(why) => (why, true),
                 Decision::Hold(why) => (why, false),
-                Decision::To(target) => match self.dial(policy, &target, &avoid, &mut changes, look_until).await {
+                Decision::To(target) => match self
+                    .dial(policy, &target, &avoid, (&mut changes, &mut rechecks), look_until)
+                    .await
+                {
                     Dialled::Connected(connected) => return Ok(*connected),
                     Dialled::Overtaken => continue,
                     Dialled::ClientGone => return Err(Denied::ClientGone),
@@ -148,7 +156,7 @@ impl Connector<'_> {
             tokio::select! {
                 () = sleep(pause) => {}
                 () = changed(&mut changes) => {}
-                () = changed(&mut warrant_back) => {}
+                () = changed(&mut opened) => {}
                 () = gone(self.client) => return Err(Denied::ClientGone),
                 () = self.cut.cancelled() => return Err(Denied::Stopping),
             }
@@ -156,7 +164,7 @@ impl Connector<'_> {
     }
 
     fn policy(&self, started: Boottime) -> Policy {
-        let hold = self.shared.config.hold;
+        let hold = self.shared.config.load().hold;
         let patience = if hold.clients == 0 {
             Duration::ZERO
         } else {
@@ -192,8 +200,8 @@ impl Connector<'_> {
         avoid: &[MemberName],
         answered: &mut Option<MemberName>,
     ) -> Option<MemberName> {
-        let view = self.shared.view.load_full();
-        let leader = route::worth_asking(policy, &view, avoid)?;
+        let seen = self.shared.seen();
+        let leader = route::worth_asking(policy, seen.evidence(), avoid)?;
         if answered.as_ref() == Some(&leader.name) {
             return None;
         }
@@ -218,7 +226,7 @@ impl Connector<'_> {
         policy: Policy,
         target: &Target,
         avoid: &[MemberName],
-        changes: &mut watch::Receiver<Arc<View>>,
+        (changes, rechecks): (&mut watch::Receiver<Arc<View>>, &mut watch::Receiver<u64>),
         look_until: Boottime,
     ) -> Dialled {
         let still_leads_there = || route::still_leads_to(target, policy, self.shared.seen().evidence(), avoid);
@@ -228,6 +236,9 @@ impl Connector<'_> {
             tokio::select! {
                 dialled = &mut dialling => break dialled,
                 () = changed(changes) => if !still_leads_there() {
+                    return Dialled::Overtaken;
+                },
+                () = changed(rechecks) => if !still_leads_there() {
                     return Dialled::Overtaken;
                 },
                 () = self.cut.cancelled() => return Dialled::Stopping,
@@ -253,7 +264,7 @@ impl Connector<'_> {
         if !still_leads_there() {
             return Dialled::Overtaken;
         }
-        let route = self.shared.routes.enter(self.listener, &target.member);
+        let route = self.shared.routes.enter(self.index, &target.member);
         let connected = Connected {
             server,
             early: Vec::new(),
@@ -308,24 +319,20 @@ impl Connector<'_> {
 
     fn refuse(&self, why: &Why, started: Boottime) -> Denied {
         let waited = Boottime::now().since(started);
-        if let Some(listener) = self.shared.listeners.get(self.listener) {
-            count(&listener.refused);
-            if !matches!(why, Why::StandbyCluster { .. }) {
-                count(&listener.hold_expired);
-                let listener = listener.name.clone();
-                self.shared.events.record(EventKind::HoldExpired { listener });
-            }
+        count(&self.listener.refused);
+        if !matches!(why, Why::StandbyCluster { .. }) {
+            count(&self.listener.hold_expired);
+            let listener = self.listener.name.clone();
+            self.shared.events.record(EventKind::HoldExpired { listener });
         }
         Denied::Refused(refusal::cannot_route(why, waited, self.shared.leaderless_for()))
     }
 
     fn refuse_hold(&self, why: &Why) -> Denied {
-        if let Some(listener) = self.shared.listeners.get(self.listener) {
-            count(&listener.refused);
-        }
+        count(&self.listener.refused);
         self.shared.limited.count("hold", "");
         self.shared.events.record(EventKind::HoldFull);
-        let limit = self.shared.config.hold.clients;
+        let limit = self.shared.config.load().hold.clients;
         Denied::Refused(refusal::hold_full(why, limit, self.shared.leaderless_for()))
     }
 }

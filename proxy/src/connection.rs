@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::cancel;
-use crate::config::ListenerConfig;
 use crate::connect::{Connected, Connector, Denied};
 use crate::events::EventKind;
 use crate::handshake::{self, HandshakeError};
@@ -42,9 +41,7 @@ pub(crate) struct Connection {
 impl Connection {
     /// Serves until the connection has ended, whatever comes.
     pub(crate) async fn serve(self, accepted: Accepted) {
-        let Some(listener) = self.shared.listeners.get(accepted.listener) else {
-            return;
-        };
+        let listener = &*accepted.listener;
         let _counted = listener.connections.enter();
         let Ok(mut client) = TcpStream::from_std(accepted.stream) else {
             return;
@@ -66,18 +63,16 @@ impl Connection {
             Ok(Ok(FirstPacket::Startup { .. })) if over_limit => {
                 self.shared.limited.count("connections", "");
                 count(&listener.refused);
-                farewell(
-                    client,
-                    &refusal::too_many_connections(self.shared.config.limits.connections),
-                )
-                .await;
+                let limit = self.shared.config.load().limits.connections;
+                farewell(client, &refusal::too_many_connections(limit)).await;
             }
             Ok(Ok(FirstPacket::Startup { user, bytes })) => {
                 debug!(peer = %accepted.peer, user, "a session is asked for");
-                self.session(client, accepted.listener, listener, &bytes).await;
+                self.session(client, accepted.index, listener, &bytes).await;
             }
             Ok(Ok(FirstPacket::Cancel { key, bytes })) => {
-                cancel::forward(&self.shared, listener.config.role, &key, &bytes).await;
+                let role = listener.config.load().role;
+                cancel::forward(&self.shared, role, &key, &bytes).await;
             }
             // Answered when they were read.
             Ok(Ok(FirstPacket::Ssl | FirstPacket::GssEnc)) => {}
@@ -98,15 +93,16 @@ impl Connection {
         let connector = Connector {
             shared: &self.shared,
             worker: self.worker,
-            listener: index,
-            config: &listener.config,
+            index,
+            listener,
+            config: &listener.config.load_full(),
             client: &client,
             startup,
             cut: &self.cut,
         };
         // In a box of its own, which is gone while the session goes on.
         match Box::pin(connector.connect()).await {
-            Ok(connected) => self.relay(client, &listener.config, listener, connected).await,
+            Ok(connected) => self.relay(client, listener, connected).await,
             Err(Denied::Refused(fatal)) => {
                 debug!(why = fatal.message(), "a client is refused");
                 farewell(client, &fatal).await;
@@ -116,7 +112,7 @@ impl Connection {
         }
     }
 
-    async fn relay(&self, client: TcpStream, config: &ListenerConfig, listener: &ListenerState, connected: Connected) {
+    async fn relay(&self, client: TcpStream, listener: &ListenerState, connected: Connected) {
         let Connected {
             server,
             early,
@@ -125,7 +121,7 @@ impl Connection {
             ended,
             route,
         } = connected;
-        debug!(member = %target.member, role = config.role.as_str(), "a session begins");
+        debug!(member = %target.member, listener = listener.name, "a session begins");
         let counters = route.0.moved(self.worker).map(|moved| Counters {
             to_server: &moved.to_server,
             to_client: &moved.to_client,

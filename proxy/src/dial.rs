@@ -41,7 +41,7 @@ pub(crate) async fn dial(address: &Address) -> io::Result<TcpStream> {
 }
 
 /// Literal addresses are not looked up: a resolver may be slow exactly when the network is in trouble.
-async fn resolve(address: &Address) -> io::Result<Vec<SocketAddr>> {
+pub(crate) async fn resolve(address: &Address) -> io::Result<Vec<SocketAddr>> {
     if let Ok(ip) = address.host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(ip, address.port)]);
     }

@@ -19,20 +19,41 @@ const REPEAT_WITHIN: Duration = Duration::from_secs(10);
 pub(crate) enum EventKind {
     Started,
     Stopping,
-    LeaderChanged { from: Option<Epoch>, to: Option<Epoch> },
-    LeaderWritable { leader: MemberName, after: Duration },
-    LeaderWritableAgain { leader: MemberName, after: Duration },
+    LeaderChanged {
+        from: Option<Epoch>,
+        to: Option<Epoch>,
+    },
+    LeaderWritable {
+        leader: MemberName,
+        after: Duration,
+    },
+    LeaderWritableAgain {
+        leader: MemberName,
+        after: Duration,
+    },
     MemberJoined(MemberName),
     MemberLeft(MemberName),
-    SessionsEnded { reason: &'static str },
-    HoldExpired { listener: String },
+    SessionsEnded {
+        reason: &'static str,
+    },
+    HoldExpired {
+        listener: String,
+    },
     HoldFull,
     WarrantLapsed,
     WarrantBack,
     StoreLost(String),
     StoreBack,
+    /// Nobody holds the leader key, and its last holder goes on by its own word.
+    LeaderVouched(MemberName),
+    MemberSilent(MemberName),
+    MemberAnswers(MemberName),
+    Reloaded,
     MemberUnreachable(MemberName),
-    MemberNotNow { member: MemberName, said: String },
+    MemberNotNow {
+        member: MemberName,
+        said: String,
+    },
 }
 
 impl EventKind {
@@ -53,6 +74,10 @@ impl EventKind {
             Self::WarrantBack => "warrant_back",
             Self::StoreLost(_) => "store_lost",
             Self::StoreBack => "store_back",
+            Self::LeaderVouched(_) => "leader_vouched",
+            Self::MemberSilent(_) => "member_silent",
+            Self::MemberAnswers(_) => "member_answers",
+            Self::Reloaded => "reloaded",
             Self::MemberUnreachable(_) => "member_unreachable",
             Self::MemberNotNow { .. } => "member_not_now",
         }
@@ -111,6 +136,12 @@ impl fmt::Display for EventKind {
             Self::WarrantBack => f.write_str("it is certain again who leads"),
             Self::StoreLost(error) => write!(f, "the cluster's store does not answer: {error}"),
             Self::StoreBack => f.write_str("the cluster's store answers"),
+            Self::LeaderVouched(leader) => {
+                write!(f, "nobody holds the leader key; {leader} goes on by its own word")
+            }
+            Self::MemberSilent(member) => write!(f, "{member} does not answer: its readers go elsewhere"),
+            Self::MemberAnswers(member) => write!(f, "{member} answers again"),
+            Self::Reloaded => f.write_str("the configuration was read again"),
             Self::MemberUnreachable(member) => write!(f, "{member} cannot be connected to"),
             Self::MemberNotNow { member, said } => write!(f, "{member} takes no connections now: {said}"),
         }

@@ -1,11 +1,13 @@
 //! Ends the sessions that may not go on, and keeps the record of who led since when.
 //!
-//! Woken by every change of the view and by a timer at the warrant's end. Sessions are told before anything else is done.
+//! Woken by every change of the view, of the leader's own word and of who answers, and by a timer at the warrant's end. Sessions are told before anything else is done.
 
-use std::sync::PoisonError;
+use std::collections::BTreeSet;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use pgherd_cluster::clock::{Boottime, wall_now};
+use pgherd_cluster::name::MemberName;
 use pgherd_cluster::source::SourceHealth;
 use pgherd_cluster::view::{Epoch, View};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +27,8 @@ const LAPSED_POLL: Duration = Duration::from_millis(50);
 struct Standing {
     epoch: Option<Epoch>,
     warranted: bool,
+    admits: bool,
+    silent: Arc<BTreeSet<MemberName>>,
 }
 
 impl Standing {
@@ -32,6 +36,8 @@ impl Standing {
         Self {
             epoch: seen.view.epoch().cloned(),
             warranted: seen.warrant.holds(seen.now),
+            admits: seen.warrant.admits(),
+            silent: Arc::clone(&seen.silent),
         }
     }
 }
@@ -43,16 +49,20 @@ impl Standing {
 pub(crate) async fn run(shared: &Shared, stop: CancellationToken) -> std::io::Result<()> {
     let timer = BoottimeTimer::new()?;
     let mut changes = shared.view.subscribe();
+    let mut rechecks = shared.rechecks();
     let mut health = shared.view.health();
     let (mut view_lives, mut health_lives) = (true, true);
     let mut standing = Standing {
         epoch: None,
         warranted: false,
+        admits: false,
+        silent: Arc::default(),
     };
-    let mut known: Option<std::sync::Arc<View>> = None;
+    let mut known: Option<Arc<View>> = None;
     let mut store_was_lost = false;
     loop {
         changes.mark_unchanged();
+        rechecks.mark_unchanged();
         let seen = shared.seen();
         let now = Standing::of(&seen);
         if now != standing {
@@ -72,6 +82,8 @@ pub(crate) async fn run(shared: &Shared, stop: CancellationToken) -> std::io::Re
             () = stop.cancelled() => return Ok(()),
             // A source that has ended changes nothing any more; the warrant lapses by itself.
             changed = changes.changed(), if view_lives => view_lives = changed.is_ok(),
+            // Its sender is in what is shared.
+            _ = rechecks.changed() => {}
             changed = health.changed(), if health_lives => {
                 health_lives = changed.is_ok();
                 note_health(shared, &health.borrow_and_update(), &mut store_was_lost);
@@ -93,13 +105,13 @@ fn end_sessions(shared: &Shared, seen: &Seen) {
     };
     let told = shared.sessions.end_where(judge);
     if told > 0 {
-        warn!(sessions = told, "sessions are ended that may not outlive a leadership");
+        warn!(sessions = told, "sessions are ended that may not go on");
     }
 }
 
 fn note_standing(shared: &Shared, before: &Standing, now: &Standing, at: Boottime, looked_before: bool) {
+    shared.opened.send_modify(|times| *times += 1);
     if now.warranted && !before.warranted {
-        shared.warrant_back.send_modify(|times| *times += 1);
         // The first proof of all is no news.
         if before.epoch.is_some() {
             info!("it is certain again who leads");

@@ -19,9 +19,11 @@ mod look;
 mod proxy;
 mod refusal;
 mod relay;
+mod reload;
 pub mod route;
 mod sessions;
 mod shared;
+mod silence;
 mod socket;
 mod stats;
 #[cfg(test)]
@@ -35,3 +37,4 @@ mod worker;
 pub use config::{HoldConfig, LimitsConfig, ListenerConfig, ListenerRole, ProxyConfig, StatsConfig};
 pub use listener::BindError;
 pub use proxy::{Addresses, Proxy, ProxyError};
+pub use reload::{ReloadError, Reloaded, Reloader};

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::config::ConfigError;
 use crate::counters::{Counted, Gauge};
-use crate::shared::{Shared, count};
+use crate::shared::{ListenerState, Shared, count};
 
 const BACKLOG: i32 = 1024;
 /// Connections beyond the limit that may be there at a time to hear why they are refused.
@@ -78,43 +78,29 @@ pub(crate) fn addresses(listeners: &[TcpListener]) -> Vec<SocketAddr> {
 pub(crate) struct Admission {
     /// Here only to be told that there is no room, or to cancel a query.
     pub(crate) over_limit: bool,
-    _permit: OwnedSemaphorePermit,
+    _place: Counted,
 }
 
 /// A connection on its way to a worker.
 pub(crate) struct Accepted {
     pub(crate) stream: TcpStream,
     pub(crate) peer: SocketAddr,
-    pub(crate) listener: usize,
+    /// The listener's number, and itself.
+    pub(crate) index: usize,
+    pub(crate) listener: Arc<ListenerState>,
     pub(crate) admission: Admission,
     pub(crate) load: Counted,
 }
 
-/// The connections that may be there.
-#[derive(Clone)]
-pub(crate) struct Limits {
-    full: Arc<Semaphore>,
-    over: Arc<Semaphore>,
-}
-
-impl Limits {
-    pub(crate) fn new(connections: usize) -> Self {
-        Self {
-            full: Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS))),
-            over: Arc::new(Semaphore::new(OVER_LIMIT_MAX)),
-        }
-    }
-
-    fn admit(&self) -> Option<Admission> {
-        let admit = |semaphore: &Arc<Semaphore>, over_limit| {
-            let permit = Arc::clone(semaphore).try_acquire_owned().ok()?;
-            Some(Admission {
-                over_limit,
-                _permit: permit,
-            })
-        };
-        admit(&self.full, false).or_else(|| admit(&self.over, true))
-    }
+/// A place for one more connection, within the limit as last read, or among the few beyond it.
+fn admit(shared: &Shared) -> Option<Admission> {
+    let limit = shared.config.load().limits.connections;
+    let within = shared.admitted.enter_below(limit).map(|place| (false, place));
+    let (over_limit, place) = within.or_else(|| Some((true, shared.over_limit.enter_below(OVER_LIMIT_MAX)?)))?;
+    Some(Admission {
+        over_limit,
+        _place: place,
+    })
 }
 
 /// A worker's inbox, and how many connections it has.
@@ -127,14 +113,18 @@ pub(crate) struct Inbox {
 /// Accepts on one socket of a listener.
 pub(crate) struct Acceptor {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) listener: usize,
-    pub(crate) limits: Limits,
+    /// The listener's number, and itself.
+    pub(crate) index: usize,
+    pub(crate) listener: Arc<ListenerState>,
     pub(crate) inboxes: Vec<Inbox>,
+    /// Dropped after the socket: who holds the other end learns that the port is free.
+    pub(crate) ended: mpsc::Sender<()>,
 }
 
 impl Acceptor {
     /// Runs until `stop`. The port is given back when it returns.
     pub(crate) async fn run(self, socket: TcpListener, stop: CancellationToken) -> io::Result<()> {
+        let _ended = self.ended.clone(); // Dropped last of all.
         let socket = tokio::net::TcpListener::from_std(socket)?;
         tokio::select! {
             () = stop.cancelled() => {}
@@ -162,10 +152,8 @@ impl Acceptor {
     }
 
     async fn hand_over(&self, stream: TcpStream, peer: SocketAddr) {
-        if let Some(listener) = self.shared.listeners.get(self.listener) {
-            count(&listener.accepted);
-        }
-        let Some(admission) = self.limits.admit() else {
+        count(&self.listener.accepted);
+        let Some(admission) = admit(&self.shared) else {
             self.shared.limited.count("refusals", "");
             return; // Closed without a word: there are too many even to refuse.
         };
@@ -175,7 +163,8 @@ impl Acceptor {
         let accepted = Accepted {
             stream,
             peer,
-            listener: self.listener,
+            index: self.index,
+            listener: Arc::clone(&self.listener),
             admission,
             load: inbox.load.enter(),
         };

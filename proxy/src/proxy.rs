@@ -1,11 +1,12 @@
-//! The proxy's life: bind, run, stop.
+//! The proxy's life: bind, run, reload, stop.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
 use pgherd_cluster::source::ViewHandle;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -13,11 +14,12 @@ use tracing::info;
 
 use crate::config::ProxyConfig;
 use crate::events::EventKind;
-use crate::listener::{self, Acceptor, BindError, Inbox, Limits};
+use crate::listener::{BindError, Inbox};
+use crate::reload::{self, Bound, Doors, Order, Reloader};
 use crate::sessions::Ending;
-use crate::shared::{ListenerState, Shared};
+use crate::shared::Shared;
 use crate::worker::Worker;
-use crate::{fence, stats, vouch};
+use crate::{fence, silence, vouch};
 
 /// For workers to end after their sessions were cut.
 const WORKERS_END_MAX: Duration = Duration::from_secs(5);
@@ -56,9 +58,10 @@ pub struct Addresses {
 /// A proxy that has its ports.
 pub struct Proxy {
     shared: Arc<Shared>,
-    sockets: Vec<Vec<TcpListener>>,
-    stats: Vec<TcpListener>,
+    bound: Bound,
     workers: usize,
+    reloader: Reloader,
+    orders: mpsc::Receiver<Order>,
 }
 
 impl Proxy {
@@ -67,44 +70,32 @@ impl Proxy {
     /// # Errors
     /// When the configuration cannot work, or a port cannot be had.
     pub fn bind(config: ProxyConfig, view: ViewHandle) -> Result<Self, BindError> {
-        config.check()?;
-        let sockets: Vec<Vec<TcpListener>> = config
-            .listeners
-            .iter()
-            .map(|listener| listener::bind(&listener.address))
-            .collect::<Result<_, _>>()?;
-        let stats = match &config.stats {
-            Some(stats) => listener::bind(&stats.address)?,
-            None => Vec::new(),
-        };
+        let bound = Bound::new(&config)?;
         let workers = match config.workers {
             0 => available_parallelism().map_or(1, usize::from),
             workers => workers,
         };
-        let bound = config.listeners.iter().zip(&sockets);
-        let states = bound.map(|(config, sockets)| ListenerState::new(config.clone(), listener::addresses(sockets)));
-        let states = states.collect();
-        let shared = Arc::new(Shared::new(config, view, states, workers));
+        let shared = Arc::new(Shared::new(config, view, workers));
+        let (reloader, orders) = reload::channel();
         Ok(Self {
             shared,
-            sockets,
-            stats,
+            bound,
             workers,
+            reloader,
+            orders,
         })
     }
 
     /// Where it listens.
     #[must_use]
     pub fn addresses(&self) -> Addresses {
-        Addresses {
-            listeners: self
-                .shared
-                .listeners
-                .iter()
-                .map(|listener| listener.addresses.clone())
-                .collect(),
-            stats: listener::addresses(&self.stats),
-        }
+        self.bound.addresses()
+    }
+
+    /// What gives it a new configuration while it runs.
+    #[must_use]
+    pub fn reloader(&self) -> Reloader {
+        self.reloader.clone()
     }
 
     /// Serves until `stop`, then lets sessions end by themselves for the grace period, then cuts them. When the future is
@@ -115,9 +106,10 @@ impl Proxy {
     pub async fn run(self, stop: CancellationToken) -> Result<(), ProxyError> {
         let Self {
             shared,
-            sockets,
-            stats,
+            bound,
             workers,
+            reloader: _reloader, // So that orders never end, whoever else has one.
+            mut orders,
         } = self;
         let cutter = Cutter {
             shared: Arc::clone(&shared),
@@ -129,24 +121,30 @@ impl Proxy {
             .map_err(ProxyError::Start)?;
         let (inboxes, mut sessions) = watch_workers(workers);
 
-        // Not a child of `stop`: an acceptor that ends by itself is a failure, and must not look like one on a stop.
-        let closed = CancellationToken::new();
-        let _closed_when_dropped = closed.clone().drop_guard();
-        let mut acceptors = start_acceptors(&shared, sockets, inboxes, &closed);
         // The fence and the page outlive the drain.
         let background = CancellationToken::new();
         let _background_when_dropped = background.clone().drop_guard();
-        let mut parts = start_parts(&shared, stats, &background);
+        let mut doors = Doors::open(&shared, bound, inboxes, &background);
+        let mut parts = start_parts(&shared, &background);
         shared.events.record(EventKind::Started);
 
-        let outcome = tokio::select! {
-            () = stop.cancelled() => Ok(()),
-            Some(ended) = acceptors.join_next() => failure("listener", ended),
-            Some(ended) = parts.join_next() => failure("fence, vouch or page", ended),
-            Some(ended) = sessions.join_next() => failure("worker", ended),
+        let outcome = loop {
+            tokio::select! {
+                () = stop.cancelled() => break Ok(()),
+                Some(order) = orders.recv() => doors.obey(order).await,
+                // A listener or a page that was told to end has.
+                Some(ended) = doors.acceptors.join_next() => if !matches!(ended, Ok(Ok(()))) {
+                    break failure("listener", ended);
+                },
+                Some(ended) = doors.pages.join_next() => if !matches!(ended, Ok(Ok(()))) {
+                    break failure("page", ended);
+                },
+                Some(ended) = parts.join_next() => break failure("fence, vouch or silence", ended),
+                Some(ended) = sessions.join_next() => break failure("worker", ended),
+            }
         };
-        closed.cancel();
-        while acceptors.join_next().await.is_some() {} // Ports are free from here on, inboxes closed.
+        drop(orders); // Whoever waits for a reload hears that there is none.
+        let mut pages = doors.close().await;
         if outcome.is_ok() {
             shared.events.record(EventKind::Stopping);
             drain(&shared, &mut sessions, &mut parts).await;
@@ -154,7 +152,8 @@ impl Proxy {
         drop(cutter);
         let _ = timeout(WORKERS_END_MAX, all_ended(&mut sessions)).await;
         background.cancel();
-        while parts.join_next().await.is_some() {}
+        all_ended(&mut parts).await;
+        all_ended(&mut pages).await;
         outcome
     }
 }
@@ -172,7 +171,7 @@ impl Drop for Cutter {
     }
 }
 
-type Parts = JoinSet<std::io::Result<()>>;
+pub(crate) type Parts = JoinSet<std::io::Result<()>>;
 
 /// Splits workers into what acceptors need and a set that tells when one has ended.
 fn watch_workers(workers: Vec<Worker>) -> (Vec<Inbox>, Parts) {
@@ -186,47 +185,23 @@ fn watch_workers(workers: Vec<Worker>) -> (Vec<Inbox>, Parts) {
     (inboxes, sessions)
 }
 
-fn start_acceptors(
-    shared: &Arc<Shared>,
-    sockets: Vec<Vec<TcpListener>>,
-    inboxes: Vec<Inbox>,
-    closed: &CancellationToken,
-) -> Parts {
-    let limits = Limits::new(shared.config.limits.connections);
-    let mut acceptors = JoinSet::new();
-    for (listener, sockets) in sockets.into_iter().enumerate() {
-        for socket in sockets {
-            let acceptor = Acceptor {
-                shared: Arc::clone(shared),
-                listener,
-                limits: limits.clone(),
-                inboxes: inboxes.clone(),
-            };
-            acceptors.spawn(acceptor.run(socket, closed.clone()));
-        }
-    }
-    acceptors
-}
-
-fn start_parts(shared: &Arc<Shared>, stats: Vec<TcpListener>, stop: &CancellationToken) -> Parts {
+fn start_parts(shared: &Arc<Shared>, stop: &CancellationToken) -> Parts {
     let mut parts = JoinSet::new();
-    let fenced = Arc::clone(shared);
-    let stopped = stop.clone();
+    let (fenced, stopped) = (Arc::clone(shared), stop.clone());
     parts.spawn(async move { fence::run(&fenced, stopped).await });
-    let vouched = Arc::clone(shared);
-    let stopped = stop.clone();
+    let (vouched, stopped) = (Arc::clone(shared), stop.clone());
     parts.spawn(async move { vouch::run(&vouched, stopped).await });
-    for socket in stats {
-        parts.spawn(stats::serve(Arc::clone(shared), socket, stop.clone()));
-    }
+    let (asked, stopped) = (Arc::clone(shared), stop.clone());
+    parts.spawn(async move { silence::run(&asked, stopped).await });
     parts
 }
 
 /// Until every session has ended, or the grace period is over, or nothing would fence them any more.
 async fn drain(shared: &Shared, sessions: &mut Parts, parts: &mut Parts) {
-    info!(grace = ?shared.config.drain, "stopping: no new connections, sessions may end by themselves");
+    let grace = shared.config.load().drain;
+    info!(?grace, "stopping: no new connections, sessions may end by themselves");
     tokio::select! {
-        drained = timeout(shared.config.drain, all_ended(sessions)) => {
+        drained = timeout(grace, all_ended(sessions)) => {
             if drained.is_err() {
                 info!("sessions are still open after the grace period: they are cut");
             }

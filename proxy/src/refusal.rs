@@ -112,9 +112,11 @@ pub(crate) fn outlived(why: &Outlived) -> Fatal {
             "It is no longer certain that the member which this session was connected to leads: the cluster's store does not answer.".to_owned()
         }
         Outlived::Promoted { member } => format!("{member} was promoted; this session came for a replica."),
+        Outlived::Silent { member } => format!("{member} does not answer; neither does its agent."),
     };
     let message = match why {
         Outlived::Promoted { .. } => "terminating connection: its replica is none any more",
+        Outlived::Silent { .. } => "terminating connection: its replica does not answer",
         Outlived::EpochOver { .. } | Outlived::WarrantLapsed => "terminating connection: its leader no longer leads",
     };
     Fatal::new(ADMIN_SHUTDOWN, message).detail(detail).hint(RECONNECT)
@@ -173,6 +175,7 @@ mod tests {
             Outlived::EpochOver { now: None },
             Outlived::EpochOver { now: Some(epoch) },
             Outlived::Promoted { member: name("n2") },
+            Outlived::Silent { member: name("n2") },
         ] {
             let fatal = outlived(&why);
             assert_eq!(fatal.sqlstate(), "57P01");

@@ -1,5 +1,6 @@
 //! Where a connection goes. Pure: role, view, warrant and time in, decision out. Dialling and waiting are others' work.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
@@ -9,7 +10,7 @@ use pgherd_cluster::view::{Epoch, Member, View};
 
 use crate::balance::{self, LeftOut, Load};
 use crate::config::ListenerRole;
-use crate::warrant::Warrant;
+use crate::warrant::{Warrant, Words};
 
 /// What is known, and when.
 #[derive(Clone, Copy)]
@@ -18,6 +19,10 @@ pub struct Evidence<'a> {
     pub view: &'a View,
     /// The belief in its leader.
     pub warrant: Warrant,
+    /// What leaders' own agents have told.
+    pub words: &'a Words,
+    /// Members that do not answer, whatever the view says of them.
+    pub silent: &'a BTreeSet<MemberName>,
     /// The time of asking.
     pub now: Boottime,
 }
@@ -131,14 +136,14 @@ pub fn route(policy: Policy, evidence: Evidence<'_>, load: Load<'_>) -> Decision
 
 /// The leader, if writes may go there.
 fn writer(evidence: Evidence<'_>) -> Result<Target, Why> {
-    let Evidence { view, warrant, now } = evidence;
+    let Evidence { view, warrant, now, .. } = evidence;
     let Some(age) = warrant.age(now) else {
         return Err(Why::NothingKnown);
     };
     if !warrant.holds(now) {
         return Err(Why::WarrantLapsed { age });
     }
-    let epoch = view.epoch().ok_or(Why::NoLeader)?;
+    let epoch = view.epoch().filter(|_| warrant.admits()).ok_or(Why::NoLeader)?;
     let leader = || epoch.holder.clone();
     let member = view.leader_member().ok_or_else(|| Why::NoRecord { leader: leader() })?;
     let Some(writable) = view.writable_leader() else {
@@ -176,7 +181,7 @@ fn reader(policy: Policy, evidence: Evidence<'_>, load: Load<'_>) -> Result<Targ
     let mut candidates = Vec::new();
     let mut members = Vec::new();
     for member in view.members.values() {
-        match balance::readable(view, member, policy.max_lag_bytes) {
+        match readable(policy, evidence, member) {
             Ok(()) => candidates.push(member),
             Err(left_out) => members.push((member.name.clone(), left_out)),
         }
@@ -191,7 +196,7 @@ fn reader(policy: Policy, evidence: Evidence<'_>, load: Load<'_>) -> Result<Targ
         return Ok(target);
     }
     if balance::nobody_to_stream_from(view, load.avoid) {
-        candidates = stranded(policy, view);
+        candidates = stranded(policy, evidence);
         if let Some(target) = balance::choose(&candidates, load).and_then(standby) {
             return Ok(target);
         }
@@ -205,6 +210,15 @@ fn reader(policy: Policy, evidence: Evidence<'_>, load: Load<'_>) -> Result<Targ
     }
 }
 
+/// Whether readers may go to `member`: one that does not answer is no choice, and is said to be none for that.
+fn readable(policy: Policy, evidence: Evidence<'_>, member: &Member) -> Result<(), LeftOut> {
+    balance::readable(evidence.view, member, policy.max_lag_bytes)?;
+    if evidence.silent.contains(&member.name) {
+        return Err(LeftOut::Silent);
+    }
+    Ok(())
+}
+
 fn standby(member: &Member) -> Option<Target> {
     Some(Target {
         member: member.name.clone(),
@@ -214,20 +228,25 @@ fn standby(member: &Member) -> Option<Target> {
 }
 
 /// Standbys that may be read from while there is nobody to stream from, those that stream by their last word among them.
-fn stranded(policy: Policy, view: &View) -> Vec<&Member> {
-    let may = |member: &&Member| balance::last_resort(view, member, policy.max_lag_bytes).is_ok();
+fn stranded<'a>(policy: Policy, evidence: Evidence<'a>) -> Vec<&'a Member> {
+    let view = evidence.view;
+    let may = |member: &&Member| {
+        let last_resort = balance::last_resort(view, member, policy.max_lag_bytes);
+        last_resort.is_ok() && !evidence.silent.contains(&member.name)
+    };
     view.members.values().filter(may).collect()
 }
 
 /// The leader, if a reader that no replica can take could be helped by knowing that it does not answer. Nothing for a leader
 /// of which that is known.
 #[must_use]
-pub fn worth_asking<'a>(policy: Policy, view: &'a View, avoid: &[MemberName]) -> Option<&'a Member> {
+pub fn worth_asking<'a>(policy: Policy, evidence: Evidence<'a>, avoid: &[MemberName]) -> Option<&'a Member> {
+    let view = evidence.view;
     if policy.role != ListenerRole::Read || balance::nobody_to_stream_from(view, avoid) {
         return None;
     }
     let untried = |member: &&Member| !avoid.contains(&member.name);
-    stranded(policy, view)
+    stranded(policy, evidence)
         .iter()
         .any(untried)
         .then(|| view.leader_member())?
@@ -244,9 +263,11 @@ pub fn still_leads_to(target: &Target, policy: Policy, evidence: Evidence<'_>, a
     };
     let same_address = member.record.postgres_address().as_ref() == Some(&target.address);
     let view = evidence.view;
-    let readable = || balance::readable(view, member, policy.max_lag_bytes).is_ok();
+    let readable = || readable(policy, evidence, member).is_ok();
     let is_last_resort = || {
-        balance::nobody_to_stream_from(view, avoid) && balance::last_resort(view, member, policy.max_lag_bytes).is_ok()
+        balance::nobody_to_stream_from(view, avoid)
+            && balance::last_resort(view, member, policy.max_lag_bytes).is_ok()
+            && !evidence.silent.contains(&member.name)
     };
     same_address && (readable() || is_last_resort())
 }
@@ -277,10 +298,16 @@ pub enum Outlived {
         /// The member.
         member: MemberName,
     },
+    /// Its replica does not answer: its host is gone or cannot be reached.
+    Silent {
+        /// The member.
+        member: MemberName,
+    },
 }
 
 /// Whether a session may go on, and on which epoch from now on, or why not. A promoted member takes writes, so a session
-/// with it needs a warrant like any other.
+/// with it needs a warrant like any other. A session goes over to a later holding of the same member that was not ended in
+/// between.
 ///
 /// # Errors
 /// The reason to end it.
@@ -288,19 +315,25 @@ pub fn may_go_on(footing: &Footing, evidence: Evidence<'_>) -> Result<Option<Epo
     let now = evidence.view.epoch();
     let promoted = || now.filter(|now| now.holder == footing.member);
     let Some(epoch) = footing.epoch.as_ref().or_else(promoted) else {
-        return Ok(None);
+        let member = footing.member.clone();
+        return if evidence.silent.contains(&member) {
+            Err(Outlived::Silent { member })
+        } else {
+            Ok(None)
+        };
     };
     if footing.epoch.is_none() && !footing.may_be_led {
         let member = footing.member.clone();
         return Err(Outlived::Promoted { member });
     }
-    if now != Some(epoch) {
+    let reach = |now: &Epoch| evidence.words.reach(epoch, now, evidence.view, evidence.now);
+    let Some(now) = now.filter(|now| *now == epoch || reach(now)) else {
         return Err(Outlived::EpochOver { now: now.cloned() });
-    }
+    };
     if !evidence.warrant.holds(evidence.now) {
         return Err(Outlived::WarrantLapsed);
     }
-    Ok(Some(epoch.clone()))
+    Ok(Some(now.clone()))
 }
 
 #[cfg(test)]

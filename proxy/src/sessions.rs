@@ -27,6 +27,7 @@ impl Ending {
             Self::Outlived(Outlived::EpochOver { .. }) => "epoch_over",
             Self::Outlived(Outlived::WarrantLapsed) => "warrant_lapsed",
             Self::Outlived(Outlived::Promoted { .. }) => "promoted",
+            Self::Outlived(Outlived::Silent { .. }) => "silent",
             Self::Stopping => "stopping",
         }
     }

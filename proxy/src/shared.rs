@@ -1,15 +1,17 @@
 //! What all parts of one proxy share.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use pgherd_cluster::clock::{Boottime, wall_now};
+use pgherd_cluster::name::MemberName;
 use pgherd_cluster::source::ViewHandle;
 use pgherd_cluster::view::{Epoch, View};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::cancel::Limiter;
 use crate::config::{ListenerConfig, ProxyConfig};
@@ -17,11 +19,14 @@ use crate::counters::{Counted, Gauge, Routes, Tally};
 use crate::events::EventLog;
 use crate::route::Evidence;
 use crate::sessions::Sessions;
-use crate::warrant::{Vouch, Warrant};
+use crate::warrant::{Vouch, Warrant, Words, with_leader};
 
 /// One listener and what was counted on it.
 pub(crate) struct ListenerState {
-    pub(crate) config: ListenerConfig,
+    /// As last read: a reload changes what newcomers get.
+    pub(crate) config: ArcSwap<ListenerConfig>,
+    /// A reload has taken its address away. Its sessions go on.
+    pub(crate) closed: AtomicBool,
     /// Its address as configured, with the port that was bound: unique among listeners.
     pub(crate) name: String,
     pub(crate) addresses: Vec<SocketAddr>,
@@ -42,7 +47,8 @@ impl ListenerState {
             _ => config.address.clone(),
         };
         Self {
-            config,
+            config: ArcSwap::from_pointee(config),
+            closed: AtomicBool::new(false),
             name,
             addresses,
             connections: Gauge::default(),
@@ -52,6 +58,10 @@ impl ListenerState {
             hold_expired: AtomicU64::new(0),
             ended: AtomicU64::new(0),
         }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        !self.closed.load(Ordering::Relaxed)
     }
 }
 
@@ -78,6 +88,8 @@ pub(crate) struct Leadership {
 pub(crate) struct Seen {
     pub(crate) view: Arc<View>,
     pub(crate) warrant: Warrant,
+    pub(crate) words: Arc<Words>,
+    pub(crate) silent: Arc<BTreeSet<MemberName>>,
     pub(crate) now: Boottime,
 }
 
@@ -86,17 +98,37 @@ impl Seen {
         Evidence {
             view: &self.view,
             warrant: self.warrant,
+            words: &self.words,
+            silent: &self.silent,
             now: self.now,
         }
     }
 }
 
+/// A view of the store's, and what the word of a leader without a key makes of it.
+struct Completed {
+    of: Arc<View>,
+    epoch: Epoch,
+    view: Arc<View>,
+}
+
 pub(crate) struct Shared {
-    pub(crate) config: ProxyConfig,
+    /// As last read.
+    pub(crate) config: ArcSwap<ProxyConfig>,
+    /// What the store says. Whoever routes or ends sessions asks [`Shared::seen`].
     pub(crate) view: ViewHandle,
-    /// The last word of the leader's own agent.
-    vouch: ArcSwapOption<Vouch>,
-    pub(crate) listeners: Vec<ListenerState>,
+    /// Only who asks leaders' agents changes them.
+    words: ArcSwap<Words>,
+    /// So that the view is completed once, not for every client.
+    completed: ArcSwapOption<Completed>,
+    /// Members that have sessions or might get some, and do not answer.
+    silent: ArcSwap<BTreeSet<MemberName>>,
+    /// Changes when something else than the view does that may end sessions or open routes.
+    recheck: watch::Sender<u64>,
+    /// Told when a client begins to wait.
+    pub(crate) waits: Notify,
+    /// In the order in which they were opened; those that a reload has closed stay, for their sessions.
+    listeners: ArcSwap<Vec<Arc<ListenerState>>>,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) routes: Routes,
     /// Sessions ended, by reason and SQLSTATE.
@@ -106,32 +138,41 @@ pub(crate) struct Shared {
     /// Connections that a limit turned away, by limit.
     pub(crate) limited: Tally,
     pub(crate) held: Gauge,
+    /// Client connections, and those beyond the limit.
+    pub(crate) admitted: Gauge,
+    pub(crate) over_limit: Gauge,
     pub(crate) unknown_cancels: Limiter,
     pub(crate) events: EventLog,
-    /// Changes when a lapsed warrant holds again, which no change of the view tells.
-    pub(crate) warrant_back: watch::Sender<u64>,
+    /// Changes when a route may have opened that no change of the view tells of.
+    pub(crate) opened: watch::Sender<u64>,
     pub(crate) leadership: Mutex<Leadership>,
     pub(crate) panics: AtomicU64,
     pub(crate) started: Boottime,
 }
 
 impl Shared {
-    pub(crate) fn new(config: ProxyConfig, view: ViewHandle, listeners: Vec<ListenerState>, workers: usize) -> Self {
+    pub(crate) fn new(config: ProxyConfig, view: ViewHandle, workers: usize) -> Self {
         let started = Boottime::now();
         Self {
-            config,
+            config: ArcSwap::from_pointee(config),
             view,
-            vouch: ArcSwapOption::empty(),
-            listeners,
+            words: ArcSwap::default(),
+            completed: ArcSwapOption::empty(),
+            silent: ArcSwap::default(),
+            recheck: watch::Sender::new(0),
+            waits: Notify::new(),
+            listeners: ArcSwap::default(),
             sessions: Sessions::new(workers),
             routes: Routes::new(workers),
             ended: Tally::default(),
             cancels: Tally::default(),
             limited: Tally::default(),
             held: Gauge::default(),
+            admitted: Gauge::default(),
+            over_limit: Gauge::default(),
             unknown_cancels: Limiter::new(started),
             events: EventLog::new(),
-            warrant_back: watch::Sender::new(0),
+            opened: watch::Sender::new(0),
             leadership: Mutex::new(Leadership {
                 epoch: None,
                 since: started,
@@ -148,20 +189,78 @@ impl Shared {
     /// What is known now.
     pub(crate) fn seen(&self) -> Seen {
         let (as_of, view) = self.view.evidence();
-        let warrant = Warrant::new(&view, as_of).vouched(&view, self.vouch.load().as_deref());
+        let words = self.words.load_full();
+        let now = Boottime::now();
+        let vouch = words.instead_of_key(&view, now);
+        let (view, warrant) = match vouch {
+            Some(vouch) => (self.completed(&view, vouch), Warrant::by_word(vouch, as_of)),
+            None => {
+                let warrant = Warrant::new(&view, as_of).vouched(&view, &words);
+                (view, warrant)
+            }
+        };
         Seen {
             view,
             warrant,
-            now: Boottime::now(),
+            silent: self.silent.load_full(),
+            now,
+            words,
         }
     }
 
-    /// Takes the word of the leader's own agent. A later word about the same epoch shortens nothing: the first still stands.
-    pub(crate) fn vouched(&self, vouch: Vouch) {
-        let known = self.vouch.load_full();
-        if known.is_none_or(|known| known.epoch != vouch.epoch || known.end < vouch.end) {
-            self.vouch.store(Some(Arc::new(vouch)));
+    fn completed(&self, view: &Arc<View>, vouch: &Vouch) -> Arc<View> {
+        let known = self.completed.load();
+        if let Some(known) = known.as_deref()
+            && Arc::ptr_eq(&known.of, view)
+            && known.epoch == *vouch.epoch()
+        {
+            return Arc::clone(&known.view);
         }
+        let completed = Arc::new(with_leader(view, vouch));
+        self.completed.store(Some(Arc::new(Completed {
+            of: Arc::clone(view),
+            epoch: vouch.epoch().clone(),
+            view: Arc::clone(&completed),
+        })));
+        completed
+    }
+
+    /// Changes with what leaders' agents say, and with who does not answer.
+    pub(crate) fn rechecks(&self) -> watch::Receiver<u64> {
+        self.recheck.subscribe()
+    }
+
+    /// Takes what `change` makes of the words of leaders' agents. For one writer.
+    pub(crate) fn change_words(&self, change: impl FnOnce(&Words) -> Words) {
+        let known = self.words.load_full();
+        let changed = change(&known);
+        if *known != changed {
+            self.words.store(Arc::new(changed));
+            self.recheck.send_modify(|times| *times += 1);
+        }
+    }
+
+    /// Takes who does not answer. For one writer.
+    pub(crate) fn set_silent(&self, silent: BTreeSet<MemberName>) {
+        if **self.silent.load() != silent {
+            self.silent.store(Arc::new(silent));
+            self.recheck.send_modify(|times| *times += 1);
+        }
+    }
+
+    /// All listeners that there have been, by number.
+    pub(crate) fn listeners(&self) -> Arc<Vec<Arc<ListenerState>>> {
+        self.listeners.load_full()
+    }
+
+    /// Adds a listener; its number and itself. For one writer.
+    pub(crate) fn add_listener(&self, listener: ListenerState) -> (usize, Arc<ListenerState>) {
+        let listener = Arc::new(listener);
+        let mut listeners = self.listeners.load().to_vec();
+        listeners.push(Arc::clone(&listener));
+        let index = listeners.len() - 1;
+        self.listeners.store(Arc::new(listeners));
+        (index, listener)
     }
 
     pub(crate) fn leadership(&self) -> Leadership {
@@ -178,11 +277,10 @@ impl Shared {
     }
 
     /// A place among the held clients of a listener, if there is one left.
-    pub(crate) fn hold(&self, listener: usize) -> Option<(Counted, Option<Counted>)> {
-        let place = self.held.enter_below(self.config.hold.clients)?;
-        Some((
-            place,
-            self.listeners.get(listener).map(|listener| listener.held.enter()),
-        ))
+    pub(crate) fn hold(&self, listener: &ListenerState) -> Option<(Counted, Counted)> {
+        let place = self.held.enter_below(self.config.load().hold.clients)?;
+        let held = listener.held.enter();
+        self.waits.notify_one();
+        Some((place, held))
     }
 }

@@ -1,12 +1,20 @@
 //! Clusters for unit tests, made of keys as etcd would hold them.
 
+use std::collections::BTreeSet;
+
+use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::key::Keys;
 use pgherd_cluster::name::{MemberName, Scope};
 use pgherd_cluster::view::{Entry, View};
 
+use crate::warrant::{Vouch, Words};
+
 pub(crate) fn name(text: &str) -> MemberName {
     MemberName::new(text).expect("a plain name")
 }
+
+pub(crate) static NO_WORDS: Words = Words::none();
+pub(crate) static NOBODY: BTreeSet<MemberName> = BTreeSet::new();
 
 #[derive(Clone)]
 pub(crate) struct Cluster {
@@ -69,6 +77,18 @@ impl Cluster {
             r#"{{"conn_url":"postgres://{member}:5432/postgres","api_url":"http://{member}:8008/patroni","state":"{state}","role":"{role}","pgherd":"0.1.0",{more}}}"#
         );
         self.put(&format!("members/{member}"), value, 1, 2)
+    }
+
+    /// The word of the leader's own agent.
+    pub(crate) fn word(&self, end: Boottime) -> Vouch {
+        let view = self.view();
+        Vouch {
+            leader: view.leader.clone().expect("somebody leads"),
+            member: view.leader_member().cloned().expect("it has a record"),
+            end,
+            names_epoch: true,
+            without_key: false,
+        }
     }
 
     pub(crate) fn view(&self) -> View {

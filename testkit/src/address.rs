@@ -1,4 +1,5 @@
-//! Loopback addresses: each site has a block of 256 of its own, so that clusters run side by side on equal ports.
+//! Loopback addresses: each site has a block of 256 of its own, so that clusters run side by side on equal ports. A site
+//! on a network has that network's.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -26,12 +27,11 @@ const HOLDING_PORT: u16 = 19_999;
 const BLOCKS: u32 = 250 * 256;
 const TRIES: u32 = 200;
 
-/// The addresses `127.x.y.0` to `127.x.y.255`, held by a listening socket until this is dropped.
+/// The addresses `127.x.y.0` to `127.x.y.255`, held by a listening socket until this is dropped; or a network's.
 #[derive(Debug)]
 pub struct AddressBlock {
-    x: u8,
-    y: u8,
-    _held: TcpListener,
+    subnet: [u8; 3],
+    _held: Option<TcpListener>,
 }
 
 impl AddressBlock {
@@ -48,14 +48,24 @@ impl AddressBlock {
                 continue;
             };
             if let Ok(held) = TcpListener::bind((Ipv4Addr::new(127, x, y, 254), HOLDING_PORT)) {
-                return Ok(Self { x, y, _held: held });
+                return Ok(Self {
+                    subnet: [127, x, y],
+                    _held: Some(held),
+                });
             }
         }
         bail!("no free block of loopback addresses in {TRIES} tries")
     }
 
+    /// The addresses of a network that nobody else uses.
+    #[must_use]
+    pub const fn of(subnet: [u8; 3]) -> Self {
+        Self { subnet, _held: None }
+    }
+
     fn ip(&self, host: u8) -> Ipv4Addr {
-        Ipv4Addr::new(127, self.x, self.y, host)
+        let [one, two, three] = self.subnet;
+        Ipv4Addr::new(one, two, three, host)
     }
 
     /// The address of member `index`, counted from 0.

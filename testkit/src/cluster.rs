@@ -11,10 +11,12 @@ use tokio::sync::Mutex;
 use crate::address::{READ_PORT, STATS_PORT, WRITE_PORT, at};
 use crate::config::{self, MemberPlace, PREFIX};
 use crate::etcd::Etcd;
-use crate::member::Member;
+use crate::member::{self, Member};
+use crate::network::Network;
 use crate::process::{self, Daemon, Signal};
 use crate::site::{Outcome, Site};
 use crate::sql::{Sql, value};
+use crate::volume::{Volume, VolumeKind};
 use crate::wait::eventually;
 use crate::{program, yaml};
 
@@ -34,6 +36,8 @@ pub struct ClusterBuilder {
     member: Value,
     single: Vec<(String, Value)>,
     proxy: Value,
+    network: Option<Arc<Network>>,
+    volumes: Option<VolumeKind>,
 }
 
 impl ClusterBuilder {
@@ -86,6 +90,20 @@ impl ClusterBuilder {
         self
     }
 
+    /// Puts each part on the host of `network` that has its address; the test itself must be on the clients' host.
+    #[must_use]
+    pub fn on(mut self, network: &Arc<Network>) -> Self {
+        self.network = Some(Arc::clone(network));
+        self
+    }
+
+    /// Gives each member's data directory a filesystem of its own. Needs root.
+    #[must_use]
+    pub const fn volumes(mut self, kind: VolumeKind) -> Self {
+        self.volumes = Some(kind);
+        self
+    }
+
     /// Starts everything, and waits until the cluster is well.
     ///
     /// # Errors
@@ -105,7 +123,11 @@ impl ClusterBuilder {
     /// # Errors
     /// When etcd does not start.
     pub async fn prepare(self) -> Result<Cluster> {
-        let site = Arc::new(Site::new()?);
+        let site = match &self.network {
+            Some(network) => Site::on(network)?,
+            None => Site::new()?,
+        };
+        let site = Arc::new(site);
         let mut etcd = Etcd::start(&site, self.etcd).await?;
         if let Some(password) = &self.etcd_password {
             etcd.enable_auth(password).await?;
@@ -123,11 +145,21 @@ impl ClusterBuilder {
                 bin_dir: &bin_dir,
             };
             let mut text = config::member(&place, etcd3.clone(), self.dcs.clone());
+            if let Some(network) = &self.network {
+                config::merge(&mut text, config::access_from(&network.cidr()));
+            }
             config::merge(&mut text, self.member.clone());
             for (_, over) in self.single.iter().filter(|(single, _)| *single == name) {
                 config::merge(&mut text, over.clone());
             }
-            members.push(Member::new(&site, name, index, dir, text)?);
+            let volume = match self.volumes {
+                Some(kind) => {
+                    let mount = site.make_dir(&format!("{name}/{}", member::VOLUME))?;
+                    Some(Volume::mount(&site, kind, &name, &mount).await?)
+                }
+                None => None,
+            };
+            members.push(Member::new(&site, name, index, dir, text, volume)?);
         }
         let mut proxy = config::proxy(site.addresses().proxy(0), etcd3);
         config::merge(&mut proxy, self.proxy);
@@ -136,6 +168,7 @@ impl ClusterBuilder {
             site,
             etcd,
             members,
+            proxy_config: proxy,
             proxy: Mutex::new(None),
         })
     }
@@ -146,6 +179,7 @@ pub struct Cluster {
     site: Arc<Site>,
     etcd: Etcd,
     members: Vec<Member>,
+    proxy_config: Value,
     proxy: Mutex<Option<Daemon>>,
 }
 
@@ -162,6 +196,8 @@ impl Cluster {
             member: nothing.clone(),
             single: Vec::new(),
             proxy: nothing,
+            network: None,
+            volumes: None,
         }
     }
 
@@ -228,7 +264,8 @@ impl Cluster {
     /// # Errors
     /// When the binary is not built.
     pub async fn start_proxy(&self) -> Result<()> {
-        let mut command = self.site.command(self.site.reachable(&program::pgherd()?)?);
+        let program = self.site.reachable(&program::pgherd()?)?;
+        let mut command = self.site.command_at(self.site.addresses().proxy(0), program)?;
         command
             .arg("proxy")
             .arg("--config")
@@ -247,6 +284,28 @@ impl Cluster {
         let status = daemon.end(STOP_MAX).await?;
         ensure!(status.success(), "the proxy was stopped and ended with {status}");
         Ok(())
+    }
+
+    /// Writes the proxy's configuration anew: what it was to begin with, and `over` over it. The proxy is not told.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_proxy_config(&self, over: Value) -> Result<()> {
+        let mut config = self.proxy_config.clone();
+        config::merge(&mut config, over);
+        self.site.write_file("proxy.yml", &yaml::write(&config))?;
+        Ok(())
+    }
+
+    /// Sends the proxy a signal.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub async fn signal_proxy(&self, signal: Signal) -> Result<()> {
+        let mut proxy = self.proxy.lock().await;
+        let daemon = proxy.as_mut().context("the proxy does not run")?;
+        ensure!(daemon.ended()?.is_none(), "the proxy has ended: {}", daemon.output());
+        process::signal(daemon.pid(), signal)
     }
 
     /// Runs an operator's command: `pgherd COMMAND --config FILE ARGS`, with the first member's configuration.

@@ -87,6 +87,16 @@ pub fn member(place: &MemberPlace<'_>, etcd3: Value, dcs: Value) -> Value {
     })
 }
 
+/// What a member's configuration says instead, where clients and members have the addresses of `cidr`.
+#[must_use]
+pub fn access_from(cidr: &str) -> Value {
+    json!({"postgresql": {"pg_hba": [
+        "local all all trust",
+        format!("host replication replicator {cidr} scram-sha-256"),
+        format!("host all all {cidr} scram-sha-256"),
+    ]}})
+}
+
 /// A proxy's configuration.
 #[must_use]
 pub fn proxy(ip: Ipv4Addr, etcd3: Value) -> Value {

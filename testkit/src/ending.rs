@@ -11,6 +11,7 @@ use rustix::process::getpid;
 
 use crate::process::{self, Pid, Process, Signal};
 use crate::site::{DIRECTORY_PREFIX, KEEP_ENV, KEPT_FILE, SITE_ENV};
+use crate::volume;
 
 const KILL_MAX: Duration = Duration::from_secs(20);
 /// An immediate shutdown writes nothing.
@@ -25,11 +26,13 @@ const DATA_DIR_DEPTH: usize = 4;
 /// # Errors
 /// When something does not end.
 pub(crate) fn end_all(dir: &Path) -> Result<()> {
+    volume::let_go_under(dir);
     // Who could start PostgreSQL again, or end it by force, goes first.
     process::kill_all(KILL_MAX, || numbers(&family_without_servers(dir)))?;
     quit_servers(dir);
     process::kill_all(KILL_MAX, || numbers(&family(dir)))?;
     release_shared_memory(dir);
+    volume::unmount_under(dir);
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! A real etcd of one or three members.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use crate::address::{ETCD_CLIENT_PORT, ETCD_PEER_PORT, at};
 use crate::process::{self, Daemon, Signal};
+use crate::program;
 use crate::site::{Outcome, Site};
 use crate::wait::eventually;
 
@@ -96,8 +97,36 @@ impl Etcd {
             .collect()
     }
 
-    fn client_address(&self, index: u8) -> SocketAddr {
-        at(self.site.addresses().etcd(index), ETCD_CLIENT_PORT)
+    /// A member's address.
+    #[must_use]
+    pub fn ip(&self, index: u8) -> Ipv4Addr {
+        self.site.addresses().etcd(index)
+    }
+
+    /// Where a member answers clients, and tells its metrics.
+    #[must_use]
+    pub fn client_address(&self, index: u8) -> SocketAddr {
+        at(self.ip(index), ETCD_CLIENT_PORT)
+    }
+
+    /// The member that leads etcd itself.
+    ///
+    /// # Errors
+    /// When no member says of itself that it does.
+    pub async fn leader(&self) -> Result<u8> {
+        let text = self.ctl(&["endpoint", "status", "-w", "fields"]).await?.success()?;
+        // Fields of one endpoint after the other, in the order in which they were asked.
+        let numbers = |name: &str| -> Vec<&str> {
+            let values = text.lines().filter_map(|line| line.split_once(" : "));
+            values
+                .filter(|(field, _)| *field == name)
+                .map(|(_, value)| value)
+                .collect()
+        };
+        let (own, leaders) = (numbers("\"MemberID\""), numbers("\"Leader\""));
+        let position = own.iter().zip(&leaders).position(|(own, leader)| own == leader);
+        let position = position.with_context(|| format!("no etcd member leads:\n{text}"))?;
+        u8::try_from(position).context("at most three")
     }
 
     fn peer_url(&self, index: u8) -> String {
@@ -118,7 +147,11 @@ impl Etcd {
         let cluster: Vec<String> = (0..self.size())
             .map(|i| format!("etcd{i}={}", self.peer_url(i)))
             .collect();
-        let mut command = self.site.command("etcd");
+        let program = match program::etcd() {
+            named if named.is_absolute() => self.site.reachable(&named)?,
+            on_path => on_path,
+        };
+        let mut command = self.site.command_at(self.ip(index), program)?;
         command
             .arg("--name")
             .arg(format!("etcd{index}"))
@@ -265,6 +298,16 @@ impl Etcd {
     /// When etcd does not answer.
     pub async fn entry(&self, key: &str) -> Result<Option<Entry>> {
         let text = self.ctl(&["get", key, "-w", "fields"]).await?.success()?;
+        Ok(parse_fields(&text)?.pop())
+    }
+
+    /// One key's entry as it was at a revision, if there was one.
+    ///
+    /// # Errors
+    /// When etcd does not answer, or has forgotten that revision.
+    pub async fn entry_at(&self, key: &str, revision: i64) -> Result<Option<Entry>> {
+        let revision = format!("--rev={revision}");
+        let text = self.ctl(&["get", key, &revision, "-w", "fields"]).await?.success()?;
         Ok(parse_fields(&text)?.pop())
     }
 }

@@ -201,8 +201,8 @@ pub struct LostRow {
     pub writer: u32,
     /// Its number.
     pub seq: u64,
-    /// How long before the outage, that is the longest gap, it was acknowledged; zero for a row after that.
-    pub before_outage: Duration,
+    /// How long before the outage, that is the longest gap, it was acknowledged; nothing for a row after that.
+    pub before_outage: Option<Duration>,
 }
 
 /// What became of the acknowledged rows.
@@ -238,7 +238,7 @@ impl LedgerReport {
         let lost = lost.map(|row| LostRow {
             writer: row.writer,
             seq: row.seq,
-            before_outage: outage.saturating_duration_since(row.at),
+            before_outage: outage.checked_duration_since(row.at),
         });
         let known: BTreeSet<(u64, u64)> = book.acknowledged.iter().map(key).collect();
         Self {
@@ -286,7 +286,7 @@ impl LedgerReport {
         let older = self
             .lost
             .iter()
-            .find(|row| row.before_outage > window || row.before_outage.is_zero());
+            .find(|row| row.before_outage.is_none_or(|before| before > window));
         ensure!(
             older.is_none(),
             "rows are lost that were not on their way: {}",
@@ -308,12 +308,10 @@ impl LedgerReport {
     #[must_use]
     pub fn lost_rows(&self) -> String {
         let named = self.lost.iter().take(12).map(|row| {
-            format!(
-                "writer {} row {} ({:.3} s before the outage)",
-                row.writer,
-                row.seq,
-                row.before_outage.as_secs_f64()
-            )
+            let when = row.before_outage.map_or("after the outage".to_owned(), |before| {
+                format!("{:.3} s before the outage", before.as_secs_f64())
+            });
+            format!("writer {} row {} ({when})", row.writer, row.seq)
         });
         named.collect::<Vec<_>>().join(", ")
     }

@@ -7,7 +7,9 @@
 //! | variable | meaning |
 //! |---|---|
 //! | `PGHERD_BIN` | the binary to test, instead of `target/debug/pgherd` |
+//! | `ETCD_BIN` | the etcd to run, instead of the one on `PATH` |
 //! | `PGHERD_TEST_PG_BIN` | the directory of PostgreSQL's programs, instead of the newest that is installed |
+//! | `PGHERD_TEST_PYTHON` | the Python environment with Patroni, instead of the one that `scripts/deps.sh tests` makes |
 //! | `PGHERD_TEST_KEEP` | keep what passing tests wrote, too |
 //! | `PGHERD_TEST_GAPS` | a file to which each ledger appends its line |
 
@@ -17,26 +19,39 @@ pub mod cluster;
 pub mod config;
 mod ending;
 pub mod etcd;
+pub mod haproxy;
 pub mod http;
 pub mod ledger;
 pub mod load;
+pub mod maintenance;
 pub mod member;
+pub mod mixed;
+pub mod network;
+pub mod patroni;
 pub mod postgres;
 pub mod process;
 pub mod program;
 pub mod site;
 pub mod sql;
+pub mod synchronous;
+pub mod volume;
 pub mod wait;
 pub mod watch;
 pub mod yaml;
 
 pub use cluster::{Cluster, ClusterBuilder};
 pub use etcd::Etcd;
+pub use haproxy::HaProxy;
 pub use ledger::{Ledger, LedgerReport};
 pub use load::Load;
 pub use member::Member;
+pub use mixed::{Mixed, MixedBuilder};
+pub use network::Network;
+pub use patroni::Patroni;
 pub use postgres::Postgres;
 pub use site::{Outcome, Site};
 pub use sql::{Sql, SqlFailure};
+pub use synchronous::{Commit, Promotions, SyncLoad, SyncRecord};
+pub use volume::{Volume, VolumeKind};
 pub use wait::{eventually, throughout};
 pub use watch::{WatchReport, WriterWatch};

@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use crate::http::{self, Answer};
 use crate::process::{self, Daemon, Pid, Process, Signal};
 use crate::site::Site;
 use crate::sql::{Sql, SqlFailure, value};
+use crate::volume::Volume;
 use crate::wait::eventually;
 use crate::{program, yaml};
 
@@ -23,6 +25,9 @@ use crate::{program, yaml};
 const AGENT_ENV: &str = "PGHERD_KEEPER_LINK";
 /// The sentinel is the keeper's child with this in its environment.
 const SENTINEL_ENV: &str = "PGHERD_SENTINEL";
+/// Where a member's own filesystem is mounted, below its directory.
+pub(crate) const VOLUME: &str = "volume";
+const DATA: &str = "data";
 /// How long one question to PostgreSQL may take.
 const SQL_MAX: Duration = Duration::from_secs(2);
 const STOP_MAX: Duration = Duration::from_secs(60);
@@ -35,6 +40,7 @@ pub struct Member {
     index: u8,
     dir: PathBuf,
     config: Value,
+    volume: Option<Volume>,
     daemon: Mutex<Option<Daemon>>,
 }
 
@@ -45,13 +51,25 @@ impl fmt::Debug for Member {
 }
 
 impl Member {
-    pub(crate) fn new(site: &Arc<Site>, name: String, index: u8, dir: PathBuf, config: Value) -> Result<Self> {
+    pub(crate) fn new(
+        site: &Arc<Site>,
+        name: String,
+        index: u8,
+        dir: PathBuf,
+        mut config: Value,
+        volume: Option<Volume>,
+    ) -> Result<Self> {
+        if volume.is_some() {
+            let data_dir = dir.join(VOLUME).join(DATA);
+            crate::config::merge(&mut config, serde_json::json!({"postgresql": {"data_dir": data_dir}}));
+        }
         let member = Self {
             site: Arc::clone(site),
             name,
             index,
             dir,
             config,
+            volume,
             daemon: Mutex::new(None),
         };
         member.write_config(&yaml::write(&member.config))?;
@@ -64,22 +82,37 @@ impl Member {
         &self.name
     }
 
+    /// Its address.
+    #[must_use]
+    pub fn ip(&self) -> Ipv4Addr {
+        self.site.addresses().member(self.index)
+    }
+
     /// Where its PostgreSQL listens.
     #[must_use]
     pub fn postgres(&self) -> SocketAddr {
-        at(self.site.addresses().member(self.index), POSTGRES_PORT)
+        at(self.ip(), POSTGRES_PORT)
     }
 
     /// Where its REST interface listens.
     #[must_use]
     pub fn rest(&self) -> SocketAddr {
-        at(self.site.addresses().member(self.index), REST_PORT)
+        at(self.ip(), REST_PORT)
     }
 
     /// Its data directory.
     #[must_use]
     pub fn data_dir(&self) -> PathBuf {
-        self.dir.join("data")
+        let of_volume = self.volume.as_ref().map(|_| self.dir.join(VOLUME));
+        of_volume.as_ref().unwrap_or(&self.dir).join(DATA)
+    }
+
+    /// The filesystem of its own that its data directory is on, where the cluster was made so.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn volume(&self) -> Result<&Volume> {
+        self.volume.as_ref().context("a cluster with volumes")
     }
 
     /// Its configuration file.
@@ -88,9 +121,25 @@ impl Member {
         self.site.dir().join(format!("{}.yml", self.name))
     }
 
+    /// Where its processes write to.
+    #[must_use]
+    pub fn log_file(&self) -> PathBuf {
+        self.site.log_file(&self.name)
+    }
+
     fn write_config(&self, text: &str) -> Result<()> {
         self.site.write_file(&format!("{}.yml", self.name), text)?;
         Ok(())
+    }
+
+    /// Writes its configuration anew: what it was to begin with, and `over` over it. Its processes are not told.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn alter_config(&self, over: Value) -> Result<()> {
+        let mut config = self.config.clone();
+        crate::config::merge(&mut config, over);
+        self.write_config(&yaml::write(&config))
     }
 
     /// Starts `pgherd agent`. Does not wait for anything that it does.
@@ -98,10 +147,28 @@ impl Member {
     /// # Errors
     /// When the binary is not built.
     pub async fn start(&self) -> Result<()> {
-        let mut command = self.site.command(self.site.reachable(&program::pgherd()?)?);
+        let mut command = self.site.command_at(self.ip(), self.program()?)?;
         command.arg("agent").arg("--config").arg(self.config_file());
         *self.daemon.lock().await = Some(self.site.start(&self.name, command)?);
         Ok(())
+    }
+
+    /// The binary that this member runs: on a network each host has its own.
+    fn program(&self) -> Result<PathBuf> {
+        let built = self.site.reachable(&program::pgherd()?)?;
+        if self.site.network().is_none() {
+            return Ok(built);
+        }
+        let own = self.own_binary();
+        if !own.exists() {
+            fs::copy(&built, &own).with_context(|| format!("copying {}", built.display()))?;
+        }
+        fs::set_permissions(&own, fs::Permissions::from_mode(0o755))?;
+        Ok(own)
+    }
+
+    fn own_binary(&self) -> PathBuf {
+        self.dir.join("pgherd")
     }
 
     /// Stops it with SIGTERM to the keeper, and waits until nothing of the member is left.
@@ -394,6 +461,25 @@ impl Member {
         };
         drop(daemon);
         if has_ended { self.start().await } else { Ok(()) }
+    }
+
+    /// Takes the right to run it away from this member's own binary, and then ends the agent with SIGKILL. Only a member on
+    /// a network has a binary of its own.
+    ///
+    /// # Errors
+    /// When there is no such binary, or no agent.
+    pub async fn forbid_agent(&self) -> Result<()> {
+        fs::set_permissions(self.own_binary(), fs::Permissions::from_mode(0o644)).context("the member's own binary")?;
+        self.kill_agent().await
+    }
+
+    /// Takes back what [`Member::forbid_agent`] did. Where the keeper has given up meanwhile, the member is started.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn allow_agent(&self) -> Result<()> {
+        fs::set_permissions(self.own_binary(), fs::Permissions::from_mode(0o755)).context("the member's own binary")?;
+        self.release_agent().await
     }
 
     /// Takes the data directory of a stopped member away.

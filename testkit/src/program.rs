@@ -11,6 +11,9 @@ const BINARY_ENV: &str = "PGHERD_BIN";
 /// The environment variable that names the directory of PostgreSQL's programs.
 const POSTGRES_BIN_ENV: &str = "PGHERD_TEST_PG_BIN";
 
+/// The environment variable that names the etcd to run.
+const ETCD_ENV: &str = "ETCD_BIN";
+
 /// The root of the workspace.
 #[must_use]
 pub fn workspace() -> PathBuf {
@@ -36,6 +39,12 @@ pub fn pgherd() -> Result<PathBuf> {
         binary.display()
     );
     Ok(binary)
+}
+
+/// The etcd to run: `ETCD_BIN`, or the one on `PATH`.
+#[must_use]
+pub fn etcd() -> PathBuf {
+    named(ETCD_ENV).unwrap_or_else(|| PathBuf::from("etcd"))
 }
 
 /// The path in an environment variable; a relative one begins at the root of the workspace.

@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -19,6 +20,7 @@ use tokio::time::{interval, timeout};
 
 use crate::address::AddressBlock;
 use crate::ending;
+use crate::network::Network;
 use crate::process::{self, Daemon, Process};
 
 /// Set for everything that a site starts, with the site's directory as value.
@@ -40,6 +42,7 @@ pub struct Site {
     dir: PathBuf,
     addresses: AddressBlock,
     user: Option<User>,
+    network: Option<Arc<Network>>,
     passed: AtomicBool,
     _reaper: JoinSet<()>,
 }
@@ -85,6 +88,19 @@ impl Site {
     /// # Errors
     /// When there is no room, no address, or no user `postgres` although the tests run as root.
     pub fn new() -> Result<Self> {
+        Self::make(AddressBlock::take, None)
+    }
+
+    /// Makes a place whose parts run on the hosts of `network`, each on the one that has its address. Must be called in a
+    /// tokio runtime.
+    ///
+    /// # Errors
+    /// As [`Site::new`].
+    pub fn on(network: &Arc<Network>) -> Result<Self> {
+        Self::make(|| Ok(AddressBlock::of(network.subnet())), Some(Arc::clone(network)))
+    }
+
+    fn make(addresses: impl FnOnce() -> Result<AddressBlock>, network: Option<Arc<Network>>) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         static SWEPT: Once = Once::new();
         process::adopt_orphans()?;
@@ -104,8 +120,9 @@ impl Site {
         });
         let site = Self {
             dir,
-            addresses: AddressBlock::take()?,
+            addresses: addresses()?,
             user,
+            network,
             passed: AtomicBool::new(false),
             _reaper: reaper,
         };
@@ -154,7 +171,7 @@ impl Site {
         Ok(file)
     }
 
-    fn give(&self, path: &Path) -> Result<()> {
+    pub(crate) fn give(&self, path: &Path) -> Result<()> {
         match self.user {
             Some(user) => {
                 chown(path, Some(user.uid), Some(user.gid)).with_context(|| format!("giving {} away", path.display()))
@@ -173,7 +190,32 @@ impl Site {
         command
     }
 
-    /// The same for a client, which runs as whoever runs the test: its programs may lie where nobody else can read.
+    /// A command that will run as the site's user on the host that has the address `ip`, where the site is on a network.
+    ///
+    /// # Errors
+    /// When no host has this address.
+    pub fn command_at(&self, ip: Ipv4Addr, program: impl AsRef<OsStr>) -> Result<Command> {
+        let Some((network, user)) = self.network.as_ref().zip(self.user) else {
+            return Ok(self.command(program));
+        };
+        // It turns into the program, and keeps its process number. Only root may enter, so the user is changed inside.
+        let mut command = self.client_command("nsenter");
+        command
+            .arg(format!("--net={}", network.namespace_file(ip)?.display()))
+            .arg(format!("--setuid={}", user.uid))
+            .arg(format!("--setgid={}", user.gid))
+            .arg("--")
+            .arg(program);
+        Ok(command)
+    }
+
+    /// The network that the site's parts run on.
+    #[must_use]
+    pub const fn network(&self) -> Option<&Arc<Network>> {
+        self.network.as_ref()
+    }
+
+    /// A command for a client, which runs as whoever runs the test: its programs may lie where nobody else can read.
     #[must_use]
     pub fn client_command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);

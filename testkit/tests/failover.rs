@@ -9,6 +9,7 @@ use pgherd_testkit::{Cluster, Ledger, Load, SqlFailure, eventually, process, thr
 use serde_json::json;
 use tokio::task::JoinSet;
 
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 const SOON: Duration = Duration::from_secs(30);
 /// More than a ttl and an election: what has not happened by then does not happen.
 const LONG_ENOUGH: Duration = Duration::from_secs(10);
@@ -242,6 +243,36 @@ async fn a_switchover_by_rest_loses_nothing() -> Result<()> {
     let (leader, report) = load.end(&cluster, "planned switchover", fault).await?;
     ensure!(leader.name() == candidate.name());
     report.ensure_complete()?;
+    cluster.pass();
+    Ok(())
+}
+
+/// A promotion right after the old primary's stop can sleep through a whole `wal_retrieve_retry_interval`, five seconds by
+/// default. `PGHERD_TEST_SWITCHOVERS` says how many are tried.
+#[tokio::test]
+async fn switchovers_in_a_row_never_sleep_through_a_retry_interval() -> Result<()> {
+    let count = std::env::var("PGHERD_TEST_SWITCHOVERS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(5);
+    let cluster = Cluster::builder().start().await?;
+    cluster.settled().await?;
+    let load = Load::start(&cluster).await?;
+    let fault = Instant::now();
+    for _ in 0..count {
+        let former = cluster.settled().await?;
+        let request = json!({"leader": former.name()});
+        let answer = former.ask("POST", "/switchover", Some(&request)).await?;
+        ensure!(answer.status == 200, "{answer:?}");
+        load.goes_on().await?;
+    }
+    let (_, report) = load.end(&cluster, "the longest of many switchovers", fault).await?;
+    println!(
+        "{count} switchovers, the longest gap {:.2} s",
+        report.write_gap.as_secs_f64()
+    );
+    report.ensure_complete()?;
+    ensure!(report.write_gap < RETRY_INTERVAL, "{:?}", report.write_gap);
     cluster.pass();
     Ok(())
 }

@@ -37,6 +37,8 @@ pub(crate) struct Ending {
     kill_at: Boottime,
     look_at: Boottime,
     pause: Duration,
+    /// Nobody asked for it: the postmaster has exited in order.
+    is_only_seen: bool,
 }
 
 impl Ending {
@@ -47,6 +49,7 @@ impl Ending {
             kill_at,
             look_at: kill_at,
             pause: PAUSE_MIN,
+            is_only_seen: false,
         }
     }
 
@@ -56,6 +59,7 @@ impl Ending {
             kill_at: now,
             look_at: now,
             pause: PAUSE_MIN,
+            is_only_seen: false,
         }
     }
 
@@ -63,6 +67,7 @@ impl Ending {
     pub(crate) fn after_exit(now: Boottime, departure: Departure) -> Self {
         let mut ending = Self::after_quit(now, GRACE_MAX);
         ending.postmaster_died(now, departure);
+        ending.is_only_seen = departure == Departure::Orderly;
         ending
     }
 
@@ -76,8 +81,14 @@ impl Ending {
 
     /// Asked again, perhaps with less time than before.
     pub(crate) fn hurry(&mut self, now: Boottime, grace: Duration) {
+        self.is_only_seen = false;
         self.kill_at = self.kill_at.min(now.plus(grace.min(GRACE_MAX)));
         self.look_at = self.look_at.min(self.kill_at);
+    }
+
+    /// Whether it is over as soon as others have started the next postmaster. Who asked for an end means that one too.
+    pub(crate) fn is_only_seen(&self) -> bool {
+        self.is_only_seen
     }
 
     /// The step that is due.
@@ -160,6 +171,17 @@ mod tests {
         assert_eq!(steps.first(), Some(&(1000, Step::Look)));
         assert_eq!(steps.last(), Some(&(1200, Step::Kill)));
         assert!(steps.iter().rev().skip(1).all(|(_, step)| *step == Step::Look));
+    }
+
+    #[test]
+    fn an_end_is_only_seen_until_somebody_asks_for_it() {
+        let mut ending = Ending::after_exit(at(1000), Departure::Orderly);
+        assert!(ending.is_only_seen());
+        ending.hurry(at(1000), GRACE_MAX);
+        assert!(!ending.is_only_seen());
+        assert!(!Ending::after_exit(at(1000), Departure::Killed).is_only_seen());
+        assert!(!Ending::after_quit(at(1000), GRACE_MAX).is_only_seen());
+        assert!(!Ending::without_postmaster(at(1000)).is_only_seen());
     }
 
     #[test]

@@ -238,6 +238,20 @@ impl Fence {
         matches!(self.state, State::Armed(armed) if now < armed.fence_at())
     }
 
+    /// Whether PostgreSQL may be made writable at `now`: under a deadline, or in maintenance, where an operator answers
+    /// for it.
+    #[must_use]
+    pub fn may_become_writable(&self, now: Boottime) -> bool {
+        self.may_write(now) || self.is_paused()
+    }
+
+    /// PostgreSQL is being made writable. In maintenance no term has it, and its end then needs one.
+    pub fn becomes_writable(&mut self) {
+        if let State::Paused { was_armed } = &mut self.state {
+            *was_armed = true;
+        }
+    }
+
     /// The deadline that another process should enforce too: of a term that is armed or being fenced.
     #[must_use]
     pub fn deadline(&self) -> Option<Armed> {
@@ -420,6 +434,18 @@ mod tests {
         let mut fence = armed(term(7, 10));
         assert_eq!(fence.pause(at(5)), Ok(()));
         assert_eq!(fence.arm(term(8, 30), at(20), LEFT), Ok(term(8, 30)));
+    }
+
+    #[test]
+    fn what_becomes_writable_in_a_pause_does_not_lose_its_fence_by_its_end() {
+        let mut fence = Fence::new();
+        assert!(!fence.may_become_writable(at(1)));
+        assert_eq!(fence.pause(at(1)), Ok(()));
+        assert!(fence.may_become_writable(at(1)) && !fence.may_write(at(1)));
+        fence.becomes_writable();
+        assert_eq!(fence.disarm(LEFT), Err(Refusal::InstanceLeft));
+        fence.instance_ended();
+        assert_eq!(fence.disarm(LEFT), Ok(()));
     }
 
     #[test]

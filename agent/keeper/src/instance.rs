@@ -7,9 +7,10 @@ use rustix::io;
 use rustix::process::{Pid, Signal, getpid};
 
 use crate::child::Child;
-use crate::lock_file::{LockFile, Segment};
+use crate::directory::{DataDirectory, Sight};
+use crate::lock_file::Segment;
 use crate::postmaster::Postmaster;
-use crate::process::{DirectoryId, Process, ProcessTable};
+use crate::process::{Process, ProcessTable};
 
 /// The keeper's own children, by their numbers. What else descends from the keeper belongs to the instance: as a
 /// subreaper it becomes the parent of every orphan.
@@ -46,7 +47,7 @@ enum Kin {
 /// Finds the processes of one instance, and ends them.
 pub(crate) struct Instance {
     table: ProcessTable,
-    data_dir: PathBuf,
+    data_dir: DataDirectory,
     found: Vec<Process>,
     /// What was found since the end began, and below an adopted postmaster. A backend that has left the data directory
     /// and lost its parent is known by this alone.
@@ -57,11 +58,11 @@ pub(crate) struct Instance {
 
 impl Instance {
     /// # Errors
-    /// When /proc cannot be used.
-    pub(crate) fn new(data_dir: PathBuf) -> io::Result<Self> {
+    /// When /proc cannot be used, or no thread can be started.
+    pub(crate) fn new(data_dir: PathBuf) -> std::io::Result<Self> {
         Ok(Self {
             table: ProcessTable::open()?,
-            data_dir,
+            data_dir: DataDirectory::new(data_dir)?,
             found: Vec::new(),
             known: BTreeSet::new(),
             segment: None,
@@ -70,21 +71,23 @@ impl Instance {
 
     /// Whether a process of the instance is left. What cannot be found out counts as left.
     pub(crate) fn is_left(&mut self, household: Option<&Household>) -> bool {
-        self.find(household).map_or(true, |found| !found.is_empty()) || self.is_attached_to()
+        let unseen = self.data_dir.look().is_none();
+        unseen || self.find(household).map_or(true, |found| !found.is_empty()) || self.is_attached_to()
     }
 
     /// The postmaster that the data directory names, if it serves this very directory now.
     pub(crate) fn living_postmaster(&mut self) -> Option<Pid> {
-        let pid = LockFile::read(&self.data_dir)?.postmaster;
-        let data_dir = DirectoryId::of(&self.data_dir)?;
+        let Sight { id, lock } = self.data_dir.look()?;
+        let (pid, data_dir) = (lock?.postmaster, id?);
         let lives = self.table.read(pid).ok()?.is_some_and(|process| !process.zombie);
         (lives && self.table.serves(pid, &data_dir)).then_some(pid)
     }
 
     /// Whether the data directory still names this postmaster, as it does after one that was killed. One that exits takes
     /// its file away.
-    pub(crate) fn names(&self, postmaster: Pid) -> bool {
-        LockFile::read(&self.data_dir).is_some_and(|file| file.postmaster == postmaster)
+    pub(crate) fn names(&mut self, postmaster: Pid) -> bool {
+        let lock = self.data_dir.look().and_then(|sight| sight.lock);
+        lock.is_some_and(|file| file.postmaster == postmaster)
     }
 
     /// Takes hold of that postmaster, by its pidfd first and by what it serves then.
@@ -103,7 +106,8 @@ impl Instance {
 
     /// A server makes its shared memory anew after one of its processes has crashed.
     fn note_segment(&mut self) {
-        let segment = LockFile::read(&self.data_dir).and_then(|file| file.segment());
+        let lock = self.data_dir.look().and_then(|sight| sight.lock);
+        let segment = lock.and_then(|file| file.segment());
         self.segment = segment.or(self.segment);
     }
 
@@ -207,7 +211,7 @@ impl Instance {
     fn look(&mut self, household: Option<&Household>) -> io::Result<()> {
         self.table.take()?;
         self.found.clear();
-        let data_dir = DirectoryId::of(&self.data_dir);
+        let data_dir = self.data_dir.look().and_then(|sight| sight.id);
         // Below a living postmaster everybody is found by descent, and reading all mappings is not cheap.
         let bereft = household.is_none_or(|household| household.postmaster.is_none());
         let segment = self.segment.filter(|_| bereft && self.is_attached_to());

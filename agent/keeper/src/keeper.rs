@@ -261,9 +261,16 @@ impl Keeper {
 
     fn go_on_ending(&mut self, now: Boottime) -> Result<(), KeeperError> {
         let household = self.household();
+        let is_paused = self.fence.is_paused();
         let Some(ending) = &mut self.ending else { return Ok(()) };
         let left = match ending.step(now) {
             Step::Wait => true,
+            // In pause an operator restarts by hand, and is not to find the next server killed with what the last one left.
+            Step::Look | Step::Kill
+                if is_paused && ending.is_only_seen() && self.instance.living_postmaster().is_some() =>
+            {
+                false
+            }
             Step::Look => self.instance.is_left(Some(&household)),
             Step::Kill => self.instance.kill(Some(&household)) != Ok(0),
         };
@@ -421,6 +428,7 @@ impl Keeper {
             adopted: self.postmaster.as_ref().is_some_and(Postmaster::is_adopted),
             watchdog: self.surroundings.watchdog,
         };
+        self.surroundings.left_told = hello.instance_left;
         self.agent.report(&Report::Hello(hello));
         Ok(())
     }

@@ -50,13 +50,15 @@
 //! For maintenance, [`Request::Pause`](protocol::Request::Pause) suspends the fence: no deadline is in force, and
 //! PostgreSQL stays as it is, whatever becomes of the agent and of the keeper. An agent that leaves may have PostgreSQL stay behind. A keeper that is told to
 //! stop leaves it behind unless the agent says otherwise, and so does the sentinel of a keeper that is killed. What would
-//! make PostgreSQL writable is refused as it is without a deadline. Arming the fence ends the pause.
+//! make PostgreSQL writable is refused as it is without a deadline. What others start in place of a postmaster that has
+//! exited is told to the agent, and not ended with what that one left. Arming the fence ends the pause.
 
 pub mod clock;
 pub mod fence;
 pub mod protocol;
 
 mod child;
+mod directory;
 mod ending;
 mod error;
 mod instance;

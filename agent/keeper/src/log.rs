@@ -4,7 +4,7 @@
 use std::fmt::Arguments;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 use rustix::io::write;
 use rustix::net::{SendFlags, send};
 use rustix::stdio::stderr;
@@ -15,6 +15,8 @@ pub(crate) struct Log {
     /// Our own opening of the file behind standard error. The one that we inherited is shared with every other process
     /// that did, and may not be made non-blocking under them.
     own: Option<OwnedFd>,
+    /// What standard error is: it may be of another user, who opened it for us, so that we cannot open it ourselves.
+    kind: FileType,
 }
 
 impl Log {
@@ -22,6 +24,7 @@ impl Log {
         let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         Self {
             own: openat(CWD, "/proc/self/fd/2", flags, Mode::empty()).ok(),
+            kind: fstat(stderr()).map_or(FileType::Unknown, |stat| FileType::from_raw_mode(stat.st_mode)),
         }
     }
 
@@ -29,10 +32,13 @@ impl Log {
     pub(crate) fn line(&self, text: Arguments<'_>) {
         let line = format!("pgherd keeper: {text}\n");
         // Losing a line is what this module is for.
-        let _ = match &self.own {
-            Some(own) => write(own, line.as_bytes()),
+        let _ = match (&self.own, self.kind) {
+            (Some(own), _) => write(own, line.as_bytes()),
             // A socket, as the system's journal provides, cannot be opened again, but it can be asked not to wait.
-            None => send(stderr(), line.as_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL),
+            (None, FileType::Socket) => send(stderr(), line.as_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL),
+            // No reader holds up who writes to a file.
+            (None, FileType::RegularFile) => write(stderr(), line.as_bytes()),
+            (None, _) => return,
         };
     }
 }

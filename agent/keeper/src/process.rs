@@ -7,7 +7,7 @@ use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, openat, readlinkat, stat, statat};
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, StatxFlags, makedev, openat, readlinkat, stat, statat, statx};
 use rustix::io::{self, Errno};
 use rustix::process::{Pid, Signal, geteuid, getpid, kill_process};
 
@@ -116,13 +116,23 @@ impl ProcessTable {
     fn runs_in(&mut self, pid: Pid, data_dir: &DirectoryId) -> io::Result<bool> {
         self.set_path(pid, "");
         let owner = statat(self.dir.fd()?, self.path.as_str(), AtFlags::empty())?.st_uid;
+        if owner != geteuid().as_raw() {
+            return Ok(false);
+        }
         self.set_path(pid, "cwd");
-        let cwd = statat(self.dir.fd()?, self.path.as_str(), AtFlags::empty())?;
-        Ok(owner == geteuid().as_raw()
-            && DirectoryId {
-                device: cwd.st_dev,
-                inode: cwd.st_ino,
-            } == *data_dir)
+        // Any process may sit on a disk or a network share that hangs. Who asks for no more than the identity is not kept
+        // waiting for it: the kernel knows that by itself.
+        let cwd = statx(
+            self.dir.fd()?,
+            self.path.as_str(),
+            AtFlags::STATX_DONT_SYNC,
+            StatxFlags::INO,
+        )?;
+        let cwd = DirectoryId {
+            device: makedev(cwd.stx_dev_major, cwd.stx_dev_minor),
+            inode: cwd.stx_ino,
+        };
+        Ok(cwd == *data_dir)
     }
 
     /// Whether the process is attached to the segment. One that cannot be asked belongs to somebody else.

@@ -156,7 +156,7 @@ impl Keeper {
             return Err(Refusal::InstanceLeft);
         }
         // Looking for the instance has taken a moment.
-        if start.writable && !self.fence.may_write(Boottime::now()) {
+        if start.writable && !self.fence.may_become_writable(Boottime::now()) {
             return Err(Refusal::NotArmed);
         }
         let mut command = Command::new(&start.program);
@@ -167,15 +167,21 @@ impl Keeper {
         let postmaster = Child::spawn(&mut command).map_err(|error| system(&error))?;
         let pid = postmaster.pid();
         self.postmaster = Some(Postmaster::started(postmaster));
+        if start.writable {
+            self.fence.becomes_writable();
+        }
         Ok(pid)
     }
 
-    fn signal_postmaster(&self, signal: PostmasterSignal, now: Boottime) -> Result<(), Refusal> {
+    fn signal_postmaster(&mut self, signal: PostmasterSignal, now: Boottime) -> Result<(), Refusal> {
         let postmaster = self.postmaster.as_ref().ok_or(Refusal::NoPostmaster)?;
         let signal = match signal {
             PostmasterSignal::Reload => Signal::HUP,
-            PostmasterSignal::Promote if !self.fence.may_write(now) => return Err(Refusal::NotArmed),
-            PostmasterSignal::Promote => Signal::USR1,
+            PostmasterSignal::Promote if !self.fence.may_become_writable(now) => return Err(Refusal::NotArmed),
+            PostmasterSignal::Promote => {
+                self.fence.becomes_writable();
+                Signal::USR1
+            }
             PostmasterSignal::StopFast => Signal::INT,
             PostmasterSignal::StopImmediate => Signal::QUIT,
         };

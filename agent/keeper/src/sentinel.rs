@@ -49,6 +49,7 @@ pub fn run_sentinel(keeper: Pid, data_dir: &Path) -> Result<(), KeeperError> {
         instance: Instance::new(data_dir.to_owned()).doing("looking at /proc")?,
         alarm: Alarm::new().doing("creating a timer")?,
         log: Log::new(),
+        killed: None,
     };
     if let Some(keeper) = open_parent(keeper)? {
         sentinel.watch(&keeper)?;
@@ -70,6 +71,8 @@ struct Sentinel {
     instance: Instance,
     alarm: Alarm,
     log: Log,
+    /// Of which term how many were last killed.
+    killed: Option<(u64, usize)>,
 }
 
 impl Sentinel {
@@ -103,10 +106,14 @@ impl Sentinel {
         match self.instance.kill(None) {
             Ok(0) => Ok(now.plus(READ_INTERVAL)),
             Ok(count) => {
-                let term = armed.term;
-                self.log.line(format_args!(
-                    "the keeper let the deadline of term {term} pass, sentinel killed {count}"
-                ));
+                // What hangs in the kernel is killed again and again, and told of once.
+                let killed = (armed.term, count);
+                if self.killed.replace(killed) != Some(killed) {
+                    let term = armed.term;
+                    self.log.line(format_args!(
+                        "the keeper let the deadline of term {term} pass, sentinel killed {count}"
+                    ));
+                }
                 Ok(now.plus(KILL_INTERVAL))
             }
             Err(_) => Ok(now.plus(KILL_INTERVAL)),

@@ -18,6 +18,9 @@ pub(crate) struct Surroundings {
     /// A postmaster that is neither a child of ours nor adopted.
     pub(crate) stranger: Option<Pid>,
     pub(crate) watchdog: WatchdogState,
+    /// The agent was told that something is left of an instance whose end is not under way: whoever waits for that end is to
+    /// hear of it.
+    pub(crate) left_told: bool,
 }
 
 impl Surroundings {
@@ -31,6 +34,7 @@ impl Surroundings {
             look_at: None,
             stranger: reader.option(pid)?,
             watchdog: WatchdogState::decode(reader.u8()?)?,
+            left_told: false,
         })
     }
 }
@@ -44,6 +48,7 @@ impl Keeper {
         self.surroundings.look_at = Some(now.plus(TURN_MAX));
         self.list_adopted();
         self.look_for_stranger();
+        self.look_for_what_is_left();
         let watchdog = self.watchdog.state(now);
         if watchdog != self.surroundings.watchdog {
             self.report_watchdog(watchdog);
@@ -75,11 +80,24 @@ impl Keeper {
             }
             self.agent.report(&Report::Stranger { pid: stranger });
             // It has left by itself. What it may have left behind is ended when the agent asks for that.
-            if stranger.is_none() && !self.instance_left() {
-                self.agent.report(&Report::Ended);
-            }
+            self.surroundings.left_told |= stranger.is_none();
+            self.look_for_what_is_left();
         }
         stranger
+    }
+
+    /// Processes that lost their postmaster in a pause, before this keeper began, end by themselves.
+    fn look_for_what_is_left(&mut self) {
+        if !self.surroundings.left_told {
+            return;
+        }
+        let looked_after = self.postmaster.is_some() || self.ending.is_some() || self.surroundings.stranger.is_some();
+        if looked_after {
+            self.surroundings.left_told = false;
+        } else if !self.instance_left() {
+            self.surroundings.left_told = false;
+            self.agent.report(&Report::Ended);
+        }
     }
 
     /// Notes who belongs to an adopted postmaster: when it is dead, nobody else can tell.
@@ -102,7 +120,11 @@ impl Keeper {
         if self.postmaster.is_some() || self.ending.is_some() {
             return Err(Refusal::InstanceLeft);
         }
-        let pid = self.instance.living_postmaster().ok_or(Refusal::NoPostmaster)?;
+        let Some(pid) = self.instance.living_postmaster() else {
+            // It has ended since the agent was told of it: who asks again and again is told that now.
+            self.look_for_stranger();
+            return Err(Refusal::NoPostmaster);
+        };
         let postmaster = self.instance.adopt(pid).map_err(|error: io::Error| system(&error))?;
         self.log.line(format_args!("postmaster {pid} is adopted"));
         self.postmaster = Some(postmaster);

@@ -71,14 +71,7 @@ fn a_frozen_agent_does_not_keep_postgres_writable() {
     signal(agent.pid, Signal::CONT);
     assert_eq!(agent.recv(), Report::Fenced { term: 7 });
     // Unwilling to die by SIGQUIT, the postmaster's backend was found by its descent although it had left its session.
-    assert_eq!(
-        agent.recv(),
-        Report::PostmasterExited {
-            pid: postmaster,
-            status: ExitKind::Code(2)
-        }
-    );
-    assert_eq!(agent.recv(), Report::Ended);
+    agent.hears_the_end_of(postmaster, ExitKind::Code(2));
     assert_eq!(
         agent.ask(&arm(7, 60_000, 1000)),
         refused(RequestKind::Arm, Refusal::TermIsFinal)
@@ -134,15 +127,7 @@ fn backends_do_not_outlive_a_killed_postmaster() {
 
     signal(postmaster, Signal::KILL);
 
-    let status = ExitKind::Signal(Signal::KILL.as_raw());
-    assert_eq!(
-        agent.recv(),
-        Report::PostmasterExited {
-            pid: postmaster,
-            status
-        }
-    );
-    assert_eq!(agent.recv(), Report::Ended);
+    agent.hears_the_end_of(postmaster, ExitKind::Signal(Signal::KILL.as_raw()));
     assert!(!is_alive(backend));
     // The lease is held as before, and so PostgreSQL may be started in place.
     fs::remove_file(world.path("data/backend")).unwrap();
@@ -219,14 +204,7 @@ fn what_makes_postgres_writable_needs_a_deadline() {
     );
 
     agent.send(&signal(PostmasterSignal::StopFast));
-    assert_eq!(
-        agent.recv(),
-        Report::PostmasterExited {
-            pid: postmaster,
-            status: ExitKind::Code(0)
-        }
-    );
-    assert_eq!(agent.recv(), Report::Ended);
+    agent.hears_the_end_of(postmaster, ExitKind::Code(0));
     assert_eq!(agent.ask(&Request::Disarm), Report::Disarmed);
     assert_eq!(
         agent.ask(&world.start(true)),
@@ -242,14 +220,7 @@ fn an_end_that_is_asked_for_leaves_no_process() {
     let postmaster = agent.started(&world.start(false));
     let backend = world.backend();
     agent.send(&Request::End);
-    assert_eq!(
-        agent.recv(),
-        Report::PostmasterExited {
-            pid: postmaster,
-            status: ExitKind::Code(2)
-        }
-    );
-    assert_eq!(agent.recv(), Report::Ended);
+    agent.hears_the_end_of(postmaster, ExitKind::Code(2));
     assert!(!is_alive(backend));
 }
 

@@ -1,5 +1,7 @@
 //! Performs one step of a decision, in the order in which the agent does.
 
+mod keys;
+
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,17 +14,17 @@ use pgherd_agent::status::WalStatus;
 use pgherd_agent::sync::SyncStep;
 use pgherd_cluster::etcd::{Compare, Op, Txn};
 use pgherd_cluster::key::Key;
-use pgherd_cluster::name::{Lsn, MemberName};
-use pgherd_cluster::record::{Address, FailoverRequest, Status};
-use pgherd_cluster::view::Epoch;
-use pgherd_keeper::protocol::{PostmasterSignal, RequestKind};
+use pgherd_cluster::name::MemberName;
+use pgherd_cluster::record::Address;
+use pgherd_keeper::protocol::{PostmasterSignal, Refusal, RequestKind};
 
+use self::keys::{ask_release, clear_request, initialize, name_successor, release_key, say_stopped};
 use crate::agent::{drop_work, start_work};
 use crate::executor::{Slot, Topic};
 use crate::host::Request;
 use crate::jobs;
-use crate::lease::{let_go, order, put_in};
-use crate::rpc::{Budget, ask_member};
+use crate::lease::{self, order, put_in};
+use crate::rpc::Budget;
 use crate::run::Planted;
 use crate::upkeep::remember;
 use crate::world::Shared;
@@ -71,6 +73,7 @@ async fn perform(sim: &Shared, member: usize, seen: &Observation, step: Step) ->
         Step::ClaimBootstrap => return claim_bootstrap(sim, member).await,
         Step::Initialize => {
             initialize(sim, member, seen).await?;
+            return Ok(Acted::Settling);
         }
         Step::Bid(guards) => return bid(sim, member, guards).await,
         Step::End => return end(sim, member).await,
@@ -84,6 +87,7 @@ async fn perform(sim: &Shared, member: usize, seen: &Observation, step: Step) ->
             release_key(sim, member, &epoch, Some(lease), None).await?;
             return bid(sim, member, guards).await;
         }
+        Step::Forsake { lease } => return hand_in(sim, member, Input::Forsake { lease }),
         Step::Abandon { epoch, lease } => {
             let_go(sim, member).await;
             release_key(sim, member, &epoch, Some(lease), None).await?;
@@ -105,35 +109,65 @@ async fn perform(sim: &Shared, member: usize, seen: &Observation, step: Step) ->
             return Ok(Acted::Settling);
         }
         Step::AskRelease { epoch } => ask_release(sim, member, seen, &epoch).await,
-        Step::Adopt => return Err(Undone),
-        Step::Rebind { epoch, lease } => {
-            put_in(sim, member, Input::Rebind { epoch, lease });
-            return Ok(Acted::Settling);
-        }
+        Step::Adopt => adopt(sim, member, seen).await?,
+        Step::Rebind { epoch, lease } => return hand_in(sim, member, Input::Rebind { epoch, lease }),
         Step::PauseFence => {
             put_in(sim, member, Input::Pause(true));
             order(sim, member, Request::Pause);
             keeper_does(sim, member, RequestKind::Pause, |instance| instance.paused).await?;
             return Ok(Acted::Settling);
         }
-        Step::ResumeFence => {
-            put_in(sim, member, Input::Pause(false));
-            if !matches!(&seen.postgres, Postgres::Running(server) if matches!(server.wal, WalStatus::Primary { .. })) {
-                disarm(sim, member).await?;
-            }
-            return Ok(Acted::Settling);
-        }
+        Step::ResumeFence => return resume_fence(sim, member, seen).await,
         Step::DropJob => {
             drop_work(sim, member);
             return Ok(Acted::Done);
         }
         Step::Leave { code, keep_postgres } => {
+            if !keep_postgres {
+                say_stopped(sim, member).await;
+            }
             order(sim, member, Request::Leave { code, keep_postgres });
             return Ok(Acted::Leave);
         }
         long => return start(sim, member, seen, long),
     }
-    Ok(Acted::Started)
+    Ok(Acted::Done)
+}
+
+/// What the lease's core is told shows in what is seen a moment later.
+fn hand_in(sim: &Shared, member: usize, input: Input) -> Result<Acted, Undone> {
+    put_in(sim, member, input);
+    Ok(Acted::Settling)
+}
+
+/// No deadline any more, also by what the agent after this one will remember.
+pub(crate) async fn let_go(sim: &Shared, member: usize) {
+    lease::let_go(sim, member).await;
+    remember(sim, member);
+}
+
+/// A primary ends the pause by its next deadline; what cannot take writes needs none.
+async fn resume_fence(sim: &Shared, member: usize, seen: &Observation) -> Result<Acted, Undone> {
+    put_in(sim, member, Input::Pause(false));
+    let writable = match &seen.postgres {
+        Postgres::Running(server) => matches!(server.wal, WalStatus::Primary { .. }),
+        Postgres::Silent { writable } => *writable,
+        Postgres::Ending => true,
+        Postgres::Down => false,
+    };
+    if !seen.fence_paused || writable {
+        return Ok(Acted::Settling);
+    }
+    if disarm(sim, member).await.is_err() {
+        let left = sim.with(|world| {
+            let agent = world.agent(member)?;
+            let left = agent.instance.refused == Some((RequestKind::Disarm, Refusal::InstanceLeft));
+            agent.known.writable |= left;
+            Some(left)
+        });
+        return left.filter(|left| *left).map(|_| Acted::Settling).ok_or(Undone);
+    }
+    Ok(Acted::Settling)
 }
 
 /// Starts the long work of a step.
@@ -153,16 +187,36 @@ fn start(sim: &Shared, member: usize, seen: &Observation, step: Step) -> Result<
         Step::Initdb => start_work(sim, member, JobKind::Initdb, jobs::initdb(inner, member)),
         Step::Clone { from } => start_work(sim, member, JobKind::Clone, jobs::clone(inner, member, from)),
         Step::StartPrimary => {
-            let LeaseSeen::Mine(epoch) = seen.lease.clone() else { return Ok(Acted::Failed) };
+            let LeaseSeen::Mine(epoch) = seen.lease.clone() else {
+                return Ok(Acted::Failed);
+            };
             known(true, None);
-            start_work(sim, member, JobKind::StartPrimary, jobs::start_primary(inner, member, epoch));
+            start_work(
+                sim,
+                member,
+                JobKind::StartPrimary,
+                jobs::start_primary(inner, member, epoch),
+            );
         }
         Step::StartStandby { upstream } => {
-            known(false, upstream.as_ref().and_then(|name| upstream_address(&seen.view, name)));
-            start_work(sim, member, JobKind::StartStandby, jobs::start_standby(inner, member, upstream));
+            known(
+                false,
+                upstream.as_ref().and_then(|name| upstream_address(&seen.view, name)),
+            );
+            start_work(
+                sim,
+                member,
+                JobKind::StartStandby,
+                jobs::start_standby(inner, member, upstream),
+            );
         }
         Step::CheckRejoin { leader } => {
-            start_work(sim, member, JobKind::CheckRejoin, jobs::check_rejoin(inner, member, leader));
+            start_work(
+                sim,
+                member,
+                JobKind::CheckRejoin,
+                jobs::check_rejoin(inner, member, leader),
+            );
         }
         Step::Promote(epoch) => {
             known(true, None);
@@ -193,7 +247,9 @@ pub(crate) fn budget(sim: &Shared, member: usize) -> Budget {
 /// Asks etcd, with the loop's own client.
 pub(crate) async fn etcd(sim: &Shared, member: usize, txn: Txn) -> Result<pgherd_cluster::etcd::TxnOutcome, Undone> {
     let budget = budget(sim, member);
-    let Some(mut client) = sim.with(|world| world.agent(member).map(|agent| agent.client)) else { return Err(Undone) };
+    let Some(mut client) = sim.with(|world| world.agent(member).map(|agent| agent.client)) else {
+        return Err(Undone);
+    };
     let outcome = client.txn(sim, txn, budget).await;
     sim.with(|world| {
         if let Some(agent) = world.agent(member) {
@@ -210,13 +266,19 @@ pub(crate) async fn keeper_does(
     asked: RequestKind,
     done: impl Fn(&pgherd_agent::keeper::Instance) -> bool,
 ) -> Result<(), Undone> {
-    let before = sim.with(|world| world.agent(member).map(|agent| agent.instance.refusals)).ok_or(Undone)?;
+    let before = sim
+        .with(|world| world.agent(member).map(|agent| agent.instance.refusals))
+        .ok_or(Undone)?;
     let until = sim.now() + KEEPER_ANSWERS;
     let look = || {
         sim.with(|world| {
             let instance = &world.agent(member)?.instance;
             let refused = instance.refusals > before && instance.refused.is_some_and(|(what, _)| what == asked);
-            if done(instance) { Some(true) } else { refused.then_some(false) }
+            if done(instance) {
+                Some(true)
+            } else {
+                refused.then_some(false)
+            }
         })
     };
     match sim.exec.wait_for(Topic::Agent(member), until, look).await {
@@ -295,78 +357,11 @@ async fn give_up(sim: &Shared, member: usize) -> Result<(), Undone> {
     disarm(sim, member).await
 }
 
-async fn release_key(
-    sim: &Shared,
-    member: usize,
-    epoch: &Epoch,
-    lease: Option<i64>,
-    last: Option<Lsn>,
-) -> Result<(), Undone> {
-    let txn = sim.with(|world| {
-        let (key, status_key) = (world.key(&Key::Leader), world.key(&Key::Status));
-        let agent = world.agent(member)?;
-        let lease = lease.or(agent.core.state().lease).unwrap_or_default();
-        let mut txn = Txn::new()
-            .when(Compare::Value(key.clone(), epoch.holder.to_string()))
-            .when(Compare::CreateRevision(key.clone(), epoch.create_revision))
-            .when(Compare::Lease(key.clone(), lease))
-            .then(Op::Delete(key));
-        if let Some(last) = last {
-            let status = Status {
-                optime: Some(last),
-                ..agent.view.status.clone()
-            };
-            let value = serde_json::to_string(&status).unwrap_or_default();
-            txn = txn.then(Op::Put {
-                key: status_key,
-                value,
-                lease: 0,
-            });
-        }
-        Some(txn)
-    });
-    etcd(sim, member, txn.ok_or(Undone)?).await.map(|_| ())
-}
-
-async fn name_successor(sim: &Shared, member: usize, epoch: &Epoch, successor: &MemberName) -> Result<(), Undone> {
-    let txn = sim.with(|world| {
-        let key = world.key(&Key::Failover);
-        let failover = &world.agent(member)?.view.failover;
-        if failover.value.as_ref().is_some_and(|request| request.member.is_some()) {
-            return Some(None);
-        }
-        let request = FailoverRequest {
-            leader: Some(epoch.holder.to_string()),
-            member: Some(successor.to_string()),
-            scheduled_at: None,
-        };
-        let value = serde_json::to_string(&request).unwrap_or_default();
-        let same = Compare::ModRevision(key.clone(), failover.mod_revision);
-        Some(Some(Txn::new().when(same).then(Op::Put { key, value, lease: 0 })))
-    });
-    match txn.ok_or(Undone)? {
-        Some(txn) => etcd(sim, member, txn).await.map(|_| ()),
-        None => Ok(()),
-    }
-}
-
-async fn clear_request(sim: &Shared, member: usize, seen: &Observation) -> Result<(), Undone> {
-    let key = sim.with(|world| world.key(&Key::Failover));
-    let txn = Txn::new()
-        .when(Compare::ModRevision(key.clone(), seen.view.failover.mod_revision))
-        .then(Op::Put {
-            key,
-            value: "{}".to_owned(),
-            lease: 0,
-        });
-    etcd(sim, member, txn).await.map(|_| ())
-}
-
 fn follow(sim: &Shared, member: usize, seen: &Observation, upstream: Option<&MemberName>) -> Acted {
     let address = upstream.and_then(|name| upstream_address(&seen.view, name));
     sim.with(|world| {
         let setting = address.as_ref().and_then(|address| world.number(&address.host));
-        world.host(member).upstream_setting = setting;
+        world.server(member).upstream_setting = setting;
         if let Some(agent) = world.agent(member) {
             agent.known.upstream = address;
         }
@@ -379,6 +374,9 @@ async fn synchronize(sim: &Shared, member: usize, seen: &Observation, step: Sync
     let (key, leader) = sim.with(|world| (world.key(&Key::Sync), world.key(&Key::Leader)));
     let (revision, op) = match step {
         SyncStep::SetNames(names) => {
+            if sim.with(|world| world.is_planted(Planted::SyncOrderSwapped)) {
+                list_first(sim, member, &names).await?;
+            }
             sim.with(|world| world.server(member).sync_setting = names.to_string());
             order(sim, member, Request::Signal(PostmasterSignal::Reload));
             return Ok(Acted::Settling);
@@ -390,33 +388,49 @@ async fn synchronize(sim: &Shared, member: usize, seen: &Observation, step: Sync
         }
         SyncStep::DeleteSync { revision } => (revision, Op::Delete(key.clone())),
     };
-    let LeaseSeen::Mine(epoch) = &seen.lease else { return Ok(Acted::Failed) };
+    let LeaseSeen::Mine(epoch) = &seen.lease else {
+        return Ok(Acted::Failed);
+    };
     let txn = Txn::new()
         .when(Compare::CreateRevision(leader, epoch.create_revision))
         .when(Compare::ModRevision(key, revision))
         .then(op);
-    etcd(sim, member, txn).await?;
-    Ok(Acted::Settling)
+    let outcome = etcd(sim, member, txn).await?;
+    Ok(if outcome.succeeded {
+        Acted::Settling
+    } else {
+        Acted::Failed
+    })
 }
 
-async fn ask_release(sim: &Shared, member: usize, seen: &Observation, epoch: &Epoch) {
-    let lease = sim.with(|world| world.agent(member).and_then(|agent| agent.core.state().lease));
-    let Some(lease) = lease else { return };
-    let_go(sim, member).await;
-    for other in seen.view.members.keys().filter(|name| **name != seen.me) {
-        let Some(to) = sim.with(|world| world.number(other.as_str())) else { continue };
-        let epoch = epoch.clone();
-        let work = async move |sim: Shared| {
-            let key = sim.with(|world| world.key(&Key::Leader));
-            let txn = Txn::new()
-                .when(Compare::Value(key.clone(), epoch.holder.to_string()))
-                .when(Compare::CreateRevision(key.clone(), epoch.create_revision))
-                .when(Compare::Lease(key.clone(), lease))
-                .then(Op::Delete(key));
-            etcd(&sim, to, txn).await.is_ok_and(|outcome| outcome.succeeded)
-        };
-        ask_member(sim, member, to, Duration::from_secs(1), work).await;
+/// A planted bug: whoever is to be waited for is listed before he is.
+async fn list_first(sim: &Shared, member: usize, names: &pgherd_agent::sync::SyncNames) -> Result<(), Undone> {
+    let listed: Vec<String> = names.required().iter().map(ToString::to_string).collect();
+    if listed.is_empty() {
+        return Ok(());
     }
+    let (key, me) = sim.with(|world| (world.key(&Key::Sync), world.names[member].clone()));
+    let state = pgherd_cluster::record::SyncState {
+        leader: Some(me),
+        quorum: 0,
+        sync_standby: Some(listed.join(",")),
+    };
+    let value = serde_json::to_string(&state).unwrap_or_default();
+    etcd(sim, member, Txn::new().then(Op::Put { key, value, lease: 0 })).await?;
+    sim.exec.sleep(Duration::from_millis(500)).await;
+    Ok(())
+}
+
+async fn adopt(sim: &Shared, member: usize, seen: &Observation) -> Result<(), Undone> {
+    let writable = !matches!(&seen.data, DataDir::Cluster { standby: true, .. });
+    order(sim, member, Request::Adopt { writable });
+    keeper_does(sim, member, RequestKind::Adopt, |instance| instance.adopted).await?;
+    sim.with(|world| {
+        if let Some(agent) = world.agent(member) {
+            agent.known.writable = writable;
+        }
+    });
+    Ok(())
 }
 
 async fn claim_bootstrap(sim: &Shared, member: usize) -> Result<Acted, Undone> {
@@ -434,39 +448,13 @@ async fn claim_bootstrap(sim: &Shared, member: usize) -> Result<Acted, Undone> {
         .then(Op::Get(initialize.clone()))
         .otherwise(Op::Get(initialize));
     let outcome = etcd(sim, member, txn).await?;
-    if !outcome.read.iter().any(|entry| entry.value.is_empty() && entry.lease == lease) {
+    if !outcome
+        .read
+        .iter()
+        .any(|entry| entry.value.is_empty() && entry.lease == lease)
+    {
         return Ok(Acted::Failed);
     }
     start_work(sim, member, JobKind::Initdb, jobs::initdb(Rc::clone(sim), member));
     Ok(Acted::Started)
-}
-
-async fn initialize(sim: &Shared, member: usize, seen: &Observation) -> Result<(), Undone> {
-    let DataDir::Cluster { control, .. } = &seen.data else { return Ok(()) };
-    let (key, config) = sim.with(|world| (world.key(&Key::Initialize), world.key(&Key::Config)));
-    let put = Op::Put {
-        key: key.clone(),
-        value: control.system_id.to_string(),
-        lease: 0,
-    };
-    let lease = sim.with(|world| world.agent(member).and_then(|agent| agent.core.state().lease)).unwrap_or_default();
-    let fresh = Txn::new().when(Compare::Absent(key.clone())).then(put.clone());
-    let ours = Txn::new()
-        .when(Compare::Value(key.clone(), String::new()))
-        .when(Compare::Lease(key, lease))
-        .then(put);
-    for txn in [fresh, ours] {
-        if etcd(sim, member, txn).await?.succeeded {
-            break;
-        }
-    }
-    let value = sim.with(|world| serde_json::to_string(&world.bootstrap).unwrap_or_default());
-    let txn = Txn::new()
-        .when(Compare::Absent(config.clone()))
-        .then(Op::Put {
-            key: config,
-            value,
-            lease: 0,
-        });
-    etcd(sim, member, txn).await.map(|_| ())
 }

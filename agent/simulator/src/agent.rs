@@ -7,25 +7,30 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgherd_agent::decide::{Reason, decide};
+use pgherd_agent::failsafe;
+use pgherd_agent::health::Health;
 use pgherd_agent::jobs::Outcome;
 use pgherd_agent::keeper::Instance;
 use pgherd_agent::lease::core::{BidLoss, Input, LeaseCore};
 use pgherd_agent::lease::{Resumed, Voucher};
 use pgherd_agent::memory::Memory;
-use pgherd_agent::observation::{JobKind, LeaseSeen, Observation};
+use pgherd_agent::observation::{JobKind, LeaseSeen, Observation, Postgres};
 use pgherd_agent::postgres::DataDir;
+use pgherd_agent::status::ServerStatus;
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::name::MemberName;
-use pgherd_cluster::record::{Address, MemberRecord, PgState, Role, Status};
+use pgherd_cluster::record::{Address, MemberRecord, PgState, Role, Status, SyncState};
 use pgherd_cluster::timing::LeaseTiming;
-use pgherd_cluster::view::{Epoch, Initialize, View};
+use pgherd_cluster::view::{Epoch, Initialize, Revised, View};
 
-use crate::act::{Acted, act};
+use crate::act::{Acted, act, let_go};
 use crate::executor::{Owner, Slot, TaskId, Topic};
+use crate::health;
 use crate::host::Report;
 use crate::lease;
 use crate::observe::observe;
 use crate::rpc::Client;
+use crate::run::Planted;
 use crate::source;
 use crate::upkeep::upkeep;
 use crate::world::{Shared, World};
@@ -52,7 +57,8 @@ pub(crate) struct Written {
     pub(crate) slots_seen: BTreeMap<String, Boottime>,
     pub(crate) timing: Option<LeaseTiming>,
     pub(crate) memo: Resumed,
-    pub(crate) failsafe: Option<Option<Vec<Voucher>>>,
+    pub(crate) failsafe: Option<(Option<u64>, Option<Vec<Voucher>>)>,
+    pub(crate) failsafe_sent: Option<failsafe::Sent>,
 }
 
 /// Long work under way.
@@ -79,22 +85,34 @@ pub(crate) struct Agent {
     pub(crate) client: Client,
     pub(crate) lease_client: Client,
     pub(crate) reason: Option<Reason>,
+    pub(crate) health: Health,
+    /// What the keeper last confirmed, and the term that it was last sent a deadline of.
+    arming: (u64, Boottime),
+    pub(crate) last_term: u64,
+    /// What other members are told while the loop has no time to look: what it saw last.
+    pub(crate) shown: Option<ServerStatus>,
+    /// For a planted bug.
+    old_sync: Option<(Revised<SyncState>, Boottime)>,
+    /// Whether the loop waits, and looks anew for whoever asks.
+    pub(crate) waits: bool,
 }
 
 /// A keeper starts an agent.
 pub(crate) fn start(sim: &Shared, member: usize) {
     sim.exec.unfreeze(Owner::Agent(member));
+    let now = sim.clock(member);
     sim.with(|world| {
-        let agent = greeted(world, member);
+        let agent = greeted(world, member, now);
         world.host(member).agent = Some(agent);
     });
     sim.spawn(Owner::Agent(member), reader(Rc::clone(sim), member));
     sim.spawn(Owner::Agent(member), source::run(Rc::clone(sim), member));
     sim.spawn(Owner::Agent(member), lease::run(Rc::clone(sim), member));
+    sim.spawn(Owner::Agent(member), health::probe(Rc::clone(sim), member));
     sim.spawn(Owner::Agent(member), cycle(Rc::clone(sim), member));
 }
 
-fn greeted(world: &mut World, member: usize) -> Agent {
+fn greeted(world: &mut World, member: usize, now: Boottime) -> Agent {
     let node = world.random.index(crate::store::NODES);
     let name = world.name(member).clone();
     let (keys, scope) = (world.keys.clone(), world.scope.clone());
@@ -104,9 +122,15 @@ fn greeted(world: &mut World, member: usize) -> Agent {
     if let Some(keeper) = &mut host.keeper {
         // What was said to the agent before this one died with its socket.
         keeper.outbox.clear();
-        resumed = Resumed::from_memo(&keeper.memo);
+        let deadline = keeper.fence.armed().map(|armed| armed.deadline);
+        resumed = Resumed {
+            armed_until: deadline.map(|deadline| Boottime::from_nanos(deadline.as_nanos())),
+            ..Resumed::from_memo(&keeper.memo)
+        };
         instance.postmaster = keeper.postmaster().and_then(|id| i32::try_from(id).ok());
         instance.left = keeper.instance_left(&host.server);
+        keeper.left_told = instance.left;
+        instance.stranger = keeper.stranger(&host.server).and_then(|id| i32::try_from(id).ok());
         instance.armed = keeper.fence.armed().is_some();
         instance.armed_term = keeper.fence.armed().map(|armed| armed.term);
         instance.fenced = keeper.fence.last_final_term();
@@ -115,7 +139,7 @@ fn greeted(world: &mut World, member: usize) -> Agent {
     }
     let proven = resumed.epoch.clone().filter(|_| resumed.proven);
     let mut memory = Memory {
-        checkpointed: proven.clone(),
+        began_at: Some(now),
         ..Memory::default()
     };
     if let Some(epoch) = proven {
@@ -141,6 +165,12 @@ fn greeted(world: &mut World, member: usize) -> Agent {
         client: Client::new(member, node),
         lease_client: Client::new(member, node),
         reason: None,
+        health: Health::default(),
+        arming: (0, Boottime::default()),
+        last_term: 0,
+        shown: None,
+        old_sync: None,
+        waits: false,
     }
 }
 
@@ -153,9 +183,10 @@ pub(crate) fn kill(sim: &Shared, member: usize) {
         let soon = now + world.random.millis(5, 60);
         let host = world.host(member);
         host.agent = None;
+        // What the dead one has said is heard all the same.
         if let Some(keeper) = &mut host.keeper {
-            keeper.inbox.clear();
             keeper.agent_due = Some(soon);
+            keeper.agent_gone();
         }
     });
     sim.notify(Topic::Keeper(member));
@@ -166,7 +197,9 @@ async fn reader(sim: Shared, member: usize) {
     loop {
         let heard = sim.with(|world| {
             let host = world.host(member);
-            let (Some(agent), Some(keeper)) = (&mut host.agent, &mut host.keeper) else { return 0 };
+            let (Some(agent), Some(keeper)) = (&mut host.agent, &mut host.keeper) else {
+                return 0;
+            };
             let reports = std::mem::take(&mut keeper.outbox);
             for report in &reports {
                 agent.hear(*report);
@@ -191,6 +224,7 @@ impl Agent {
                 instance.armed_term = Some(term);
                 instance.paused = false;
                 let deadline = Boottime::from_nanos(deadline.as_nanos());
+                self.arming = (term, deadline);
                 self.inputs.push_back(Input::Armed { term, deadline });
             }
             Report::Disarmed => {
@@ -206,18 +240,21 @@ impl Agent {
             Report::Started(id) => {
                 instance.postmaster = i32::try_from(id).ok();
                 instance.left = true;
+                instance.adopted = false;
                 instance.starts += 1;
             }
             Report::Refused(what, why) => {
                 instance.refused = Some((what, why));
                 instance.refusals += 1;
-                let term = self.core.state().holding.as_ref().map(|held| held.term);
-                if let (pgherd_keeper::protocol::RequestKind::Arm, Some(term)) = (what, term) {
-                    self.inputs.push_back(Input::Refused { term });
+                if what == pgherd_keeper::protocol::RequestKind::Arm {
+                    let (term, deadline) = self.arming;
+                    self.inputs.push_back(Input::Refused { term: self.last_term });
+                    self.inputs.push_back(Input::Armed { term, deadline });
                 }
             }
             Report::PostmasterExited(status) => {
                 instance.postmaster = None;
+                instance.adopted = false;
                 instance.last_exit = Some(status);
                 instance.exits += 1;
             }
@@ -231,6 +268,16 @@ impl Agent {
                 instance.armed_term = None;
             }
             Report::Stop => instance.stopping = true,
+            Report::Stranger(id) => {
+                instance.stranger = id.and_then(|id| i32::try_from(id).ok());
+                instance.left |= id.is_some();
+            }
+            Report::Adopted(id) => {
+                instance.postmaster = i32::try_from(id).ok();
+                instance.stranger = None;
+                instance.adopted = true;
+                instance.left = true;
+            }
         }
     }
 
@@ -284,11 +331,15 @@ impl Facts {
 
 async fn cycle(sim: Shared, member: usize) {
     loop {
-        let Some(before) = sim.with(|world| world.agent(member).map(|agent| Facts::of(agent))) else { return };
+        let Some(before) = sim.with(|world| world.agent(member).map(|agent| Facts::of(agent))) else {
+            return;
+        };
+        give_up_what_was_fenced(&sim, member).await;
         let seen = observe(&sim, member).await;
         sim.drowse(member).await;
         let Some(mut seen) = seen else { return };
         let now = sim.clock(member);
+        sim.with(|world| spoil(world, member, &mut seen, now));
         let Some(decision) = sim.with(|world| world.agent(member).map(|agent| decide_on(agent, &mut seen, now))) else {
             return;
         };
@@ -313,6 +364,36 @@ async fn cycle(sim: Shared, member: usize) {
     }
 }
 
+/// A holding whose end the keeper has enforced is over, whatever the key says.
+async fn give_up_what_was_fenced(sim: &Shared, member: usize) {
+    let over = sim.with(|world| {
+        world.agent(member).is_some_and(|agent| {
+            let held = agent.core.state().holding.as_ref();
+            held.is_some_and(|held| Some(held.term) == agent.instance.fenced)
+        })
+    });
+    if over {
+        let_go(sim, member).await;
+    }
+}
+
+/// A planted bug: who may lead is decided on what `/sync` was a while ago.
+fn spoil(world: &mut World, member: usize, seen: &mut Observation, now: Boottime) {
+    if !world.is_planted(Planted::StaleSync) {
+        return;
+    }
+    let Some(agent) = world.agent(member) else { return };
+    if seen.view.sync.value.lists(&seen.me) {
+        agent.old_sync = Some((seen.view.sync.clone(), now));
+    }
+    let still = |at: Boottime| now.since(at) < Duration::from_secs(30);
+    if let Some((known, _)) = agent.old_sync.as_ref().filter(|(_, at)| still(*at))
+        && seen.lease == LeaseSeen::Free
+    {
+        Arc::make_mut(&mut seen.view).sync = known.clone();
+    }
+}
+
 fn decide_on(agent: &mut Agent, seen: &mut Observation, now: Boottime) -> pgherd_agent::decide::Decision {
     agent.known.data = Some(seen.data.clone());
     if let Some(held) = &agent.core.state().holding {
@@ -325,6 +406,10 @@ fn decide_on(agent: &mut Agent, seen: &mut Observation, now: Boottime) -> pgherd
 fn tell(sim: &Shared, member: usize, reason: &Reason, seen: &Observation) {
     let new = sim.with(|world| {
         let agent = world.agent(member)?;
+        agent.shown = match &seen.postgres {
+            Postgres::Running(server) => Some((**server).clone()),
+            Postgres::Down | Postgres::Ending | Postgres::Silent { .. } => None,
+        };
         (agent.reason.as_ref() != Some(reason)).then(|| agent.reason = Some(reason.clone()))
     });
     if new.is_some() {
@@ -340,9 +425,23 @@ fn tell(sim: &Shared, member: usize, reason: &Reason, seen: &Observation) {
     }
 }
 
+/// While the loop waits it answers those who ask for a fresh status.
+fn look_for_others(sim: &Shared, member: usize, waits: bool) {
+    sim.with(|world| {
+        if let Some(agent) = world.agent(member) {
+            agent.waits = waits;
+        }
+    });
+    if waits {
+        sim.notify(Topic::Refresh(member));
+    }
+}
+
 /// Waits for a fact, a job, or the next period.
 async fn wait(sim: &Shared, member: usize, before: &Facts, again_after: Option<Duration>) {
-    let Some(period) = sim.with(|world| world.agent(member).map(|agent| agent.timing().loop_wait())) else { return };
+    let Some(period) = sim.with(|world| world.agent(member).map(|agent| agent.timing().loop_wait())) else {
+        return;
+    };
     let until = sim.now() + again_after.unwrap_or(period).min(period);
     let moved = || {
         sim.with(|world| {
@@ -350,7 +449,9 @@ async fn wait(sim: &Shared, member: usize, before: &Facts, again_after: Option<D
             (Facts::of(agent) != *before || !agent.ended.is_empty()).then_some(())
         })
     };
+    look_for_others(sim, member, true);
     sim.exec.wait_for(Topic::Agent(member), until, moved).await;
+    look_for_others(sim, member, false);
     let now = sim.clock(member);
     sim.with(|world| {
         let Some(agent) = world.agent(member) else { return };

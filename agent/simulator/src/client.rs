@@ -13,10 +13,28 @@ pub(crate) async fn writer(sim: Shared, member: usize) {
     loop {
         let pause = sim.with(|world| world.random.millis(30, 120));
         sim.exec.sleep(pause).await;
-        let Some(run) = sim.with(|world| world.server(member).writable_run()) else { continue };
+        let Some(run) = sim.with(|world| world.server(member).writable_run()) else {
+            continue;
+        };
         while let Written::Acknowledged = write(&sim, member, run).await {
-            let pause = sim.with(|world| world.random.millis(20, 100));
+            let pause = sim.with(|world| world.random.millis(40, 160));
             sim.exec.sleep(pause).await;
+        }
+    }
+}
+
+/// What else a primary writes, and nobody waits for: vacuum, checkpoints, hints.
+pub(crate) async fn noise(sim: Shared, member: usize) {
+    loop {
+        let pause = sim.with(|world| world.random.millis(100, 500));
+        sim.exec.sleep(pause).await;
+        let wrote = sim.with(|world| {
+            world.server(member).writable_run()?;
+            let id = world.record();
+            world.server(member).data.as_mut().map(|data| data.append(id))
+        });
+        if wrote.is_some() {
+            sim.notify(Topic::Postgres(member));
         }
     }
 }
@@ -37,7 +55,9 @@ async fn write(sim: &Shared, member: usize, run: u64) -> Written {
         world.judge_write(member, id, now, "accepts a write");
         Some((id, position))
     });
-    let Some((id, position)) = accepted else { return Written::Unknown };
+    let Some((id, position)) = accepted else {
+        return Written::Unknown;
+    };
     sim.notify(Topic::Postgres(member));
     let flush = sim.with(|world| world.random.millis(0, 2));
     sim.exec.sleep(flush).await;

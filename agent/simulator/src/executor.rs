@@ -42,6 +42,8 @@ pub(crate) enum Topic {
     Lease(usize),
     /// What a member's keeper told its agent.
     Reports(usize),
+    /// Whether a member's loop has time for others.
+    Refresh(usize),
     /// etcd's revisions.
     Store,
 }
@@ -148,7 +150,11 @@ impl Executor {
 
     fn end(&self, which: impl Fn(TaskId, &Task) -> bool) {
         let mut tasks = self.tasks.borrow_mut();
-        let ended: Vec<TaskId> = tasks.iter().filter(|(id, task)| which(**id, task)).map(|(id, _)| *id).collect();
+        let ended: Vec<TaskId> = tasks
+            .iter()
+            .filter(|(id, task)| which(**id, task))
+            .map(|(id, _)| *id)
+            .collect();
         let mut dropped = Vec::new();
         for id in ended {
             match tasks.get_mut(&id) {
@@ -207,8 +213,11 @@ impl Executor {
                 self.now.set(until.max(self.now()));
                 return;
             }
-            let Some((at, id)) = self.queue.borrow_mut().pop() else { return };
-            self.standing.set(if at > self.now() { 0 } else { self.standing.get() + 1 });
+            let Some((at, id)) = self.queue.borrow_mut().pop() else {
+                return;
+            };
+            self.standing
+                .set(if at > self.now() { 0 } else { self.standing.get() + 1 });
             self.now.set(at.max(self.now()));
             self.poll(id);
             if stop() {
@@ -316,7 +325,12 @@ impl Executor {
     }
 
     /// Resolves with what `look` finds, looking whenever something on the topic changes; with nothing at `until`.
-    pub(crate) async fn wait_for<T>(&self, topic: Topic, until: Time, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    pub(crate) async fn wait_for<T>(
+        &self,
+        topic: Topic,
+        until: Time,
+        mut look: impl FnMut() -> Option<T>,
+    ) -> Option<T> {
         loop {
             if let Some(found) = look() {
                 return Some(found);
@@ -365,7 +379,9 @@ impl Executor {
 mod tests {
     use super::*;
 
-    fn log() -> (Rc<Executor>, Rc<RefCell<Vec<(u64, &'static str)>>>) {
+    type Log = Rc<RefCell<Vec<(u64, &'static str)>>>;
+
+    fn log() -> (Rc<Executor>, Log) {
         (Rc::new(Executor::new()), Rc::default())
     }
 
@@ -420,7 +436,9 @@ mod tests {
             let given_up = inner.wait_for(Topic::Agent(0), Time::millis(50), || None::<()>).await;
             assert_eq!(given_up, None);
             notes.borrow_mut().push((inner.now().0 / 1_000_000, "gave up"));
-            let late = inner.until(Time::millis(60), inner.sleep(Duration::from_millis(30))).await;
+            let late = inner
+                .until(Time::millis(60), inner.sleep(Duration::from_millis(30)))
+                .await;
             assert_eq!(late, None);
             notes.borrow_mut().push((inner.now().0 / 1_000_000, "too late"));
         });

@@ -7,9 +7,9 @@ use pgherd_keeper::clock::Boottime as KeeperTime;
 use pgherd_keeper::protocol::{ExitKind, PostmasterSignal, Refusal, RequestKind};
 
 use crate::ending::{Departure, Ending, GRACE_MAX, Step, grace_within};
-use pgherd_keeper::fence::{Armed, Fence};
-use crate::postgres::{Mode, Server};
+use crate::postgres::Server;
 use crate::time::{Clocks, Time};
+use pgherd_keeper::fence::{Armed, Fence};
 
 /// What the agent asks of its keeper.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,11 +17,12 @@ pub(crate) enum Request {
     Arm(Armed),
     Disarm,
     Pause,
-    Start { writable: bool, upstream: Option<usize> },
+    Start { writable: bool },
     Signal(PostmasterSignal),
     End,
     Remember(Vec<u8>),
     Leave { code: u8, keep_postgres: bool },
+    Adopt { writable: bool },
 }
 
 /// What the keeper tells the agent.
@@ -36,6 +37,8 @@ pub(crate) enum Report {
     Ended,
     Fenced(u64),
     Stop,
+    Stranger(Option<u64>),
+    Adopted(u64),
 }
 
 /// What the sentinel goes by.
@@ -61,6 +64,8 @@ pub(crate) enum Deed {
     Started(u64),
     /// An agent is to be started.
     StartAgent,
+    /// A sentinel is to be started.
+    StartSentinel,
 }
 
 /// The keeper of one member.
@@ -74,10 +79,18 @@ pub(crate) struct Keeper {
     pub(crate) outbox: Vec<Report>,
     /// When the next agent is due, while none runs.
     pub(crate) agent_due: Option<Time>,
+    /// The same of its sentinel.
+    pub(crate) sentinel_due: Option<Time>,
     pub(crate) stopping: bool,
     /// The agent has left on purpose.
     pub(crate) left: Option<u8>,
     deeds: Vec<Deed>,
+    /// The postmaster that is none of this keeper's, as the agent was told: one that a keeper before it left in maintenance.
+    stranger: Option<u64>,
+    /// Whether the agent was told that something is left whose end is not under way.
+    pub(crate) left_told: bool,
+    /// A planted bug: a term that is final is taken up again.
+    pub(crate) forgiving: bool,
 }
 
 impl Keeper {
@@ -91,14 +104,22 @@ impl Keeper {
             inbox: VecDeque::new(),
             outbox: Vec::new(),
             agent_due: None,
+            sentinel_due: None,
             stopping: false,
             left: None,
             deeds: Vec::new(),
+            stranger: None,
+            left_told: false,
+            forgiving: false,
         }
     }
 
     fn publish_word(&mut self) {
         self.word = match self.fence.deadline() {
+            Some(armed) if self.forgiving => Word::Armed(Armed {
+                deadline: armed.deadline.plus(armed.margin * 4),
+                ..armed
+            }),
             Some(armed) => Word::Armed(armed),
             None if self.fence.is_paused() => Word::Paused,
             None => Word::Disarmed,
@@ -124,6 +145,14 @@ impl Keeper {
     }
 
     fn enforce_fence(&mut self, now: KeeperTime) {
+        if self.forgiving
+            && self
+                .fence
+                .armed()
+                .is_some_and(|armed| now < armed.deadline.plus(armed.margin * 4))
+        {
+            return;
+        }
         let Some(armed) = self.fence.begin(now) else { return };
         self.begin_ending(now, grace_within(armed.margin));
         self.outbox.push(Report::Fenced(armed.term));
@@ -136,6 +165,9 @@ impl Keeper {
     fn handle(&mut self, request: Request, server: &mut Server, now: KeeperTime, run: u64) {
         self.enforce_fence(now);
         match request {
+            Request::Arm(_) if self.look_for_stranger(server).is_some() => {
+                self.refuse(RequestKind::Arm, Refusal::Stranger);
+            }
             Request::Arm(asked) => {
                 let left = self.instance_left(server);
                 match self.fence.arm(asked, now, || left) {
@@ -164,10 +196,11 @@ impl Keeper {
                 }
                 Err(why) => self.refuse(RequestKind::Pause, why),
             },
-            Request::Start { writable, upstream } => self.start(writable, upstream, server, now, run),
+            Request::Start { writable } => self.start(writable, server, now, run),
             Request::Signal(signal) => self.signal(signal, server, now),
             Request::End => self.begin_ending(now, GRACE_MAX),
             Request::Remember(memo) => self.memo = memo,
+            Request::Adopt { writable } => self.adopt(writable, server),
             Request::Leave { keep_postgres, .. } if keep_postgres && !self.fence.is_paused() => {
                 self.refuse(RequestKind::Leave, Refusal::NotPaused);
             }
@@ -181,19 +214,63 @@ impl Keeper {
         }
     }
 
-    fn start(&mut self, writable: bool, upstream: Option<usize>, server: &mut Server, now: KeeperTime, run: u64) {
+    fn start(&mut self, writable: bool, server: &mut Server, now: KeeperTime, run: u64) {
         if self.instance_left(server) {
             return self.refuse(RequestKind::Start, Refusal::InstanceLeft);
         }
-        if writable && !self.fence.may_write(now) {
+        if writable && !self.fence.may_become_writable(now) {
             return self.refuse(RequestKind::Start, Refusal::NotArmed);
         }
-        if !server.start(run, upstream) {
+        if !server.start(run) {
             return self.refuse(RequestKind::Start, Refusal::System(2));
         }
         self.postmaster = Some(run);
+        if writable {
+            self.fence.becomes_writable();
+        }
         self.deeds.push(Deed::Started(run));
         self.outbox.push(Report::Started(run));
+    }
+
+    /// The postmaster that runs although it is none of ours.
+    pub(crate) fn stranger(&self, server: &Server) -> Option<u64> {
+        let ours = self.postmaster.is_some() || self.ending.is_some();
+        server.run.as_ref().filter(|_| !ours).map(|run| run.id)
+    }
+
+    fn look_for_stranger(&mut self, server: &Server) -> Option<u64> {
+        let stranger = self.stranger(server);
+        if stranger != self.stranger {
+            self.stranger = stranger;
+            self.outbox.push(Report::Stranger(stranger));
+            self.left_told |= stranger.is_none();
+        }
+        self.look_for_what_is_left(server);
+        stranger
+    }
+
+    fn look_for_what_is_left(&mut self, server: &Server) {
+        let looked_after = self.postmaster.is_some() || self.ending.is_some() || self.stranger.is_some();
+        if looked_after {
+            self.left_told = false;
+        } else if self.left_told && !self.instance_left(server) {
+            self.left_told = false;
+            self.outbox.push(Report::Ended);
+        }
+    }
+
+    fn adopt(&mut self, writable: bool, server: &Server) {
+        if self.postmaster.is_some() || self.ending.is_some() {
+            return self.refuse(RequestKind::Adopt, Refusal::InstanceLeft);
+        }
+        let Some(run) = server.run.as_ref().map(|run| run.id) else {
+            self.look_for_stranger(server);
+            return self.refuse(RequestKind::Adopt, Refusal::NoPostmaster);
+        };
+        self.postmaster = Some(run);
+        self.fence.instance_adopted(writable);
+        self.stranger = None;
+        self.outbox.push(Report::Adopted(run));
     }
 
     fn signal(&mut self, signal: PostmasterSignal, server: &Server, now: KeeperTime) {
@@ -201,13 +278,24 @@ impl Keeper {
             return self.refuse(RequestKind::Signal, Refusal::NoPostmaster);
         }
         match signal {
-            PostmasterSignal::Promote if !self.fence.may_write(now) => {
+            PostmasterSignal::Promote if !self.fence.may_become_writable(now) => {
                 self.refuse(RequestKind::Signal, Refusal::NotArmed);
             }
-            PostmasterSignal::Promote => self.deeds.push(Deed::Promote),
+            PostmasterSignal::Promote => {
+                self.fence.becomes_writable();
+                self.deeds.push(Deed::Promote);
+            }
             PostmasterSignal::Reload => self.deeds.push(Deed::Reload),
             PostmasterSignal::StopFast => self.deeds.push(Deed::StopFast),
             PostmasterSignal::StopImmediate => self.deeds.push(Deed::Quit),
+        }
+    }
+
+    /// The agent has died. In a stop no other is started, and what it has left is ended, but in maintenance.
+    pub(crate) fn agent_gone(&mut self) {
+        if self.stopping && self.left.is_none() {
+            let keep_postgres = self.fence.is_paused();
+            self.inbox.push_back(Request::Leave { code: 0, keep_postgres });
         }
     }
 
@@ -220,9 +308,13 @@ impl Keeper {
         }
         self.reap(server, now);
         self.go_on_ending(server, now, real);
+        self.look_for_stranger(server);
         if self.agent_due.is_some_and(|due| due <= real) && !self.stopping {
             self.agent_due = None;
             self.deeds.push(Deed::StartAgent);
+        }
+        if self.sentinel_due.take_if(|due| *due <= real).is_some() {
+            self.deeds.push(Deed::StartSentinel);
         }
         std::mem::take(&mut self.deeds)
     }
@@ -232,12 +324,20 @@ impl Keeper {
             return;
         }
         self.postmaster = None;
-        let departure = if server.killed { Departure::Killed } else { Departure::Orderly };
+        let departure = if server.killed {
+            Departure::Killed
+        } else {
+            Departure::Orderly
+        };
         match &mut self.ending {
             Some(ending) => ending.postmaster_died(now, departure),
             None => self.ending = Some(Ending::after_exit(now, departure)),
         }
-        let status = if server.killed { ExitKind::Signal(9) } else { ExitKind::Code(0) };
+        let status = if server.killed {
+            ExitKind::Signal(9)
+        } else {
+            ExitKind::Code(0)
+        };
         self.outbox.push(Report::PostmasterExited(status));
     }
 
@@ -264,6 +364,7 @@ impl Keeper {
             self.fence.wake_at().map(on_clock),
             self.ending.as_ref().map(|ending| on_clock(ending.wake_at())),
             self.agent_due.filter(|_| !self.stopping),
+            self.sentinel_due,
             Some(now + Duration::from_secs(1)),
         ]
         .into_iter()
@@ -303,11 +404,6 @@ pub(crate) fn succeed(word: Word, server: &mut Server, real: Time) -> Option<Dur
     Some(Duration::from_millis(10))
 }
 
-/// Whether a server takes new sessions that could write.
-pub(crate) fn takes_writes(server: &Server) -> bool {
-    server.mode() == Some(Mode::Primary)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -340,10 +436,7 @@ mod tests {
         (deeds, std::mem::take(&mut keeper.outbox))
     }
 
-    const START: Request = Request::Start {
-        writable: true,
-        upstream: None,
-    };
+    const START: Request = Request::Start { writable: true };
 
     #[test]
     fn nothing_writable_starts_without_a_deadline_ahead() {
@@ -410,7 +503,7 @@ mod tests {
     #[test]
     fn a_dead_keepers_sentinel_spares_what_runs_in_pause() {
         let mut server = server();
-        server.start(1, None);
+        server.start(1);
         assert_eq!(succeed(Word::Paused, &mut server, Time(0)), None);
         assert!(server.is_left());
         assert!(succeed(Word::Disarmed, &mut server, Time(0)).is_some());

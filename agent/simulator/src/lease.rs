@@ -5,16 +5,17 @@ use std::time::Duration;
 
 use pgherd_agent::lease::core::{Answer, Ask, Input, KeySeen, Output, Voucher};
 use pgherd_cluster::clock::Boottime;
-use pgherd_cluster::etcd::{StoreError, Txn};
+use pgherd_cluster::etcd::{Compare, StoreError, Txn, TxnOutcome};
 use pgherd_cluster::key::Key;
 use pgherd_cluster::record::MemberRecord;
+use pgherd_cluster::view::Entry;
 use pgherd_keeper::fence::Armed;
 
 use crate::executor::{Owner, Slot, Topic};
 use crate::host::Request;
 use crate::rpc::{Budget, Client, Question, Reply, ask_member};
 use crate::run::Planted;
-use crate::world::Shared;
+use crate::world::{Shared, World};
 
 /// Runs for ever.
 pub(crate) async fn run(sim: Shared, member: usize) {
@@ -33,7 +34,11 @@ pub(crate) async fn run(sim: Shared, member: usize) {
             let before = agent.core.state().clone();
             let outputs = agent.core.handle(now, input);
             let changed = *agent.core.state() != before;
-            let let_go: Vec<_> = if agent.inputs.is_empty() { std::mem::take(&mut agent.let_go) } else { Vec::new() };
+            let let_go: Vec<_> = if agent.inputs.is_empty() {
+                std::mem::take(&mut agent.let_go)
+            } else {
+                Vec::new()
+            };
             Some((outputs, changed, let_go))
         });
         match outputs {
@@ -49,10 +54,14 @@ pub(crate) async fn run(sim: Shared, member: usize) {
                 }
             }
             None => {
-                let Some(wake_at) = sim.with(|world| world.agent(member).map(|agent| agent.core.wake_at())) else { return };
+                let Some(wake_at) = sim.with(|world| world.agent(member).map(|agent| agent.core.wake_at())) else {
+                    return;
+                };
                 let until = sim.with(|world| world.host(member).clocks.when(wake_at, at));
                 // A timer has its grain; without it a moment that has passed would be waited for for ever.
-                sim.exec.changed(Topic::Lease(member), until.max(at + Duration::from_millis(1))).await;
+                sim.exec
+                    .changed(Topic::Lease(member), until.max(at + Duration::from_millis(1)))
+                    .await;
                 sim.drowse(member).await;
             }
         }
@@ -142,10 +151,17 @@ fn arm(sim: &Shared, member: usize, term: u64, deadline: Boottime, margin: Durat
     let deadline = sim.with(|world| match world.planted {
         // Counted as if the question had been sent when its answer came.
         Some(Planted::DeadlineFromReply) => {
-            let lasts = world.agent(member).map_or(Duration::ZERO, |agent| agent.core.state().lease_ttl);
+            let lasts = world
+                .agent(member)
+                .map_or(Duration::ZERO, |agent| agent.core.state().lease_ttl);
             deadline.max(now + lasts)
         }
         _ => deadline,
+    });
+    sim.with(|world| {
+        if let Some(agent) = world.agent(member) {
+            agent.last_term = term;
+        }
     });
     let armed = Armed {
         term,
@@ -183,39 +199,57 @@ async fn translate(
     budget: Budget,
 ) -> Result<Answer, StoreError> {
     match ask {
-        Ask::Grant { ttl } => client.ask(sim, Question::Grant(ttl), budget).await.map(|reply| match reply {
-            Reply::Granted(lease) => Answer::Granted(lease),
-            Reply::KeptAlive | Reply::Entries(_) | Reply::Done(_) => Answer::KeptAlive,
-        }),
-        Ask::KeepAlive { lease } => {
-            client.ask(sim, Question::KeepAlive(lease), budget).await.map(|_| Answer::KeptAlive)
-        }
+        Ask::Grant { ttl } => client
+            .ask(sim, Question::Grant(ttl), budget)
+            .await
+            .map(|reply| match reply {
+                Reply::Granted(lease) => Answer::Granted(lease),
+                Reply::KeptAlive | Reply::Entries(_) | Reply::Done(_) => Answer::KeptAlive,
+            }),
+        Ask::KeepAlive { lease } => client
+            .ask(sim, Question::KeepAlive(lease), budget)
+            .await
+            .map(|_| Answer::KeptAlive),
         Ask::ReadLeader => read_leader(sim, member, client, budget).await,
         Ask::Txn(txn) => {
             let txn = sim.with(|world| spoilt(world.planted, &world.keys, txn));
+            let creates = txn
+                .conditions()
+                .iter()
+                .any(|compare| matches!(compare, Compare::Absent(_)));
+            // Later than all that a view will show.
+            if creates && let Some(entry) = sim.with(|world| taken_for_granted(world, member, 1_000_000)) {
+                return Ok(Answer::Txn(TxnOutcome {
+                    succeeded: true,
+                    revision: entry.mod_revision,
+                    read: vec![entry],
+                }));
+            }
             client.txn(sim, txn, budget).await.map(Answer::Txn)
         }
     }
 }
 
+/// A planted bug: while the lease lives, the key that was held is taken for held, on whatever lease there is by now.
+fn taken_for_granted(world: &mut World, member: usize, later: i64) -> Option<Entry> {
+    if !world.is_planted(Planted::KeepaliveProves) {
+        return None;
+    }
+    let key = world.key(&Key::Leader);
+    let state = world.agent(member)?.core.state();
+    let held = state.holding.as_ref()?;
+    let revision = held.epoch.create_revision + later;
+    Some(Entry {
+        key,
+        value: held.epoch.holder.to_string(),
+        create_revision: revision,
+        mod_revision: revision,
+        lease: state.lease?,
+    })
+}
+
 async fn read_leader(sim: &Shared, member: usize, client: &mut Client, budget: Budget) -> Result<Answer, StoreError> {
-    if let Some(entry) = sim.with(|world| {
-        if !world.is_planted(Planted::KeepaliveProves) {
-            return None;
-        }
-        // What was last known of the key is taken for what it is.
-        let key = world.key(&Key::Leader);
-        let agent = world.agent(member)?;
-        let state = agent.core.state();
-        let held = state.holding.as_ref()?;
-        Some(pgherd_cluster::view::Entry {
-            key,
-            value: held.epoch.holder.to_string(),
-            create_revision: held.epoch.create_revision,
-            mod_revision: held.epoch.create_revision,
-            lease: state.lease?,
-        })
-    }) {
+    if let Some(entry) = sim.with(|world| taken_for_granted(world, member, 0)) {
         return Ok(Answer::Leader(Some(entry)));
     }
     let key = sim.with(|world| world.key(&Key::Leader));
@@ -231,9 +265,7 @@ fn spoilt(planted: Option<Planted>, keys: &pgherd_cluster::key::Keys, txn: Txn) 
         return txn;
     }
     let sync = keys.of(&Key::Sync);
-    let about_sync = |compare: &&pgherd_cluster::etcd::Compare| {
-        matches!(compare, pgherd_cluster::etcd::Compare::ModRevision(key, _) if *key == sync)
-    };
+    let about_sync = |compare: &&Compare| matches!(compare, Compare::ModRevision(key, _) if *key == sync);
     let kept = txn.conditions().iter().filter(|compare| !about_sync(compare)).cloned();
     let with_conditions = kept.fold(Txn::new(), Txn::when);
     let with_then = txn.then_ops().iter().cloned().fold(with_conditions, Txn::then);
@@ -250,7 +282,11 @@ async fn ask_vouch(
 ) -> Option<Duration> {
     let address = MemberRecord::new(String::new(), voucher.api_url.clone()).api_address()?;
     let to = sim.with(|world| world.number(&address.host))?;
-    ask_member(sim, from, to, limit, async move |sim: Shared| vouch(&sim, to, &leader, lasts)).await.flatten()
+    ask_member(sim, from, to, limit, async move |sim: Shared| {
+        vouch(&sim, to, &leader, lasts)
+    })
+    .await
+    .flatten()
 }
 
 /// The REST interface's part: refused while the mode is off as far as this member knows.
@@ -261,7 +297,13 @@ fn vouch(sim: &Shared, member: usize, leader: &str, lasts: Duration) -> Option<D
         let number = world.number(leader)?;
         let name = world.name(number).clone();
         let agent = world.agent(member)?;
-        if !agent.view.config.value.as_ref().is_some_and(|config| config.is_failsafe()) {
+        if !agent
+            .view
+            .config
+            .value
+            .as_ref()
+            .is_some_and(|config| config.is_failsafe())
+        {
             return None;
         }
         let lasts = lasts.min(agent.view.timing().ttl());
@@ -270,10 +312,10 @@ fn vouch(sim: &Shared, member: usize, leader: &str, lasts: Duration) -> Option<D
             (true, None) => KeySeen::Free,
             (true, Some(epoch)) => KeySeen::Held(epoch.clone()),
         };
-        let given = match agent.core.vouch(now, &name, lasts, &seen) {
-            Ok(given) => given,
-            Err(pgherd_agent::lease::core::VouchRefusal::Seeks) if careless => lasts,
-            Err(_) => return None,
+        let given = if careless {
+            lasts // And nobody remembers it.
+        } else {
+            agent.core.vouch(now, &name, lasts, &seen).ok()?
         };
         world.oracle.vouched(member, number, at + given);
         Some(given)

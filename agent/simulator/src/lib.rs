@@ -7,13 +7,15 @@
 //!
 //! What runs as it is shipped: `pgherd_agent::{decide, memory, lease::core, sync, failsafe}`, `observe::lease_seen`,
 //! `pgherd_keeper::fence` and the keeper's steps of ending. The glue around them ([`act`], [`jobs`], [`upkeep`], [`lease`],
-//! [`source`]) does what the agent's own does, at the level of the models, and is where bugs are [`Planted`].
+//! [`source`], [`health`]) does what the agent's own does, at the level of the models, and is where bugs are [`Planted`].
 
 mod act;
 mod agent;
 mod client;
 mod executor;
 mod faults;
+mod fitting;
+mod health;
 mod host;
 mod jobs;
 mod lease;
@@ -34,6 +36,7 @@ mod world;
 
 /// The keeper's own source: how PostgreSQL is ended is pure, and runs here as it is shipped.
 #[path = "../../keeper/src/ending.rs"]
+#[allow(dead_code, reason = "what the keeper alone asks for is no part of the model")]
 mod ending;
 
 /// The clock that it counts by.

@@ -70,7 +70,10 @@ impl Network {
     /// Every place.
     pub(crate) fn sites(&self) -> Vec<Site> {
         let etcd = self.size - self.members;
-        (0..self.members).map(Site::Member).chain((0..etcd).map(Site::Etcd)).collect()
+        (0..self.members)
+            .map(Site::Member)
+            .chain((0..etcd).map(Site::Etcd))
+            .collect()
     }
 
     /// Cuts one direction.
@@ -104,6 +107,12 @@ impl Network {
     /// Whether two places can talk.
     pub(crate) fn talks(&self, one: Site, other: Site) -> bool {
         self.passes(one, other) && self.passes(other, one)
+    }
+
+    /// Whether two places can talk and no message of theirs is lost.
+    pub(crate) fn talks_surely(&self, one: Site, other: Site) -> bool {
+        let sure = |from, to| self.link(from, to).loss == 0;
+        self.talks(one, other) && (one == other || sure(one, other) && sure(other, one))
     }
 
     /// How long a message that is sent now is under way; nothing when it does not arrive.
@@ -142,9 +151,15 @@ mod tests {
     fn messages_take_time_and_get_lost() {
         let mut network = Network::new(3, 3);
         let mut random = Random::new(1);
-        assert!(network.transit(ONE, TWO, &mut random).is_some_and(|delay| delay > Duration::ZERO));
+        assert!(
+            network
+                .transit(ONE, TWO, &mut random)
+                .is_some_and(|delay| delay > Duration::ZERO)
+        );
         network.degrade(ONE, TWO, 500, Duration::from_millis(5));
-        let arrived: Vec<_> = (0..200).filter_map(|_| network.transit(ONE, TWO, &mut random)).collect();
+        let arrived: Vec<_> = (0..200)
+            .filter_map(|_| network.transit(ONE, TWO, &mut random))
+            .collect();
         assert!((50..150).contains(&arrived.len()));
         assert!(arrived.iter().all(|delay| *delay > Duration::from_millis(5)));
         network.heal();

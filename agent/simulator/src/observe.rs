@@ -10,11 +10,14 @@ use pgherd_agent::sync::{CommitLevel, Sender, StandbyName, SyncNames, SyncRank, 
 use pgherd_cluster::name::{Lsn, SystemId, Timeline};
 
 use crate::agent::data_dir;
-use crate::executor::Owner;
+use crate::executor::{Owner, Topic};
 use crate::postgres::{Mode, Server, lsn};
+use crate::run::Planted;
 use crate::world::{Shared, World};
 
 const STATUS_MAX: Duration = Duration::from_secs(2);
+/// How long an answer to another member waits for a fresh look.
+const FRESH_MAX: Duration = Duration::from_millis(150);
 
 /// Observes; nothing when the agent has gone meanwhile.
 pub(crate) async fn observe(sim: &Shared, member: usize) -> Option<Observation> {
@@ -25,14 +28,17 @@ pub(crate) async fn observe(sim: &Shared, member: usize) -> Option<Observation> 
         let data = known.unwrap_or_else(|| inspect(world.server(member)));
         Some((instance, data))
     })?;
+    let early = sim.with(|world| world.is_planted(Planted::ReleaseWhileBackendLives));
     let postgres = match (instance.postmaster, instance.left) {
-        (None, false) => Postgres::Down,
-        (None, true) => Postgres::Ending,
+        (None, left) if early || !left => Postgres::Down,
+        (None, _) => Postgres::Ending,
         (Some(_), _) => match status(sim, member).await {
             Some(server) => Postgres::Running(Box::new(server)),
             None => Postgres::Silent {
                 writable: sim.with(|world| {
-                    world.agent(member).is_some_and(|agent| agent.known.writable || agent.instance.armed)
+                    world
+                        .agent(member)
+                        .is_some_and(|agent| agent.known.writable || agent.instance.armed)
                 }),
             },
         },
@@ -48,7 +54,12 @@ pub(crate) async fn observe(sim: &Shared, member: usize) -> Option<Observation> 
         let lease: LeaseSeen = lease_seen(&agent.view, agent.in_touch, &state, &instance, &me, now);
         Some(Observation {
             me,
-            request_due: agent.view.failover.value.as_ref().is_none_or(|request| request.scheduled_at.is_none()),
+            request_due: agent
+                .view
+                .failover
+                .value
+                .as_ref()
+                .is_none_or(|request| request.scheduled_at.is_none()),
             sync: sync_seen(agent, &postgres, &sync_setting),
             view: std::sync::Arc::clone(&agent.view),
             lease,
@@ -57,12 +68,18 @@ pub(crate) async fn observe(sim: &Shared, member: usize) -> Option<Observation> 
             bootstrap_unfinished: unfinished,
             postgres,
             lease_term: state.holding.as_ref().map(|held| held.term),
+            server_hangs_since: agent.health.server_hangs_since(instance.postmaster),
+            disk_fails_since: agent.health.disk_fails_since,
             armed: instance.armed,
+            fenced_term: instance.fenced,
             fence_paused: instance.paused,
             lease_paused: state.paused,
-            stranger: false,
+            stranger: instance.stranger.is_some(),
             watchdog: WatchdogSeen::NotNeeded,
-            vouched_for: state.vouched.filter(|vouched| now < vouched.until).map(|vouched| vouched.leader),
+            vouched_for: state
+                .vouched
+                .filter(|vouched| now < vouched.until)
+                .map(|vouched| vouched.leader),
             last_held: agent.known.last_held.clone(),
             job: agent.work.as_ref().map(|work| work.kind),
             upstream: agent.known.upstream.clone(),
@@ -75,7 +92,9 @@ pub(crate) async fn observe(sim: &Shared, member: usize) -> Option<Observation> 
 
 /// The data directory, as the control file tells.
 pub(crate) fn inspect(server: &Server) -> DataDir {
-    let Some(data) = &server.data else { return DataDir::Empty };
+    let Some(data) = &server.data else {
+        return DataDir::Empty;
+    };
     DataDir::Cluster {
         control: Control {
             state: data.state,
@@ -128,12 +147,38 @@ fn sender(row: &WalSender) -> Sender {
 pub(crate) async fn status(sim: &Shared, member: usize) -> Option<ServerStatus> {
     let hung = sim.exec.is_frozen(Owner::Postgres(member))
         || sim.with(|world| world.server(member).run.as_ref().is_some_and(|run| run.hung));
-    let time = if hung { STATUS_MAX } else { sim.with(|world| world.random.millis(1, 6)) };
+    let time = if hung {
+        STATUS_MAX
+    } else {
+        sim.with(|world| world.random.millis(1, 6))
+    };
     sim.exec.sleep(time).await;
     if hung {
         return None;
     }
     sim.with(|world| answer(world, member))
+}
+
+/// What a member's REST interface says of its server: fresh while the loop has time and PostgreSQL answers at once, else
+/// as it was last seen.
+pub(crate) async fn shown_status(sim: &Shared, member: usize) -> Option<ServerStatus> {
+    let until = sim.now() + FRESH_MAX;
+    let waits = || sim.with(|world| world.agent(member).is_some_and(|agent| agent.waits).then_some(()));
+    let loop_answers = sim.exec.wait_for(Topic::Refresh(member), until, waits).await.is_some();
+    let runs = sim.with(|world| {
+        world
+            .agent(member)
+            .is_some_and(|agent| agent.instance.postmaster.is_some())
+    });
+    if loop_answers && !runs {
+        return None;
+    }
+    let fresh = if loop_answers {
+        sim.exec.until(until, status(sim, member)).await.flatten()
+    } else {
+        None
+    };
+    fresh.or_else(|| sim.with(|world| world.agent(member).and_then(|agent| agent.shown.clone())))
 }
 
 fn answer(world: &World, member: usize) -> Option<ServerStatus> {
@@ -181,7 +226,7 @@ fn answer(world: &World, member: usize) -> Option<ServerStatus> {
         replication: rows.collect(),
         waiting: CommitWaiting {
             names: run.sync_text.clone(),
-            taken_over: true,
+            taken_over: run.has_taken_over() || world.is_planted(Planted::TakenOverAtOnce),
         },
     })
 }

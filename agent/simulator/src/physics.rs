@@ -3,11 +3,13 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use pgherd_cluster::key::Key;
+
 use crate::agent;
 use crate::executor::{Owner, Topic};
 use crate::host::{Deed, Keeper, Word, guard, succeed};
 use crate::network::Site;
-use crate::postgres::{Mode, Sender, pace};
+use crate::postgres::{Mode, Run, Sender, pace};
 use crate::time::Time;
 use crate::world::Shared;
 
@@ -15,6 +17,9 @@ use crate::world::Shared;
 const RECEIVER_RETRY: Duration = Duration::from_millis(200);
 /// After this long without a word a stream is given up by its receiver.
 const RECEIVER_SILENCE: Duration = Duration::from_secs(5);
+
+/// How often a copy of etcd is kept.
+const BACKUP_EVERY: Duration = Duration::from_millis(700);
 
 /// Starts all that goes on from the beginning.
 pub(crate) fn begin(sim: &Shared) {
@@ -24,14 +29,25 @@ pub(crate) fn begin(sim: &Shared) {
         start_keeper(sim, member);
         sim.spawn(Owner::Postgres(member), receiver(Rc::clone(sim), member));
         sim.spawn(Owner::Postgres(member), crate::client::writer(Rc::clone(sim), member));
+        sim.spawn(Owner::Postgres(member), crate::client::noise(Rc::clone(sim), member));
     }
 }
 
 async fn etcd(sim: Shared) {
+    let mut backup_due = Time(0);
     loop {
         sim.exec.sleep(Duration::from_millis(50)).await;
         let now = sim.now();
-        let changed = sim.with(|world| world.store.tick(now, &world.network, &mut world.random));
+        let changed = sim.with(|world| {
+            // A copy from before the cluster was made is no backup of it.
+            let made = world.store.get(&world.key(&Key::Initialize));
+            let made = made.is_some_and(|entry| !entry.value.is_empty());
+            if made && now >= backup_due && world.store.is_serving(&world.network) {
+                world.store.back_up(now);
+                backup_due = now + BACKUP_EVERY;
+            }
+            world.store.tick(now, &world.network, &mut world.random)
+        });
         if changed {
             sim.notify(Topic::Store);
         }
@@ -42,14 +58,47 @@ async fn etcd(sim: Shared) {
 pub(crate) fn start_keeper(sim: &Shared, member: usize) {
     let now = sim.now();
     sim.with(|world| {
+        let forgiving = world.is_planted(crate::run::Planted::PassedDeadlineExtended);
         let host = world.host(member);
         let mut keeper = Keeper::new(host.memo.clone());
+        keeper.forgiving = forgiving;
         keeper.agent_due = Some(now);
         host.keeper = Some(keeper);
+        host.keeper_since = now;
         host.word = Word::Disarmed;
     });
     sim.spawn(Owner::Keeper(member), keeper_loop(Rc::clone(sim), member));
+    start_sentinel(sim, member);
+}
+
+fn start_sentinel(sim: &Shared, member: usize) {
     sim.spawn(Owner::Sentinel(member), sentinel_loop(Rc::clone(sim), member));
+}
+
+/// The sentinel is killed; its keeper starts another. Keeper and sentinel of one machine do not fail together: nothing would
+/// be left there that could fence.
+pub(crate) fn kill_sentinel(sim: &Shared, member: usize) {
+    if sim.exec.is_frozen(Owner::Keeper(member)) {
+        return;
+    }
+    let now = sim.now();
+    let due = sim.with(|world| {
+        let soon = now + world.random.millis(1, 20);
+        world.host(member).keeper.as_mut()?.sentinel_due = Some(soon);
+        Some(())
+    });
+    if due.is_some() {
+        sim.exec.kill_owner(Owner::Sentinel(member));
+        sim.notify(Topic::Keeper(member));
+    }
+}
+
+/// Before something happens to the keeper its sentinel is there.
+pub(crate) fn see_to_sentinel(sim: &Shared, member: usize) {
+    let due = sim.with(|world| world.host(member).keeper.as_mut()?.sentinel_due.take());
+    if due.is_some() {
+        start_sentinel(sim, member);
+    }
 }
 
 async fn keeper_loop(sim: Shared, member: usize) {
@@ -88,6 +137,7 @@ fn perform(sim: &Shared, member: usize, deed: Deed) {
     let inner = Rc::clone(sim);
     match (deed, run) {
         (Deed::StartAgent, _) => agent::start(sim, member),
+        (Deed::StartSentinel, _) => start_sentinel(sim, member),
         (Deed::Started(id), _) => {
             sim.spawn(Owner::Postgres(member), come_up(inner, member, id));
         }
@@ -116,9 +166,15 @@ pub(crate) fn server_changed(sim: &Shared, member: usize) {
 async fn come_up(sim: Shared, member: usize, id: u64) {
     let time = sim.with(|world| pace::start(&mut world.random));
     sim.exec.sleep(time).await;
+    let now = sim.now();
     sim.with(|world| {
         let record = world.record();
-        world.server(member).come_up(id, record);
+        if world.server(member).come_up(id, record) {
+            world.judge_loss(member, now, "starts as primary");
+        }
+        if let Some(run) = &mut world.server(member).run {
+            run.up_since.get_or_insert(now);
+        }
     });
     server_changed(&sim, member);
 }
@@ -139,7 +195,11 @@ async fn quit(sim: Shared, member: usize, id: u64) {
 
 async fn stop_fast(sim: Shared, member: usize, id: u64) {
     let was_primary = sim.with(|world| {
-        let run = world.server(member).run.as_mut().filter(|run| run.id == id && !run.hung)?;
+        let run = world
+            .server(member)
+            .run
+            .as_mut()
+            .filter(|run| run.id == id && !run.hung)?;
         let was_primary = run.mode == Mode::Primary;
         // One that is starting stops as soon as it has come up; here it is as good as down.
         run.mode = Mode::Stopping;
@@ -181,16 +241,20 @@ async fn stop_fast(sim: Shared, member: usize, id: u64) {
 async fn reload(sim: Shared, member: usize, id: u64) {
     let time = sim.with(|world| world.random.millis(1, 8));
     sim.exec.sleep(time).await;
-    sim.with(|world| {
-        let upstream = world.host(member).upstream_setting;
+    let late = sim.with(|world| {
         let server = world.server(member);
-        let Some(run) = server.run.as_mut().filter(|run| run.id == id) else { return };
+        let upstream = server.upstream_setting;
+        let run = server.run.as_mut().filter(|run| run.id == id)?;
         if run.mode == Mode::Standby && run.upstream != upstream {
             run.upstream = upstream;
             run.streaming = false;
         }
-        server.reload();
+        server.reload().then(|| pace::checkpointer(&mut world.random))
     });
+    server_changed(&sim, member);
+    let Some(late) = late else { return };
+    sim.exec.sleep(late).await;
+    sim.with(|world| world.server(member).reload_checkpointer(id));
     server_changed(&sim, member);
 }
 
@@ -265,7 +329,9 @@ async fn receiver(sim: Shared, member: usize) {
         let upstream = sim.with(|world| may_stream(world, member));
         let Some(upstream) = upstream else {
             sim.with(|world| stop_streaming(world, member));
-            sim.exec.changed(Topic::Postgres(member), sim.now() + RECEIVER_RETRY).await;
+            sim.exec
+                .changed(Topic::Postgres(member), sim.now() + RECEIVER_RETRY)
+                .await;
             // A change of our own does not make the other side ready: the retry interval passes all the same.
             let rest = sim.with(|world| world.random.millis(20, 200));
             sim.exec.sleep(rest).await;
@@ -316,16 +382,8 @@ async fn stream(sim: &Shared, member: usize, upstream: usize) {
     let Some((own, other)) = ids else { return };
     let mut heard_at = sim.now();
     loop {
-        let alive = sim.with(|world| {
-            let theirs = world.server(upstream).run.as_ref().filter(|run| run.id == other && !run.hung);
-            let serving = theirs.is_some_and(|run| matches!(run.mode, Mode::Primary | Mode::Standby | Mode::Stopping));
-            let ours = world.server(member).run.as_ref().filter(|run| run.id == own && !run.hung);
-            let wanted = ours.is_some_and(|run| {
-                matches!(run.mode, Mode::Standby | Mode::Starting { standby: true }) && run.upstream == Some(upstream)
-            });
-            serving && wanted
-        });
-        if !alive || sim.now().since(heard_at) > RECEIVER_SILENCE {
+        let stands = sim.with(|world| stream_stands(world, (member, own), (upstream, other)));
+        if !stands || sim.now().since(heard_at) > RECEIVER_SILENCE {
             return;
         }
         if sim.exec.is_frozen(Owner::Postgres(upstream)) {
@@ -348,26 +406,49 @@ async fn stream(sim: &Shared, member: usize, upstream: usize) {
         }
         sim.notify(Topic::Postgres(member));
         acknowledge(sim, member, upstream, other, limit).await;
-        let idle = || {
-            sim.with(|world| {
-                let more = world.server(upstream).data.as_ref().is_some_and(|data| data.log.len() > limit);
-                let over = world.server(upstream).run.as_ref().is_none_or(|run| run.id != other);
-                let ours = world.server(member).run.as_ref().is_none_or(|run| run.id != own || run.mode == Mode::Promoting);
-                let moved = world.server(member).run.as_ref().is_some_and(|run| run.upstream != Some(upstream));
-                (more || over || ours || moved).then_some(())
-            })
-        };
+        let idle = || sim.with(|world| stream_moves(world, (member, own), (upstream, other), limit).then_some(()));
         let until = sim.now() + Duration::from_millis(500);
         sim.exec.wait_for(Topic::Postgres(upstream), until, idle).await;
     }
 }
 
+/// Whether both ends of a stream are still the postmasters that made it, and want it.
+fn stream_stands(world: &mut crate::world::World, here: (usize, u64), there: (usize, u64)) -> bool {
+    let answers = |run: &&Run, id: u64| run.id == id && !run.hung;
+    let theirs = world.server(there.0).run.as_ref().filter(|run| answers(run, there.1));
+    let serving = theirs.is_some_and(|run| matches!(run.mode, Mode::Primary | Mode::Standby | Mode::Stopping));
+    let ours = world.server(here.0).run.as_ref().filter(|run| answers(run, here.1));
+    let wanted = ours.is_some_and(|run| {
+        matches!(run.mode, Mode::Standby | Mode::Starting { standby: true }) && run.upstream == Some(there.0)
+    });
+    serving && wanted
+}
+
+/// Whether there is more than `limit` records to stream, or one of the ends has changed.
+fn stream_moves(world: &mut crate::world::World, here: (usize, u64), there: (usize, u64), limit: usize) -> bool {
+    let upstream = world.server(there.0);
+    let more = upstream.data.as_ref().is_some_and(|data| data.log.len() > limit);
+    let over = upstream.run.as_ref().is_none_or(|run| run.id != there.1);
+    let ours = world.server(here.0).run.as_ref();
+    let left = ours.is_none_or(|run| run.id != here.1 || run.mode == Mode::Promoting || run.upstream != Some(there.0));
+    more || over || left
+}
+
 fn take_over(world: &mut crate::world::World, member: usize, upstream: usize, own: u64, limit: usize) -> bool {
     // A machine that went down and came up again has another log by now, perhaps.
-    let Ok([ours, theirs]) = world.hosts.get_disjoint_mut([member, upstream]) else { return false };
-    let Some(theirs) = &theirs.server.data else { return false };
-    let (Some(run), Some(data)) = (&mut ours.server.run, &mut ours.server.data) else { return false };
-    if run.id != own || !matches!(run.mode, Mode::Standby | Mode::Starting { standby: true }) || !data.may_follow(theirs) {
+    let Ok([ours, theirs]) = world.hosts.get_disjoint_mut([member, upstream]) else {
+        return false;
+    };
+    let Some(theirs) = &theirs.server.data else {
+        return false;
+    };
+    let (Some(run), Some(data)) = (&mut ours.server.run, &mut ours.server.data) else {
+        return false;
+    };
+    if run.id != own
+        || !matches!(run.mode, Mode::Standby | Mode::Starting { standby: true })
+        || !data.may_follow(theirs)
+    {
         return false;
     }
     data.receive(theirs, limit);
@@ -425,10 +506,17 @@ pub(crate) fn power_on(sim: &Shared, member: usize) {
 
 /// The keeper is killed; its agent goes with it.
 pub(crate) fn kill_keeper(sim: &Shared, member: usize) {
+    see_to_sentinel(sim, member);
     sim.exec.kill_owner(Owner::Keeper(member));
     sim.exec.unfreeze(Owner::Keeper(member));
     agent::kill(sim, member);
-    sim.with(|world| world.host(member).keeper = None);
+    sim.with(|world| {
+        let host = world.host(member);
+        host.keeper = None;
+        if host.word == Word::Paused {
+            host.left_in_pause = host.server.run.as_ref().map(|run| run.id);
+        }
+    });
     server_changed(sim, member);
 }
 

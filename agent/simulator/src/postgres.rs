@@ -44,6 +44,8 @@ pub(crate) struct Run {
     /// No two postmasters of a run have the same.
     pub(crate) id: u64,
     pub(crate) mode: Mode,
+    /// Since when it answers.
+    pub(crate) up_since: Option<Time>,
     /// Accepts connections and answers none.
     pub(crate) hung: bool,
     /// Which member it is to stream from.
@@ -53,6 +55,8 @@ pub(crate) struct Run {
     /// How many records it has replayed.
     pub(crate) replayed: usize,
     pub(crate) sync: SyncNames,
+    /// Whether backends wait at all: the checkpointer says so to them, later than the walsenders take the setting over.
+    pub(crate) waits: bool,
     /// The setting that says so.
     pub(crate) sync_text: String,
     /// Who streams from it.
@@ -83,10 +87,18 @@ pub(crate) struct Server {
     pub(crate) stuck_until: Time,
     /// Whether its last postmaster was killed.
     pub(crate) killed: bool,
-    /// Settings as last written to the file.
+    /// Settings as last written to the file: what commits wait for, and whom a standby streams from.
     pub(crate) sync_setting: String,
+    pub(crate) upstream_setting: Option<usize>,
     /// What was in the way and has been moved aside.
     pub(crate) aside: Vec<Data>,
+}
+
+impl Run {
+    /// Whether every process goes by the setting that the server shows.
+    pub(crate) fn has_taken_over(&self) -> bool {
+        self.waits == (self.sync != SyncNames::Off)
+    }
 }
 
 impl Server {
@@ -100,7 +112,7 @@ impl Server {
     }
 
     /// A postmaster is started on the data.
-    pub(crate) fn start(&mut self, id: u64, upstream: Option<usize>) -> bool {
+    pub(crate) fn start(&mut self, id: u64) -> bool {
         let Some(data) = &self.data else { return false };
         if self.is_left() {
             return false;
@@ -110,22 +122,26 @@ impl Server {
             mode: Mode::Starting {
                 standby: data.standby_signal,
             },
+            up_since: None,
             hung: false,
-            upstream,
+            upstream: self.upstream_setting.filter(|_| data.standby_signal),
             streaming: false,
             replayed: data.log.len(),
             sync: SyncNames::parse(&self.sync_setting),
+            waits: SyncNames::parse(&self.sync_setting) != SyncNames::Off,
             sync_text: self.sync_setting.clone(),
             senders: BTreeMap::new(),
         });
         true
     }
 
-    /// Recovery is over, or consistent.
-    pub(crate) fn come_up(&mut self, id: u64, record: u64) {
-        let (Some(run), Some(data)) = (&mut self.run, &mut self.data) else { return };
+    /// Recovery is over, or consistent. Says whether it takes writes now.
+    pub(crate) fn come_up(&mut self, id: u64, record: u64) -> bool {
+        let (Some(run), Some(data)) = (&mut self.run, &mut self.data) else {
+            return false;
+        };
         if run.id != id {
-            return;
+            return false;
         }
         match run.mode {
             Mode::Starting { standby: true } => {
@@ -138,14 +154,18 @@ impl Server {
                 run.mode = Mode::Primary;
                 run.replayed = data.log.len();
                 data.state = ControlState::InProduction;
+                return true;
             }
             Mode::Standby | Mode::Promoting | Mode::Primary | Mode::Stopping => {}
         }
+        false
     }
 
     /// A promotion that was asked for is through.
     pub(crate) fn become_primary(&mut self, id: u64, record: u64) -> bool {
-        let (Some(run), Some(data)) = (&mut self.run, &mut self.data) else { return false };
+        let (Some(run), Some(data)) = (&mut self.run, &mut self.data) else {
+            return false;
+        };
         if run.id != id || run.mode != Mode::Promoting {
             return false;
         }
@@ -159,7 +179,9 @@ impl Server {
 
     /// The last record of a stop in order. Its sessions have ended before.
     pub(crate) fn write_shutdown(&mut self, id: u64, record: u64, was_primary: bool) {
-        let (Some(run), Some(data)) = (&self.run, &mut self.data) else { return };
+        let (Some(run), Some(data)) = (&self.run, &mut self.data) else {
+            return;
+        };
         if run.id != id {
             return;
         }
@@ -198,15 +220,19 @@ impl Server {
             run: run.id,
             until: orphans_until,
             writable,
-            waits: run.sync != SyncNames::Off,
+            waits: run.waits,
         });
         true
     }
 
     /// Whether a session of that postmaster may still write.
     pub(crate) fn session_lives(&self, run: u64) -> bool {
-        self.run.as_ref().is_some_and(|here| here.id == run && here.mode == Mode::Primary)
-            || self.orphans.is_some_and(|orphans| orphans.run == run && orphans.writable)
+        self.run
+            .as_ref()
+            .is_some_and(|here| here.id == run && here.mode == Mode::Primary)
+            || self
+                .orphans
+                .is_some_and(|orphans| orphans.run == run && orphans.writable)
     }
 
     /// The postmaster that a new session could write through.
@@ -231,16 +257,25 @@ impl Server {
     /// but a session that need not wait goes on.
     pub(crate) fn commit_may_return(&self, position: usize, names: &[String]) -> bool {
         match &self.run {
-            Some(run) => run.sync.satisfied(position, &self.confirmed(names)),
+            Some(run) => !run.waits || run.sync.satisfied(position, &self.confirmed(names)),
             None => self.orphans.is_some_and(|orphans| !orphans.waits),
         }
     }
 
-    /// The files are read again.
-    pub(crate) fn reload(&mut self) {
-        if let Some(run) = &mut self.run {
-            run.sync = SyncNames::parse(&self.sync_setting);
-            run.sync_text.clone_from(&self.sync_setting);
+    /// The files are read again, by all but the checkpointer. Says whether it matters when that does: without names those
+    /// who wait are let go, which is no matter.
+    pub(crate) fn reload(&mut self) -> bool {
+        let Some(run) = &mut self.run else { return false };
+        run.sync = SyncNames::parse(&self.sync_setting);
+        run.sync_text.clone_from(&self.sync_setting);
+        run.waits &= run.sync != SyncNames::Off;
+        !run.has_taken_over()
+    }
+
+    /// The checkpointer has read them too.
+    pub(crate) fn reload_checkpointer(&mut self, id: u64) {
+        if let Some(run) = self.run.as_mut().filter(|run| run.id == id) {
+            run.waits = run.sync != SyncNames::Off;
         }
     }
 
@@ -275,6 +310,12 @@ pub(crate) mod pace {
 
     pub(crate) fn checkpoint(random: &mut Random) -> Duration {
         random.millis(10, 300)
+    }
+
+    /// Until the checkpointer looks at its settings: now, or when it has synced its files.
+    pub(crate) fn checkpointer(random: &mut Random) -> Duration {
+        let most = if random.chance(150) { 3000 } else { 20 };
+        random.millis(0, most)
     }
 
     pub(crate) fn orphans(random: &mut Random) -> Duration {

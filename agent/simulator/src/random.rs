@@ -94,7 +94,10 @@ mod tests {
         for _ in 0..1000 {
             assert!((3..=5).contains(&random.between(3, 5)));
             assert!(random.index(4) < 4);
-            assert!(matches!(random.weighted(&[(1, 'a'), (0, 'b'), (2, 'c')]), Some('a' | 'c')));
+            assert!(matches!(
+                random.weighted(&[(1, 'a'), (0, 'b'), (2, 'c')]),
+                Some('a' | 'c')
+            ));
         }
         assert_eq!(random.between(9, 9), 9);
         assert_eq!(random.weighted::<u8>(&[]), None);

@@ -80,7 +80,13 @@ impl Client {
             let slot = Slot::new();
             sim.spawn(
                 Owner::World,
-                serve(Rc::clone(sim), self.member, self.node, question.clone(), Rc::clone(&slot)),
+                serve(
+                    Rc::clone(sim),
+                    self.member,
+                    self.node,
+                    question.clone(),
+                    Rc::clone(&slot),
+                ),
             );
             let error = match sim.exec.until(attempt_end, sim.exec.receive(&slot)).await {
                 Some(Ok(reply)) => return Ok(reply),
@@ -103,18 +109,6 @@ impl Client {
             Reply::Granted(_) | Reply::KeptAlive | Reply::Entries(_) => Err(unreachable("another kind of answer")),
         }
     }
-
-    pub(crate) async fn put(
-        &mut self,
-        sim: &Shared,
-        key: String,
-        value: String,
-        lease: i64,
-        budget: Budget,
-    ) -> Result<(), StoreError> {
-        let txn = Txn::new().then(Op::Put { key, value, lease });
-        self.txn(sim, txn, budget).await.map(|_| ())
-    }
 }
 
 type Answer = Rc<Slot<Result<Reply, StoreError>>>;
@@ -128,7 +122,8 @@ async fn serve(sim: Shared, member: usize, node: usize, question: Question, answ
     sim.point();
     let until = sim.now() + SERVED_WITHIN;
     loop {
-        let (serves, refuses) = sim.with(|world| (world.store.serves(node, &world.network), world.store.is_refusing(node)));
+        let (serves, refuses) =
+            sim.with(|world| (world.store.serves(node, &world.network), world.store.is_refusing(node)));
         if refuses {
             let Some(back) = transit(server, client) else { return };
             sim.exec.sleep(back).await;
@@ -154,8 +149,31 @@ async fn serve(sim: Shared, member: usize, node: usize, question: Question, answ
     sim.exec.send(&answer, reply);
 }
 
+/// What a transaction has done to the keys that decisions rest on.
+fn tell(sim: &Shared, member: usize, txn: &Txn, outcome: &TxnOutcome) {
+    let ops = if outcome.succeeded {
+        txn.then_ops()
+    } else {
+        txn.otherwise_ops()
+    };
+    let guarded = |key: &str| !key.contains("/members/") && !key.ends_with("/status");
+    for op in ops {
+        match op {
+            Op::Put { key, value, lease } if guarded(key) => sim.say(member, || {
+                format!("etcd: {key} = {value} (lease {lease}, revision {})", outcome.revision)
+            }),
+            Op::Delete(key) => sim.say(member, || format!("etcd: {key} is deleted, if it is there")),
+            Op::Put { .. } | Op::Get(_) => {}
+        }
+    }
+}
+
 fn carry_out(sim: &Shared, member: usize, question: Question) -> Result<Reply, StoreError> {
     let now = sim.now();
+    let written = match &question {
+        Question::Txn(txn) => Some(txn.clone()),
+        Question::Grant(_) | Question::KeepAlive(_) | Question::Read(_) | Question::List => None,
+    };
     let reply = sim.with(|world| {
         let snapshot = |entries, revision| Reply::Entries(Snapshot { entries, revision });
         match question {
@@ -167,11 +185,18 @@ fn carry_out(sim: &Shared, member: usize, question: Question) -> Result<Reply, S
             }
             Question::List => Ok(snapshot(world.store.state().entries(), world.store.state().revision)),
             Question::Txn(txn) => {
-                world.oracle.before_commit(&world.keys, &world.store, &txn, &world.names, member, now);
-                world.store.commit(&txn, now).map(Reply::Done)
+                world
+                    .oracle
+                    .before_commit(&world.keys, &world.store, &txn, &world.names, member, now);
+                let outcome = world.store.commit(&txn, now);
+                world.note_leader(now, |member| sim.exec.is_frozen(Owner::Agent(member)));
+                outcome.map(Reply::Done)
             }
         }
     });
+    if let (Some(txn), Ok(Reply::Done(outcome))) = (&written, &reply) {
+        tell(sim, member, txn, outcome);
+    }
     sim.notify(Topic::Store);
     reply
 }
@@ -189,7 +214,11 @@ pub(crate) async fn ask_member<T: 'static>(
     let (inner, answer) = (Rc::clone(sim), Rc::clone(&slot));
     let way = async move {
         let transit = |from, to| {
-            inner.with(|world| world.network.transit(Site::Member(from), Site::Member(to), &mut world.random))
+            inner.with(|world| {
+                world
+                    .network
+                    .transit(Site::Member(from), Site::Member(to), &mut world.random)
+            })
         };
         let Some(there) = transit(from, to) else { return };
         inner.exec.sleep(there).await;
@@ -207,7 +236,9 @@ pub(crate) async fn ask_member<T: 'static>(
             serving.exec.sleep(nap).await;
             let done = work(Rc::clone(&serving)).await;
             let back = serving.with(|world| {
-                world.network.transit(Site::Member(to), Site::Member(from), &mut world.random)
+                world
+                    .network
+                    .transit(Site::Member(to), Site::Member(from), &mut world.random)
             });
             if let Some(back) = back {
                 let returning = Rc::clone(&serving);

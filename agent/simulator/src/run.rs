@@ -10,12 +10,13 @@ use serde_json::{Value, json};
 
 use crate::executor::Owner;
 use crate::faults::{self, Fault, Planned, configure, inject};
+use crate::fitting::pattern;
 use crate::oracle::Violation;
 use crate::physics;
 use crate::postgres::{Data, Mode};
 use crate::random::Random;
 use crate::time::Time;
-use crate::world::{Shared, Sim};
+use crate::world::{Shared, Sim, World};
 
 /// A bug that the glue around the decisions is given, to see whether the schedules find it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,14 +29,16 @@ pub enum Planted {
     PassedDeadlineExtended,
     /// The steps of synchronous replication are taken in the wrong order.
     SyncOrderSwapped,
-    /// A bid does not compare `/sync`.
+    /// An election rests on a `/sync` that was read long before, and its bid does not compare it.
     StaleSync,
     /// An election does not look at timelines.
     NoTimelineCheck,
-    /// A member vouches while it bids.
+    /// A member vouches, and bids all the same.
     VouchWhileBidding,
     /// The lease is given up while a backend lives.
     ReleaseWhileBackendLives,
+    /// Commits are taken to wait for a standby as soon as the setting names one.
+    TakenOverAtOnce,
 }
 
 /// What a run is made of.
@@ -53,6 +56,8 @@ pub struct Setup {
     pub trace: bool,
     /// A bug in the glue.
     pub planted: Option<Planted>,
+    /// The bug whose run of faults is part of the schedule. It need not be planted.
+    pub favours: Option<Planted>,
     /// Whether times are drawn, or always the same.
     pub steady: bool,
 }
@@ -66,8 +71,12 @@ pub struct Report {
     pub violations: Vec<Violation>,
     /// Commits that clients were told of.
     pub commits: usize,
+    /// How many of those synchronous replication keeps.
+    pub confirmed: usize,
     /// How many of them were lost without breaking a rule, as asynchronous replication may.
     pub lost: usize,
+    /// How many confirmed ones were lost because an operator restored an etcd that knew nothing of them.
+    pub lost_by_restore: usize,
     /// How many standbys became primary.
     pub promotions: usize,
     /// How many steps of tasks were run.
@@ -82,6 +91,8 @@ const FAULTS: Duration = Duration::from_secs(40);
 /// After everything is whole again: the longest lease, etcd's own election, an election, a promotion, a clone, and time to
 /// try some of it twice.
 const QUIET: Duration = Duration::from_secs(60);
+/// How long everything has to stay well before a run is over.
+const WELL_FOR: Duration = Duration::from_secs(5);
 
 impl Setup {
     /// A setup as the seed draws it.
@@ -114,6 +125,7 @@ impl Setup {
             exists: !random.chance(120),
             trace: false,
             planted: None,
+            favours: None,
             steady: false,
         }
     }
@@ -125,16 +137,24 @@ impl Setup {
         Self {
             seed: 0,
             members,
-            config: times.into_iter().map(|(name, time)| (name.to_owned(), json!(time))).collect(),
+            config: times
+                .into_iter()
+                .map(|(name, time)| (name.to_owned(), json!(time)))
+                .collect(),
             exists: true,
             trace: false,
             planted: None,
+            favours: None,
             steady: true,
         }
     }
 
     pub(crate) fn random(&self) -> Random {
-        if self.steady { Random::steady() } else { Random::new(self.seed) }
+        if self.steady {
+            Random::steady()
+        } else {
+            Random::new(self.seed)
+        }
     }
 }
 
@@ -147,7 +167,10 @@ pub fn run(setup: &Setup) -> Report {
         let from = sim.now();
         let until = from + FAULTS;
         let members = setup.members;
-        let planned = sim.with(|world| faults::schedule(&mut world.random, members, from, until));
+        let planned = sim.with(|world| match setup.favours {
+            Some(planted) => pattern(planted, &mut world.random, from),
+            None => faults::schedule(&mut world.random, members, from, until),
+        });
         for planned in planned {
             sim.spawn(Owner::World, inject(sim.clone(), planned));
         }
@@ -168,7 +191,9 @@ pub(crate) fn begin(sim: &Shared, setup: &Setup) {
             for (key, value) in keys {
                 let key = world.key(&key);
                 // Nothing can be refused: no lease is named.
-                let _ = world.store.commit(&Txn::new().then(Op::Put { key, value, lease: 0 }), Time(0));
+                let _ = world
+                    .store
+                    .commit(&Txn::new().then(Op::Put { key, value, lease: 0 }), Time(0));
             }
             let record = world.record();
             let mut data = Data::made(system_id, record);
@@ -185,7 +210,11 @@ pub(crate) fn begin(sim: &Shared, setup: &Setup) {
 fn broken(sim: &Shared) -> bool {
     if sim.exec.spins() {
         let now = sim.now();
-        sim.with(|world| world.oracle.violate("L3", now, "something runs for ever without waiting".to_owned()));
+        sim.with(|world| {
+            world
+                .oracle
+                .violate("L3", now, "something runs for ever without waiting".to_owned())
+        });
     }
     sim.with(|world| !world.oracle.violations.is_empty())
 }
@@ -201,7 +230,11 @@ pub(crate) fn settle(sim: &Shared) -> bool {
     sim.exec.run_until(until, || broken(sim) || acknowledged());
     if !acknowledged() {
         let now = sim.now();
-        sim.with(|world| world.oracle.violate("L1", now, "the cluster never takes a write".to_owned()));
+        sim.with(|world| {
+            world
+                .oracle
+                .violate("L1", now, "the cluster never takes a write".to_owned())
+        });
         return false;
     }
     advance(sim, sim.now() + Duration::from_secs(3));
@@ -220,7 +253,12 @@ pub(crate) fn heal(sim: &Shared) {
     });
     let members = sim.with(|world| world.hosts.len());
     for member in 0..members {
-        for owner in [Owner::Agent(member), Owner::Keeper(member), Owner::Sentinel(member), Owner::Postgres(member)] {
+        for owner in [
+            Owner::Agent(member),
+            Owner::Keeper(member),
+            Owner::Sentinel(member),
+            Owner::Postgres(member),
+        ] {
             sim.exec.unfreeze(owner);
         }
         sim.with(|world| world.host(member).drowsy_millis = 0);
@@ -230,37 +268,60 @@ pub(crate) fn heal(sim: &Shared) {
     advance(sim, sim.now() + Duration::from_secs(5));
     configure(sim, "pause", json!(false));
     let healed_at = sim.now();
-    advance(sim, healed_at + QUIET);
+    // Once all is well, and stays so for a while, nothing more is to be seen.
+    let mut well_since = None;
+    while sim.now() < healed_at + QUIET && !broken(sim) {
+        advance(sim, sim.now() + Duration::from_secs(1));
+        let now = sim.now();
+        let since = sim.with(|world| {
+            ailing(world, healed_at, now)
+                .is_empty()
+                .then(|| well_since.unwrap_or(now))
+        });
+        if since.is_some_and(|since| now.since(since) >= WELL_FOR) {
+            return;
+        }
+        if now >= healed_at + OPERATOR_AFTER {
+            faults::order_a_leader_after_a_restore(sim);
+        }
+        well_since = since;
+    }
     if broken(sim) {
         return;
     }
-    judge_liveness(sim, healed_at);
-}
-
-fn judge_liveness(sim: &Shared, healed_at: Time) {
     let now = sim.now();
     sim.with(|world| {
-        let last = world.oracle.last_acknowledged.unwrap_or(Time(0));
-        if last <= healed_at || now.since(last) > Duration::from_secs(10) {
-            let what = format!("no write since {last}, all was whole at {healed_at}");
-            world.oracle.violate("L1", now, what);
-        }
-        for member in 0..world.hosts.len() {
-            let host = world.host(member);
-            let well = host.server.run.as_ref().is_some_and(|run| match run.mode {
-                Mode::Primary => true,
-                Mode::Standby => run.streaming,
-                Mode::Starting { .. } | Mode::Promoting | Mode::Stopping => false,
-            });
-            if !well {
-                let reason = host.agent.as_ref().and_then(|agent| agent.reason.as_ref()).map(ToString::to_string);
-                let mode = host.server.mode();
-                let what = format!("n{} is {mode:?} and says {reason:?}", member + 1);
-                world.oracle.violate("L2", now, what);
-            }
+        for (rule, what) in ailing(world, healed_at, now) {
+            world.oracle.violate(rule, now, what);
         }
     });
 }
+
+/// What of L1 and L2 is not so.
+fn ailing(world: &mut World, healed_at: Time, now: Time) -> Vec<(&'static str, String)> {
+    let mut ails = Vec::new();
+    let last = world.oracle.last_acknowledged.unwrap_or(Time(0));
+    if last <= healed_at || now.since(last) > Duration::from_secs(10) {
+        ails.push(("L1", format!("no write since {last}, all was whole at {healed_at}")));
+    }
+    for member in 0..world.hosts.len() {
+        let host = world.host(member);
+        let well = host.server.run.as_ref().is_some_and(|run| match run.mode {
+            Mode::Primary => true,
+            Mode::Standby => run.streaming,
+            Mode::Starting { .. } | Mode::Promoting | Mode::Stopping => false,
+        });
+        if !well {
+            let reason = host.agent.as_ref().and_then(|agent| agent.reason.as_ref());
+            let (reason, mode) = (reason.map(ToString::to_string), host.server.mode());
+            ails.push(("L2", format!("n{} is {mode:?} and says {reason:?}", member + 1)));
+        }
+    }
+    ails
+}
+
+/// How long nobody leads before an operator looks, where he has restored etcd himself.
+const OPERATOR_AFTER: Duration = Duration::from_secs(20);
 
 pub(crate) fn conclude(sim: &Shared, setup: &Setup) -> Report {
     let steps = sim.exec.polls.get();
@@ -269,7 +330,9 @@ pub(crate) fn conclude(sim: &Shared, setup: &Setup) -> Report {
         seed: setup.seed,
         violations: std::mem::take(&mut world.oracle.violations),
         commits: world.oracle.commits(),
+        confirmed: world.oracle.confirmed(),
         lost: world.oracle.lost,
+        lost_by_restore: world.oracle.lost_by_restore(),
         promotions: world.oracle.promotions,
         steps,
         lines: std::mem::take(&mut world.trace.lines),
@@ -300,7 +363,7 @@ const ALPHABET: [(Fault, u64); 7] = [
     (Fault::FreezeAgent(0), 7000),
     (Fault::CutFromEtcd(0), 8000),
     (Fault::PowerOff(0), 3000),
-    (Fault::EtcdLost, 7000),
+    (Fault::EtcdLost { frozen: false }, 7000),
     (Fault::FreezeKeeper(0), 6000),
 ];
 

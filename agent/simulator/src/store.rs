@@ -46,6 +46,13 @@ struct Trouble {
     elected_at: Time,
 }
 
+/// A copy that an operator keeps.
+#[derive(Clone, Debug)]
+struct Backup {
+    taken_at: Time,
+    state: State,
+}
+
 /// All of etcd.
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
@@ -54,7 +61,7 @@ pub(crate) struct Store {
     compacted: i64,
     /// How many times it was restored: a watch does not outlive that.
     era: u64,
-    backup: Option<State>,
+    backups: Vec<Backup>,
     nodes: [Node; NODES],
     leader: Option<usize>,
     trouble: Option<Trouble>,
@@ -68,7 +75,7 @@ impl Store {
             log: Vec::new(),
             compacted: 0,
             era: 0,
-            backup: None,
+            backups: Vec::new(),
             nodes: [Node::default(); NODES],
             leader: Some(0),
             trouble: None,
@@ -77,22 +84,21 @@ impl Store {
     }
 
     fn runs(&self, node: usize) -> bool {
-        self.nodes.get(node).is_some_and(|node| node.down == 0 && node.frozen == 0)
+        self.nodes
+            .get(node)
+            .is_some_and(|node| node.down == 0 && node.frozen == 0)
     }
 
     fn reaches_majority(&self, node: usize, network: &Network) -> bool {
-        let others = (0..NODES).filter(|other| {
-            self.runs(*other) && network.talks(Site::Etcd(node), Site::Etcd(*other))
-        });
+        let others =
+            (0..NODES).filter(|other| self.runs(*other) && network.talks(Site::Etcd(node), Site::Etcd(*other)));
         self.runs(node) && others.count() >= MAJORITY
     }
 
     /// Whether a question to `node` would be answered now.
     pub(crate) fn serves(&self, node: usize, network: &Network) -> bool {
         let Some(leader) = self.leader else { return false };
-        self.runs(node)
-            && self.reaches_majority(leader, network)
-            && network.talks(Site::Etcd(node), Site::Etcd(leader))
+        self.runs(node) && self.reaches_majority(leader, network) && network.talks(Site::Etcd(node), Site::Etcd(leader))
     }
 
     /// Whether any node does.
@@ -101,6 +107,7 @@ impl Store {
     }
 
     /// Who leads etcd itself.
+    #[cfg(test)]
     pub(crate) const fn leader(&self) -> Option<usize> {
         self.leader
     }
@@ -118,8 +125,12 @@ impl Store {
         if now < trouble.elected_at {
             return false;
         }
-        let able: Vec<usize> = (0..NODES).filter(|node| self.reaches_majority(*node, network)).collect();
-        let Some(elected) = able.get(random.index(able.len())) else { return false };
+        let able: Vec<usize> = (0..NODES)
+            .filter(|node| self.reaches_majority(*node, network))
+            .collect();
+        let Some(elected) = able.get(random.index(able.len())) else {
+            return false;
+        };
         self.leader = Some(*elected);
         self.trouble = None;
         self.state.promote_leases(now, random, LATE_MILLIS);
@@ -154,7 +165,8 @@ impl Store {
         self.next_lease += 1;
         // etcd grants nothing below its minimum, one and a half election timeouts.
         let ttl = ttl.max(Duration::from_secs(2));
-        self.state.grant(self.next_lease, ttl, now, random.millis(0, LATE_MILLIS));
+        self.state
+            .grant(self.next_lease, ttl, now, random.millis(0, LATE_MILLIS));
         self.next_lease
     }
 
@@ -257,19 +269,24 @@ impl Store {
     }
 
     /// Keeps a copy of everything.
-    pub(crate) fn back_up(&mut self) {
-        self.backup = Some(self.state.clone());
+    pub(crate) fn back_up(&mut self, now: Time) {
+        let state = self.state.clone();
+        self.backups.push(Backup { taken_at: now, state });
     }
 
-    /// Brings the copy back: revisions go backwards, leases are as they were, with their whole time ahead.
-    pub(crate) fn restore(&mut self, now: Time, random: &mut Random) -> bool {
-        let Some(backup) = self.backup.take() else { return false };
-        self.state = backup;
+    /// Brings a copy back that was taken so long before the last one, or the oldest there is: revisions go backwards, leases
+    /// are as they were, with their whole time ahead. No age is the state that there is now.
+    pub(crate) fn restore(&mut self, age: Duration, now: Time, random: &mut Random) {
+        let last = self.backups.last().map_or(now, |backup| backup.taken_at);
+        let old = |backup: &&Backup| backup.taken_at + age <= last;
+        let backup = self.backups.iter().rev().find(old).or(self.backups.first());
+        if let Some(backup) = backup.filter(|_| age > Duration::ZERO) {
+            self.state = backup.state.clone();
+        }
         self.state.promote_leases(now, random, LATE_MILLIS);
         self.log.clear();
         self.compacted = self.state.revision;
         self.era += 1;
-        true
     }
 }
 

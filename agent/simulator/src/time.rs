@@ -11,6 +11,7 @@ use pgherd_cluster::clock::Boottime;
 pub(crate) struct Time(pub(crate) u64);
 
 impl Time {
+    #[cfg(test)]
     pub(crate) const fn millis(millis: u64) -> Self {
         Self(millis * 1_000_000)
     }
@@ -84,6 +85,7 @@ impl Clocks {
     }
 
     /// Wall time in milliseconds since 1970.
+    #[cfg(test)]
     pub(crate) fn wall(self, now: Time) -> i64 {
         self.wall_millis + i64::try_from(now.0 / 1_000_000).unwrap_or(i64::MAX / 2)
     }
@@ -98,7 +100,10 @@ mod tests {
         let mut clocks = Clocks::new(Duration::from_secs(100));
         let now = Time::millis(5000);
         assert_eq!(clocks.boottime(now), Boottime::from_nanos(105_000_000_000));
-        assert_eq!(clocks.when(Boottime::from_nanos(107_000_000_000), now), Time::millis(7000));
+        assert_eq!(
+            clocks.when(Boottime::from_nanos(107_000_000_000), now),
+            Time::millis(7000)
+        );
         assert_eq!(clocks.when(Boottime::from_nanos(1), now), now);
         clocks.reboot(now);
         assert_eq!(clocks.boottime(Time::millis(6000)), Boottime::from_nanos(2_000_000_000));
@@ -110,6 +115,9 @@ mod tests {
         let now = Time::millis(10);
         let before = (clocks.wall(now), clocks.boottime(now));
         clocks.wall_millis -= 3_600_000;
-        assert_eq!((clocks.wall(now), clocks.boottime(now)), (before.0 - 3_600_000, before.1));
+        assert_eq!(
+            (clocks.wall(now), clocks.boottime(now)),
+            (before.0 - 3_600_000, before.1)
+        );
     }
 }

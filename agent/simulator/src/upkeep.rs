@@ -34,9 +34,17 @@ pub(crate) async fn upkeep(sim: &Shared, member: usize, seen: &Observation) {
         publish_member(sim, member, seen).await;
     }
     look_after_failsafe(sim, member, seen, in_touch).await;
-    let Postgres::Running(server) = &seen.postgres else { return };
-    let (WalStatus::Primary { location }, LeaseSeen::Mine(epoch)) = (&server.wal, &seen.lease) else { return };
-    let proven = sim.with(|world| world.agent(member).is_some_and(|agent| agent.memory.proven.as_ref() == Some(epoch)));
+    let Postgres::Running(server) = &seen.postgres else {
+        return;
+    };
+    let (WalStatus::Primary { location }, LeaseSeen::Mine(epoch)) = (&server.wal, &seen.lease) else {
+        return;
+    };
+    let proven = sim.with(|world| {
+        world
+            .agent(member)
+            .is_some_and(|agent| agent.memory.proven.as_ref() == Some(epoch))
+    });
     if !proven {
         return;
     }
@@ -58,6 +66,7 @@ pub(crate) fn remember(sim: &Shared, member: usize) {
             term: state.holding.as_ref().map(|held| held.term),
             proven: epoch.is_some() && agent.memory.proven == epoch,
             epoch,
+            armed_until: None,
         };
         (memo != agent.written.memo).then(|| {
             agent.written.memo = memo.clone();
@@ -83,7 +92,10 @@ fn retime(sim: &Shared, member: usize, seen: &Observation) {
 
 fn record_of(sim: &Shared, member: usize, seen: &Observation) -> Option<MemberRecord> {
     let name = seen.me.as_str();
-    let mut record = MemberRecord::new(format!("postgres://{name}:5432/postgres"), format!("http://{name}:8008/patroni"));
+    let mut record = MemberRecord::new(
+        format!("postgres://{name}:5432/postgres"),
+        format!("http://{name}:8008/patroni"),
+    );
     sim.with(|world| {
         let memory = &world.agent(member)?.memory;
         record.state = published_state(seen, memory);
@@ -105,7 +117,9 @@ fn record_of(sim: &Shared, member: usize, seen: &Observation) -> Option<MemberRe
 }
 
 async fn publish_member(sim: &Shared, member: usize, seen: &Observation) {
-    let Some(record) = record_of(sim, member, seen) else { return };
+    let Some(record) = record_of(sim, member, seen) else {
+        return;
+    };
     let now = sim.clock(member);
     let wanted = sim.with(|world| {
         let key = world.key(&Key::Member(seen.me.clone()));
@@ -127,8 +141,13 @@ async fn publish_member(sim: &Shared, member: usize, seen: &Observation) {
         Some((key, lease))
     });
     let Some((key, lease)) = wanted else { return };
-    let Ok(value) = serde_json::to_string(&record) else { return };
-    if etcd(sim, member, Txn::new().then(Op::Put { key, value, lease })).await.is_ok() {
+    let Ok(value) = serde_json::to_string(&record) else {
+        return;
+    };
+    if etcd(sim, member, Txn::new().then(Op::Put { key, value, lease }))
+        .await
+        .is_ok()
+    {
         sim.with(|world| {
             if let Some(agent) = world.agent(member) {
                 agent.written.record = Some((record, lease, now));
@@ -179,27 +198,46 @@ async fn publish_leader(sim: &Shared, member: usize, seen: &Observation, positio
         let key = world.key(&Key::Status);
         let agent = world.agent(member)?;
         let last = agent.written.status.clone();
-        if last.as_ref().is_some_and(|(_, at)| now.since(*at) + SLACK < agent.timing().loop_wait()) {
+        if last
+            .as_ref()
+            .is_some_and(|(_, at)| now.since(*at) + SLACK < agent.timing().loop_wait())
+        {
             return None;
         }
         let slots = BTreeMap::new();
-        let status = leader_status(&seen.me, position, slots, &seen.view, &mut agent.written.slots_seen, now);
-        agent.written.status = Some((status.clone(), now));
+        let status = leader_status(
+            &seen.me,
+            position,
+            slots,
+            &seen.view,
+            &mut agent.written.slots_seen,
+            now,
+        );
         let changed = last.is_none_or(|(last, _)| last != status);
         Some((changed, key, status))
     });
     let Some((changed, key, status)) = written else { return };
     if changed {
         let value = serde_json::to_string(&status).unwrap_or_default();
-        if etcd(sim, member, Txn::new().then(Op::Put { key, value, lease: 0 })).await.is_err() {
+        if etcd(sim, member, Txn::new().then(Op::Put { key, value, lease: 0 }))
+            .await
+            .is_err()
+        {
             return;
         }
     }
+    sim.with(|world| {
+        if let Some(agent) = world.agent(member) {
+            agent.written.status = Some((status, now));
+        }
+    });
     publish_history(sim, member, seen).await;
 }
 
 async fn publish_history(sim: &Shared, member: usize, seen: &Observation) {
-    let Postgres::Running(server) = &seen.postgres else { return };
+    let Postgres::Running(server) = &seen.postgres else {
+        return;
+    };
     let Some(timeline) = server.timeline else { return };
     let known = seen.view.history.as_ref();
     if known.map_or(timeline.0 == 1, |history| history.timeline() == timeline) {
@@ -223,19 +261,44 @@ async fn publish_history(sim: &Shared, member: usize, seen: &Observation) {
 
 async fn look_after_failsafe(sim: &Shared, member: usize, seen: &Observation, in_touch: bool) {
     let config = seen.view.config.value.clone().unwrap_or_default();
-    let LeaseSeen::Mine(epoch) = &seen.lease else { return };
+    let LeaseSeen::Mine(epoch) = &seen.lease else {
+        sim.with(|world| {
+            if let Some(agent) = world.agent(member) {
+                (agent.written.failsafe, agent.written.failsafe_sent) = (None, None);
+            }
+        });
+        return;
+    };
     if !config.is_failsafe() {
         return tell_failsafe(sim, member, None);
     }
     if !in_touch {
         return;
     }
-    let (stands, wanted) = (failsafe::stands(&seen.view), failsafe::wanted(&seen.view));
-    let proven = sim.with(|world| world.agent(member).is_some_and(|agent| agent.memory.proven.as_ref() == Some(epoch)));
+    let own_url = format!("http://{}:8008/patroni", seen.me);
+    let stands = failsafe::stands(&seen.view);
+    let wanted = failsafe::wanted(&seen.view, &seen.me, &own_url);
+    let may_stand = sim.with(|world| {
+        let agent = world.agent(member);
+        let sent = agent.as_ref().and_then(|agent| agent.written.failsafe_sent.as_ref());
+        failsafe::may_stand(&seen.view, sent)
+    });
+    let proven = sim.with(|world| {
+        world
+            .agent(member)
+            .is_some_and(|agent| agent.memory.proven.as_ref() == Some(epoch) && !agent.core.state().rests_on_vouches())
+    });
     if wanted == stands || !proven {
-        return tell_failsafe(sim, member, Some(failsafe::vouchers(&stands)));
+        return tell_failsafe(sim, member, Some(failsafe::vouchers(&may_stand)));
     }
-    tell_failsafe(sim, member, Some(failsafe::vouchers(&failsafe::united(&stands, &wanted))));
+    let list = failsafe::united(&may_stand, &wanted);
+    tell_failsafe(sim, member, Some(failsafe::vouchers(&list)));
+    sim.with(|world| {
+        if let Some(agent) = world.agent(member) {
+            let compared = seen.view.failsafe_revision;
+            agent.written.failsafe_sent = Some(failsafe::Sent { compared, list });
+        }
+    });
     let txn = sim.with(|world| failsafe::write(&world.keys, &seen.view, epoch, &wanted));
     // Whatever becomes of it, either list may stand, and both were told.
     let _ = etcd(sim, member, txn).await;
@@ -244,7 +307,8 @@ async fn look_after_failsafe(sim: &Shared, member: usize, seen: &Observation, in
 fn tell_failsafe(sim: &Shared, member: usize, list: Option<Vec<Voucher>>) {
     let changed = sim.with(|world| {
         let agent = world.agent(member)?;
-        (agent.written.failsafe.as_ref() != Some(&list)).then(|| agent.written.failsafe = Some(list.clone()))
+        let told = Some((agent.memory.lease_term, list.clone()));
+        (agent.written.failsafe != told).then(|| agent.written.failsafe = told)
     });
     if changed.is_some() {
         put_in(sim, member, Input::Failsafe(list));

@@ -36,8 +36,10 @@ pub(crate) struct Host {
     pub(crate) drowsy_millis: u64,
     /// Until when writes are excused: the whole machine stood still, and no process of it could have acted.
     pub(crate) excused_until: Time,
-    /// What the standby's configuration file names.
-    pub(crate) upstream_setting: Option<usize>,
+    /// When its keeper was started.
+    pub(crate) keeper_since: Time,
+    /// The postmaster that a keeper left running when it died in maintenance.
+    pub(crate) left_in_pause: Option<u64>,
 }
 
 /// The lines of one run.
@@ -71,7 +73,7 @@ pub(crate) struct World {
     pub(crate) trace: Trace,
     pub(crate) points: Points,
     pub(crate) planted: Option<Planted>,
-    /// What undoes each fault that is in force.
+    /// The configuration of a cluster that is made.
     pub(crate) bootstrap: BTreeMap<String, serde_json::Value>,
     next_record: u64,
     pub(crate) next_run: u64,
@@ -91,7 +93,10 @@ impl World {
         let mut random = setup.random();
         let count = setup.members;
         let names: Vec<String> = (1..=count).map(|number| format!("n{number}")).collect();
-        let members = names.iter().filter_map(|name| MemberName::new(name.clone()).ok()).collect();
+        let members = names
+            .iter()
+            .filter_map(|name| MemberName::new(name.clone()).ok())
+            .collect();
         // The name is plain, so it is taken.
         let scope = Scope::new("sim").unwrap_or_else(|_| unreachable!("a plain name"));
         let hosts = (0..count).map(|_| Host::new(random.millis(1_000, 900_000))).collect();
@@ -168,7 +173,8 @@ impl Host {
             service_stopped: false,
             drowsy_millis: 0,
             excused_until: Time(0),
-            upstream_setting: None,
+            keeper_since: Time(0),
+            left_in_pause: None,
         }
     }
 }

@@ -9,16 +9,17 @@ use pgherd_cluster::key::Key;
 use pgherd_cluster::record::DynamicConfig;
 use pgherd_cluster::timing::LeaseTiming;
 use pgherd_cluster::view::Epoch;
+use pgherd_keeper::protocol::Refusal;
 use serde_json::{Map, Value, json};
 use tokio::task::JoinSet;
 
 use super::Cycle;
-use crate::decide::{Step, upstream_address};
+use crate::decide::{Step, is_writable, upstream_address};
 use crate::jobs::{Job, JobError, clear_request, hand_to, release_key, reload_if_changed};
+use crate::keeper::OrderError;
 use crate::lease::{BidGuards, BidLoss};
-use crate::observation::{LeaseSeen, Observation, Postgres};
+use crate::observation::{LeaseSeen, Observation};
 use crate::postgres::DataDir;
-use crate::status::WalStatus;
 use crate::sync::SyncStep;
 
 /// What became of a step.
@@ -85,6 +86,10 @@ impl Cycle {
                 self.abandon(&epoch, lease).await?;
                 return self.bid(guards).await;
             }
+            Step::Forsake { lease } => {
+                self.context.lease.forsake(lease).await;
+                return Ok(Acted::Settling);
+            }
             Step::Abandon { epoch, lease } => {
                 self.abandon(&epoch, lease).await?;
                 return Ok(Acted::Settling);
@@ -93,6 +98,7 @@ impl Cycle {
             Step::BeginHandover { .. } => {}
             Step::FailHandover(why) => tracing::warn!("{why}"),
             Step::HandTo { epoch, successor, last } => {
+                self.let_go().await;
                 hand_to(&self.context, &epoch, successor.as_ref(), last).await?;
                 return Ok(Acted::Settling);
             }
@@ -151,9 +157,9 @@ impl Cycle {
                 self.known.writable = true;
                 Job::Promote(epoch.clone())
             }
-            Step::Poll => Job::Poll,
+            Step::Poll => Job::Poll(self.memory.addresses.clone()),
             Step::Checkpoint { to } => {
-                tracing::info!(candidate = %to, "hand-over: checkpoint while still serving");
+                tracing::info!(next_leader = %to, "checkpoint before the stop, while still serving");
                 Job::Checkpoint
             }
             Step::Stop => Job::Stop,
@@ -181,10 +187,13 @@ impl Cycle {
     /// A primary ends the pause by its next deadline; what cannot take writes needs none.
     async fn resume_fence(&mut self, seen: &Observation) -> Result<Acted, JobError> {
         self.context.lease.pause(false).await;
-        let primary =
-            matches!(&seen.postgres, Postgres::Running(server) if matches!(server.wal, WalStatus::Primary { .. }));
-        if !primary {
-            self.context.keeper.disarm().await?;
+        if !seen.fence_paused || is_writable(seen) {
+            return Ok(Acted::Settling);
+        }
+        match self.context.keeper.disarm().await {
+            // Something writable runs after all: it is taken for that until it says otherwise.
+            Err(OrderError::Refused(Refusal::InstanceLeft)) => self.known.writable = true,
+            other => other?,
         }
         Ok(Acted::Settling)
     }
@@ -210,7 +219,7 @@ impl Cycle {
     /// The lease is lost: everything ends, now, and no deadline is given any more.
     async fn end(&mut self) -> Result<Acted, JobError> {
         self.drop_job().await;
-        self.context.lease.let_go().await;
+        self.let_go().await;
         self.context.keeper.end().await?;
         self.context.keeper.disarm().await?;
         self.known.writable = false;
@@ -218,8 +227,8 @@ impl Cycle {
     }
 
     async fn release(&mut self, epoch: &Epoch) -> Result<Acted, JobError> {
+        self.let_go().await;
         let lease = self.context.lease.state().borrow().lease.unwrap_or_default();
-        self.context.lease.let_go().await;
         self.context.keeper.disarm().await?;
         release_key(&self.context, epoch, lease, None).await?;
         Ok(Acted::Settling)
@@ -253,16 +262,20 @@ impl Cycle {
             ))
             .when(Compare::ModRevision(key, revision))
             .then(op);
-        self.context.etcd.txn(&txn, self.context.budget()).await?;
-        Ok(Acted::Settling)
+        let outcome = self.context.etcd.txn(&txn, self.context.budget()).await?;
+        Ok(if outcome.succeeded {
+            Acted::Settling
+        } else {
+            Acted::Failed
+        })
     }
 
     /// Asks every member that can be reached to delete our key, all at once: one that reaches etcd is enough.
-    async fn ask_release(&self, seen: &Observation, epoch: &Epoch) {
+    async fn ask_release(&mut self, seen: &Observation, epoch: &Epoch) {
         let Some(lease) = self.context.lease.state().borrow().lease else {
             return;
         };
-        self.context.lease.let_go().await;
+        self.let_go().await;
         let authorization = crate::rest::authorization(self.context.config.restapi.credentials.as_ref());
         let mut asking = JoinSet::new();
         for member in seen.view.members.values().filter(|member| member.name != seen.me) {
@@ -290,8 +303,15 @@ impl Cycle {
 
     /// Deletes a key that names us and that no deadline rests on. PostgreSQL has ended, or is a standby.
     async fn abandon(&mut self, epoch: &Epoch, lease: i64) -> Result<(), JobError> {
-        self.context.lease.let_go().await;
+        self.let_go().await;
         release_key(&self.context, epoch, lease, None).await
+    }
+
+    /// Gives the holding up, also in what an agent after this one will remember: it must not go on with a key whose deletion
+    /// is on its way.
+    pub(super) async fn let_go(&mut self) {
+        self.context.lease.let_go().await;
+        self.remember();
     }
 
     /// Creates the initialize key, bound to our lease so that a member that dies here does not block the others, and

@@ -17,9 +17,10 @@ use crate::jobs::reload_if_changed;
 use crate::lease::{Resumed, Voucher};
 use crate::observation::{LeaseSeen, Observation, Postgres};
 use crate::postgres::DataDir;
-use crate::record::{history_of, leader_status, member_record};
+use crate::record::{api_url, history_of, leader_status, member_record};
 use crate::slots;
 use crate::status::WalStatus;
+use crate::sync::SyncNames;
 
 /// What was last written, so that it is written again only when it differs.
 #[derive(Default)]
@@ -32,7 +33,12 @@ pub(super) struct Upkeep {
     timing: Option<LeaseTiming>,
     memo: Resumed,
     standby_slots_dropped: bool,
-    failsafe: Option<Option<Vec<Voucher>>>,
+    failsafe: Option<(Option<u64>, Option<Vec<Voucher>>)>,
+    failsafe_sent: Option<failsafe::Sent>,
+    /// The names that the standbys were made to answer for, and whether every process surely had them by then.
+    answered_for: Option<(SyncNames, bool)>,
+    /// When that was last tried.
+    answer_tried_at: Option<Boottime>,
 }
 
 impl Upkeep {
@@ -60,6 +66,7 @@ impl Cycle {
                 if self.memory.checkpointed.as_ref() != Some(epoch) && self.checkpoint.is_empty() {
                     self.first_checkpoint(epoch.clone()); // The last try failed; members that rewind wait for it.
                 }
+                self.make_standbys_answer().await;
                 if in_touch && seen.job.is_none() {
                     self.publish_leader(seen, *location).await;
                 }
@@ -85,6 +92,7 @@ impl Cycle {
             term: state.holding.as_ref().map(|held| held.term),
             epoch,
             proven,
+            armed_until: None,
         };
         if memo != self.upkeep.memo {
             self.context.keeper.remember(memo.to_memo());
@@ -129,7 +137,8 @@ impl Cycle {
         let Some(lease) = self.context.lease.state().borrow().lease else {
             return;
         };
-        let record = member_record(&self.context.config, seen, &self.memory);
+        let scheduled = self.orders.document();
+        let record = member_record(&self.context.config, seen, &self.memory, scheduled);
         let now = Boottime::now();
         if let Some((last, last_lease, written_at)) = &self.upkeep.record
             && *last_lease == lease
@@ -191,23 +200,33 @@ impl Cycle {
     /// The leader keeps `/failsafe` in step with the members, and the lease's thread with every list that may stand there.
     async fn look_after_failsafe(&mut self, seen: &Observation, in_touch: bool) {
         let config = seen.view.config.value.clone().unwrap_or_default();
-        let LeaseSeen::Mine(epoch) = &seen.lease else { return };
+        let LeaseSeen::Mine(epoch) = &seen.lease else {
+            (self.upkeep.failsafe, self.upkeep.failsafe_sent) = (None, None);
+            return;
+        };
         if !config.is_failsafe() {
             self.tell_failsafe(None).await;
             return;
         }
-        let stands = failsafe::stands(&seen.view);
+        let (stands, sent) = (failsafe::stands(&seen.view), self.upkeep.failsafe_sent.as_ref());
+        let may_stand = failsafe::may_stand(&seen.view, sent);
         if !in_touch {
             return; // What was told last stands.
         }
-        let wanted = failsafe::wanted(&seen.view);
-        if wanted == stands || self.memory.proven.as_ref() != Some(epoch) {
-            self.tell_failsafe(Some(failsafe::vouchers(&stands))).await;
+        let wanted = failsafe::wanted(&seen.view, &seen.me, &api_url(&self.context.config));
+        let by_vouches = self.context.lease.state().borrow().rests_on_vouches();
+        // Who is added has not vouched for a deadline that rests on the word of the others, and may bid once he is listed.
+        if wanted == stands || by_vouches || self.memory.proven.as_ref() != Some(epoch) {
+            self.tell_failsafe(Some(failsafe::vouchers(&may_stand))).await;
             return;
         }
         // Whatever becomes of the write, either list may stand.
-        self.tell_failsafe(Some(failsafe::vouchers(&failsafe::united(&stands, &wanted))))
+        self.tell_failsafe(Some(failsafe::vouchers(&failsafe::united(&may_stand, &wanted))))
             .await;
+        self.upkeep.failsafe_sent = Some(failsafe::Sent {
+            compared: seen.view.failsafe_revision,
+            list: failsafe::united(&may_stand, &wanted),
+        });
         let txn = failsafe::write(&self.context.keys, &seen.view, epoch, &wanted);
         if let Err(error) = self.context.etcd.txn(&txn, self.context.budget()).await {
             tracing::warn!("writing the failsafe key: {error}");
@@ -215,9 +234,38 @@ impl Cycle {
     }
 
     async fn tell_failsafe(&mut self, list: Option<Vec<Voucher>>) {
-        if self.upkeep.failsafe.as_ref() != Some(&list) {
-            self.context.lease.failsafe(list.clone()).await;
-            self.upkeep.failsafe = Some(list);
+        // The thread forgets the list with the holding that it was told for.
+        let told = (self.memory.lease_term, list);
+        if self.upkeep.failsafe.as_ref() != Some(&told) {
+            self.context.lease.failsafe(told.1.clone()).await;
+            self.upkeep.failsafe = Some(told);
+        }
+    }
+
+    /// Commits that wait are let go when a standby that is named says how far it is. One that is new among the names said
+    /// so before it was named, and says it again only when something comes, or after `wal_receiver_status_interval`, ten
+    /// seconds by default. So something comes.
+    async fn make_standbys_answer(&mut self) {
+        let Some(waiting) = &self.memory.waiting else { return };
+        if waiting.taken_over_at.is_none() || waiting.names == SyncNames::Off {
+            return;
+        }
+        let answered_for = Some((waiting.names.clone(), waiting.since.is_some()));
+        if self.upkeep.answered_for == answered_for {
+            return;
+        }
+        let now = Boottime::now();
+        let tried = self.upkeep.answer_tried_at;
+        if tried.is_some_and(|tried| now.since(tried) < ANSWER_AGAIN) {
+            return;
+        }
+        // Our own connection does not wait for any standby.
+        match self.context.sql.prove_writable().await {
+            Ok(()) => (self.upkeep.answered_for, self.upkeep.answer_tried_at) = (answered_for, None),
+            Err(error) => {
+                self.upkeep.answer_tried_at = Some(now);
+                tracing::warn!("making the standbys answer: {}", error.chain());
+            }
         }
     }
 
@@ -252,6 +300,9 @@ impl Cycle {
         }
     }
 }
+
+/// After a write that failed, before the next.
+const ANSWER_AGAIN: Duration = Duration::from_secs(1);
 
 /// A period that is over within this is over: a timer never fires early, but a cycle may begin a moment before it.
 const SLACK: Duration = Duration::from_millis(100);

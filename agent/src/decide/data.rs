@@ -44,6 +44,10 @@ pub(super) fn identity(seen: &Observation, control: &Control, standby: bool) -> 
         return None;
     }
     match seen.view.initialize {
+        // In maintenance an operator may be about to change that.
+        Some(Initialize::Done(system_id)) if system_id != control.system_id && seen.is_paused() => {
+            Some(Decision::wait(Reason::Paused))
+        }
         Some(Initialize::Done(system_id)) if system_id != control.system_id => {
             let why = format!(
                 "postgresql.data_dir: {} belongs to another cluster: its system identifier is {}, the cluster's is \
@@ -53,6 +57,8 @@ pub(super) fn identity(seen: &Observation, control: &Control, standby: bool) -> 
             );
             Some(leave(seen, Reason::Fatal(why), 64))
         }
+        // A restored etcd may have forgotten it; the leader writes it again.
+        None | Some(Initialize::Pending) if standby && matches!(seen.lease, LeaseSeen::Theirs(_)) => None,
         None | Some(Initialize::Pending) if standby => Some(Decision::wait(Reason::WaitingForPrimaryToInitialize)),
         None => Some(Decision::act(Reason::Initializing, Step::Initialize)),
         Some(Initialize::Pending) if seen.bootstrap_unfinished => {

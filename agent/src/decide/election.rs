@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::name::{MemberName, Timeline};
-use pgherd_cluster::record::{DynamicConfig, FailoverRequest, PgState};
+use pgherd_cluster::record::{DynamicConfig, FailoverRequest, PgState, Role};
 
 use super::{Decision, Reason, SOON, Step, guards, synchronous};
 use crate::memory::Memory;
-use crate::observation::{Observation, Poll, Postgres, WatchdogSeen};
+use crate::observation::{Observation, Peer, Poll, Postgres, WatchdogSeen};
 use crate::status::ServerStatus;
 use crate::sync::may_run;
 
@@ -31,14 +31,23 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Deci
         return Decision::wait_for(Reason::VouchedFor(leader.clone()), SOON);
     }
     // Before any request: an operator's word does not make this version able to lead such a cluster.
-    if let Some(refusal) = not_ours_to_lead(seen) {
+    if let Some(refusal) = not_ours_to_lead(seen).filter(|refusal| !overruled(seen, refusal)) {
         return Decision::wait(refusal);
     }
     if let Some(leader) = may_still_run(seen, memory, now) {
         return Decision::wait_for(Reason::JustResumed(leader), SOON);
     }
     let request = seen.view.failover.value.as_ref();
-    if request.is_some_and(|request| names(request.member.as_deref(), &seen.me) && allowed(seen, request)) {
+    if let Some(leader) = may_have_vouched(seen, memory, now) {
+        return leader;
+    }
+    let by_order = request.is_some_and(|request| {
+        // In quorum mode a switchover's candidate may lack what only another voter has.
+        let without_votes = request.leader.is_none() || synchronous::needs_no_votes(seen);
+        let named = names(request.member.as_deref(), &seen.me);
+        named && seen.request_due && without_votes && allowed(seen, request)
+    });
+    if by_order {
         // Whoever asked for this member decided; lag and peers are not weighed again.
         return bid(seen);
     }
@@ -56,12 +65,19 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Deci
     {
         return wait;
     }
-    if let Some(bytes) = lacks_of_last_leader(seen, memory, poll)
-        && !patience_is_over(seen, memory, now)
-    {
-        return Decision::wait_for(Reason::WaitingForLastLeader { bytes }, SOON);
+    let somebody = poll
+        .peers
+        .iter()
+        .any(|peer| !peer.nofailover && peer.position.is_some());
+    if has_given_way(seen, memory, now) && somebody {
+        return Decision::wait_for(Reason::FormerLeaderWaits, SOON);
     }
-    if let Some(reason) = healthier(seen, poll) {
+    if !patience_is_over(seen, memory, now)
+        && let Some(reason) = somebody_may_have_more(seen, memory, poll)
+    {
+        return Decision::wait_for(reason, SOON);
+    }
+    if let Some(reason) = healthier(seen, poll, patience_is_over(seen, memory, now)) {
         return Decision::wait_for(reason, SOON);
     }
     if on_an_old_timeline(seen, poll.own_timeline) && !patience_is_over(seen, memory, now) {
@@ -71,6 +87,49 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Deci
         return Decision::wait_for(reason, SOON);
     }
     bid(seen)
+}
+
+/// A leader whose PostgreSQL did not come up has given its key up for somebody else: it goes last, while there is somebody,
+/// for one lease's length.
+pub(super) fn has_given_way(seen: &Observation, memory: &Memory, now: Boottime) -> bool {
+    let just = |gave_way_at: Boottime| now.since(gave_way_at) <= seen.view.timing().ttl();
+    memory.gave_way_at.is_some_and(just)
+}
+
+/// A vouch is kept in memory only: an agent that has begun anew does not know whom the one before it has promised not to
+/// bid. The last holder has promised nothing.
+pub(super) fn may_have_vouched(seen: &Observation, memory: &Memory, now: Boottime) -> Option<Decision> {
+    let config = seen.view.config.value.as_ref()?;
+    // An empty list may be one that a restored etcd has forgotten.
+    let list = &seen.view.failsafe;
+    let alone = !list.is_empty() && list.keys().all(|name| name == seen.me.as_str());
+    let asked = config.is_failsafe() && !alone;
+    let just = memory
+        .began_at
+        .is_some_and(|began_at| now.since(began_at) <= seen.view.timing().ttl());
+    let owed = asked && just && seen.last_held.is_none() && !ended_in_order(seen, memory);
+    owed.then(|| Decision::wait_for(Reason::MayHaveVouched, SOON))
+}
+
+/// Whether the last holding was given up in order: its leader has said since that its PostgreSQL is stopped, or a standby.
+/// No vouch for it matters any more. What it said does not outlive a lease that expires, since its own key ends with it: a
+/// leader that goes on by the word of the others has no key, or says that it is the primary.
+fn ended_in_order(seen: &Observation, memory: &Memory) -> bool {
+    let Some(epoch) = &memory.last_epoch else { return false };
+    let member = seen.view.members.get(&epoch.holder);
+    member.is_some_and(|member| {
+        let record = &member.record;
+        let ended = record.state == PgState::Stopped || record.role == Role::Replica;
+        ended && member.mod_revision > epoch.create_revision
+    })
+}
+
+/// A manual failover to this member, which names no leader, is an operator's order: it overrules the synchronous set, and
+/// nothing else.
+fn overruled(seen: &Observation, refusal: &Reason) -> bool {
+    let request = seen.view.failover.value.as_ref();
+    let ordered = |request: &FailoverRequest| request.leader.is_none() && names(request.member.as_deref(), &seen.me);
+    *refusal == Reason::NotSynchronous && seen.request_due && request.is_some_and(ordered)
 }
 
 /// A switchover keeps what synchronous replication promises. A manual failover, which names no leader, is an order.
@@ -86,26 +145,37 @@ pub(super) fn not_ours_to_lead(seen: &Observation) -> Option<Reason> {
     if config.is_standby_cluster() {
         return Some(Reason::StandbyCluster);
     }
-    if !may_run(seen.sync.settings.mode, &seen.view.sync.value, &seen.me) {
-        return Some(Reason::NotSynchronous);
-    }
     let failsafe = &seen.view.failsafe;
     let left_out = !failsafe.is_empty() && !failsafe.contains_key(seen.me.as_str());
-    (config.is_failsafe() && left_out).then_some(Reason::NotInFailsafe)
+    if config.is_failsafe() && left_out {
+        return Some(Reason::NotInFailsafe);
+    }
+    // Last, since an operator may overrule this one.
+    (!may_run(seen.sync.settings.mode, &seen.view.sync.value, &seen.me)).then_some(Reason::NotSynchronous)
 }
 
 /// In maintenance nobody fences: its leader may have lost the key and its agent, and still take writes. After it, whoever
 /// led has one ttl to show that it does not, or to take the key again.
-fn may_still_run(seen: &Observation, memory: &Memory, now: Boottime) -> Option<MemberName> {
+fn may_still_run(seen: &Observation, memory: &Memory, now: Boottime) -> Option<Option<MemberName>> {
     let resumed_at = memory.resumed_at?;
-    let leader = memory.last_leader.as_ref().filter(|leader| **leader != seen.me)?;
-    let stopped = seen
-        .view
-        .members
-        .get(leader)
-        .is_some_and(|member| member.record.state == PgState::Stopped);
     let just = now.since(resumed_at) <= seen.view.timing().ttl();
-    (just && !stopped).then(|| leader.clone())
+    let leader = memory.last_leader.as_ref();
+    let stopped = leader.and_then(|leader| seen.view.members.get(leader));
+    let stopped = stopped.is_some_and(|member| member.record.state == PgState::Stopped);
+    // Who led may be known to nobody here: its key had ended before this agent began.
+    let by_another = leader != Some(&seen.me);
+    (just && by_another && !stopped).then(|| leader.cloned())
+}
+
+/// Whether what others have, or may have, is not known yet; each is waited for as long as patience lasts.
+fn somebody_may_have_more(seen: &Observation, memory: &Memory, poll: &Poll) -> Option<Reason> {
+    if let Some(bytes) = lacks_of_last_leader(seen, memory, poll) {
+        return Some(Reason::WaitingForLastLeader { bytes });
+    }
+    if let Some(peer) = is_coming_up(seen, memory, poll) {
+        return Some(Reason::ComingUp(peer));
+    }
+    (has_no_record(seen) && poll.silent > 0).then_some(Reason::OthersAreSilent)
 }
 
 /// At the start of a whole cluster the first member that is up may lack what the last leader acknowledged last. While a
@@ -116,6 +186,19 @@ fn lacks_of_last_leader(seen: &Observation, memory: &Memory, poll: &Poll) -> Opt
     }
     let bytes = poll.own_position.behind(seen.view.status.optime?);
     (bytes > 0).then_some(bytes)
+}
+
+/// At the start of a whole cluster, who answers and cannot say yet how far it is may be further than all others.
+fn is_coming_up(seen: &Observation, memory: &Memory, poll: &Poll) -> Option<MemberName> {
+    let unsure = memory.last_leader.is_none() || has_no_record(seen);
+    let unknown = |peer: &&Peer| unsure && peer.position.is_none() && !peer.nofailover;
+    poll.peers.iter().find(unknown).map(|peer| peer.name.clone())
+}
+
+/// In synchronous mode the record says who has what was acknowledged. Where there is none, as after a restore, whoever is
+/// silent may be the one, and may only not be up yet.
+fn has_no_record(seen: &Observation) -> bool {
+    synchronous::is_on(seen) && !seen.view.sync.value.is_active()
 }
 
 /// The cluster has been on a later timeline: what was acknowledged there is missing here. Only when nobody who has it
@@ -179,28 +262,35 @@ fn leave_to_the_candidate(
         .then(|| Decision::wait_for(Reason::FormerLeaderWaits, SOON))
 }
 
-/// Whether somebody else should lead. Members that did not answer do not matter, as in Patroni's asynchronous mode.
-fn healthier(seen: &Observation, poll: &Poll) -> Option<Reason> {
+/// Whether somebody else should lead. Members that did not answer do not matter, as in Patroni's asynchronous mode. One that
+/// answers and has no key cannot bid; it may have one soon, as after an outage of etcd, and is waited for only so long.
+fn healthier(seen: &Observation, poll: &Poll, patience_is_over: bool) -> Option<Reason> {
     let former_leader = seen
         .view
         .failover
         .value
         .as_ref()
         .and_then(|request| request.leader.clone());
-    for peer in &poll.peers {
-        if peer.primary {
-            return Some(Reason::PrimaryAlive(peer.name.clone()));
-        }
-        let Some(position) = peer.position else { continue };
-        if peer.nofailover || names(former_leader.as_deref(), &peer.name) || !synchronous::counts(seen, &peer.name) {
+    let may_bid = |peer: &&crate::observation::Peer| !patience_is_over || seen.view.members.contains_key(&peer.name);
+    // Whoever still runs as primary may take writes, as after a pause, with or without a key.
+    if let Some(alive) = poll.peers.iter().find(|peer| peer.primary) {
+        return Some(Reason::PrimaryAlive(alive.name.clone()));
+    }
+    for peer in poll.peers.iter().filter(may_bid) {
+        let Some(position) = peer.position.filter(|_| !peer.nofailover) else {
             continue;
-        }
-        // A position counts only on one's own timeline. A later timeline has what was acknowledged last; an earlier one
-        // may be longer and has not.
+        };
+        // A position counts only on one's own timeline. A later timeline has what was acknowledged last, whatever a record
+        // says that a restored etcd may have brought back; an earlier one may be longer and has not.
         match (peer.timeline, poll.own_timeline) {
             (Some(theirs), Some(ours)) if theirs > ours => return Some(Reason::OnLaterTimeline(peer.name.clone())),
             (Some(theirs), Some(ours)) if theirs < ours => continue,
             _ => {}
+        }
+        // While its candidate has its time, the leader that handed over comes last.
+        let hands_over = !patience_is_over && names(former_leader.as_deref(), &peer.name);
+        if hands_over || !synchronous::counts(seen, &peer.name) {
+            continue;
         }
         if position > poll.own_position {
             return Some(Reason::Behind {

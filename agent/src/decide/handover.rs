@@ -4,8 +4,9 @@
 
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::name::{Lsn, MemberName, Timeline};
+use pgherd_cluster::view::Epoch;
 
-use super::{Decision, Reason, SOON, Step, abandon};
+use super::{Decision, Reason, SOON, Step, abandon, synchronous};
 use crate::memory::{Handover, Memory, Stage, Why};
 use crate::observation::{LeaseSeen, Observation, Peer, Poll, Postgres};
 use crate::postgres::{ControlState, DataDir};
@@ -21,6 +22,9 @@ pub(super) fn stopping(seen: &Observation, memory: &Memory, now: Boottime) -> De
     match (&seen.postgres, &seen.lease) {
         (Postgres::Ending, _) => Decision::wait(Reason::PostgresEnding),
         (Postgres::Running(_) | Postgres::Silent { .. }, LeaseSeen::Mine(epoch) | LeaseSeen::MineUnproven(epoch)) => {
+            if let Some(decision) = nobody_may_follow_yet(seen, memory, epoch, now) {
+                return decision;
+            }
             let epoch = epoch.clone();
             Decision::act(
                 why(),
@@ -43,11 +47,29 @@ pub(super) fn stopping(seen: &Observation, memory: &Memory, now: Boottime) -> De
     }
 }
 
-/// Whether the leader still lists this standby, for two of its periods at most.
+/// Whether the leader still lists this standby, for as long as the last wish of a member is worth.
 fn awaited(seen: &Observation, memory: &Memory, now: Boottime) -> bool {
+    has_just_been_told(seen, memory, now) && seen.view.sync.value.lists(&seen.me)
+}
+
+/// Two periods: a standby or its leader has had its turn in either.
+fn has_just_been_told(seen: &Observation, memory: &Memory, now: Boottime) -> bool {
     let patience = 2 * seen.view.timing().loop_wait();
-    let just = memory.stopping_since.is_none_or(|since| now.since(since) < patience);
-    just && seen.view.sync.value.lists(&seen.me)
+    memory.stopping_since.is_none_or(|since| now.since(since) < patience)
+}
+
+/// A leader that stops while the record lets nobody else lead, as in the moment after its promotion, would leave the cluster
+/// without one until it is back. It serves, and looks after its standbys, until one of them may follow it.
+fn nobody_may_follow_yet(seen: &Observation, memory: &Memory, epoch: &Epoch, now: Boottime) -> Option<Decision> {
+    let serves = matches!(seen.postgres, Postgres::Running(_)) && memory.proven.as_ref() == Some(epoch);
+    if !serves || !synchronous::is_on(seen) || !has_just_been_told(seen, memory, now) {
+        return None;
+    }
+    if synchronous::somebody_may_follow(seen, memory, now) {
+        return None;
+    }
+    let wait = || Decision::wait_for(Reason::NobodyMayFollowYet, SOON);
+    synchronous::leader(seen, memory, now).or_else(|| synchronous::may_protect_any(seen, memory, now).then(wait))
 }
 
 pub(super) fn decide(seen: &Observation, memory: &Memory, handover: &Handover, _now: Boottime) -> Decision {
@@ -85,6 +107,10 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, handover: &Handover, _
             }
             _ => Decision::act(reason(), Step::Stop),
         },
+        // It was stopped for nothing: what serves again comes before the clearing of a request, for which etcd is needed.
+        Stage::Failed(why) if may_start(seen, memory) => {
+            Decision::act(Reason::HandoverFailed(why.clone()), Step::StartPrimary)
+        }
         Stage::Failed(why) => Decision::act(Reason::HandoverFailed(why.clone()), Step::ClearRequest),
     }
 }
@@ -99,6 +125,8 @@ fn confirm(seen: &Observation, handover: &Handover, to: Option<&MemberName>, rea
             .members
             .values()
             .filter(|member| member.name != seen.me && !member.record.nofailover())
+            // Who is not in the synchronous set may have everything and still must not lead.
+            .filter(|member| synchronous::counts(seen, &member.name))
             .map(|member| member.name.clone())
     };
     let members: Vec<MemberName> = to.map_or_else(|| others().collect(), |to| vec![to.clone()]);
@@ -127,6 +155,15 @@ fn confirm(seen: &Observation, handover: &Handover, to: Option<&MemberName>, rea
     }
 }
 
+fn may_start(seen: &Observation, memory: &Memory) -> bool {
+    let primary_data = matches!(&seen.data, DataDir::Cluster { standby: false, .. });
+    seen.postgres == Postgres::Down
+        && primary_data
+        && memory.start_failures == 0
+        && matches!(seen.lease, LeaseSeen::Mine(_))
+        && !seen.stopping
+}
+
 /// Where a primary that was stopped in order ended: where its last record begins, and on which timeline.
 fn shutdown_end(seen: &Observation) -> Option<(Lsn, Timeline)> {
     match &seen.data {
@@ -151,7 +188,10 @@ fn choose(seen: &Observation, poll: &Poll, candidate: Option<&MemberName>) -> Re
         let position = peer
             .position
             .filter(|_| !peer.primary && !peer.nofailover && same_timeline);
-        position.is_some_and(|position| position.behind(own) <= lag_max) && (!only_listed || sync.lists(&peer.name))
+        // Without a key of its own it has no lease to bind the leader key to.
+        seen.view.members.contains_key(&peer.name)
+            && position.is_some_and(|position| position.behind(own) <= lag_max)
+            && (!only_listed || sync.lists(&peer.name))
     };
     let best = poll
         .peers

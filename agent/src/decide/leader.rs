@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
-use pgherd_cluster::name::MemberName;
+use pgherd_cluster::name::{Lsn, MemberName};
 use pgherd_cluster::view::Epoch;
 
 use super::{Decision, Reason, SOON, Step, backing_off, election, guards, synchronous};
@@ -12,8 +12,11 @@ use crate::observation::{LeaseSeen, Observation, Peer, Postgres, WatchdogSeen};
 
 /// No probe fails for this long because of a freeze, a pause of the network, a checkpoint or a busy machine.
 const HUNG_AFTER_MIN: Duration = Duration::from_secs(10);
-/// Whether another can take over is asked anew when the last answer is older.
-const POLL_AGE_MAX: Duration = Duration::from_secs(2);
+/// That another can take over is believed for as long as a turn may take whose every question to a hung server runs into its
+/// limit.
+const ABLE_MAX: Duration = Duration::from_secs(10);
+/// That nobody can is asked anew after this.
+const ASKED_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 pub(super) fn decide(seen: &Observation, memory: &Memory, well: Reason, now: Boottime) -> Decision {
     match &seen.lease {
@@ -22,17 +25,29 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, well: Reason, now: Boo
             Decision::act(Reason::Promoting, Step::Promote(epoch.clone()))
         }
         LeaseSeen::Mine(epoch) if well == Reason::Leading => leading(seen, memory, epoch, now),
-        LeaseSeen::Mine(_) => hung(seen, memory, now).unwrap_or_else(|| Decision::wait_for(well, SOON)),
+        LeaseSeen::Mine(_) => hung(seen, memory, now)
+            .or_else(|| start_overdue(seen, memory, now, well.clone(), Step::End))
+            .unwrap_or_else(|| Decision::wait_for(well, SOON)),
         // The keeper's deadline stands, and nobody else can hold the key before it has passed.
         LeaseSeen::MineUnproven(_) => Decision::wait(Reason::ProvingLease),
+        // Nobody watches what no deadline was given to: it was adopted, or left by a pause, and nobody says that it may go
+        // on.
+        LeaseSeen::Unknown if !seen.armed && unknown_for_a_ttl(seen, memory, now) => {
+            Decision::act(Reason::LostLease, Step::End)
+        }
         LeaseSeen::Unknown => Decision::wait(Reason::StoreUnreachable),
         // It runs by a holding of another process, as when this agent takes over from Patroni's.
-        LeaseSeen::Stale { epoch, lease } if !seen.armed => rebind(epoch, *lease),
+        LeaseSeen::Stale { epoch, lease } if !seen.armed && !is_condemned(seen, memory, epoch) => rebind(epoch, *lease),
         LeaseSeen::Free if !seen.armed && may_take_the_key(seen, memory, now) => {
             Decision::act(Reason::Bidding, Step::Bid(guards(&seen.view)))
         }
         LeaseSeen::Stale { .. } | LeaseSeen::Theirs(_) | LeaseSeen::Free => Decision::act(Reason::LostLease, Step::End),
     }
+}
+
+/// Whether it runs only because its end has not come yet: no deadline will ever be given to it by this holding.
+fn is_condemned(seen: &Observation, memory: &Memory, epoch: &Epoch) -> bool {
+    memory.ending_since.is_some() || seen.fenced_term == Some(crate::lease::term_of(epoch))
 }
 
 /// Binds the key of another process of this member to our lease.
@@ -59,8 +74,17 @@ pub(super) fn may_take_the_key(seen: &Observation, memory: &Memory, now: Boottim
     !old && !seen.nofailover
         && seen.watchdog != WatchdogSeen::Unusable
         && seen.vouched_for.is_none()
+        && synchronous::needs_no_votes(seen)
         && election::not_ours_to_lead(seen).is_none()
         && !backing_off(memory, now)
+}
+
+/// Whether the configuration is known not to be a pause's, and for one ttl nobody has known who holds the key.
+fn unknown_for_a_ttl(seen: &Observation, memory: &Memory, now: Boottime) -> bool {
+    let for_long = memory
+        .unknown_since
+        .is_some_and(|since| now.since(since) >= seen.view.timing().ttl());
+    for_long && seen.view.config.value.is_some()
 }
 
 /// PostgreSQL runs and does not work. A server that answers nobody is ended: a start in place is the soonest cure, and loses
@@ -72,27 +96,68 @@ fn hung(seen: &Observation, memory: &Memory, now: Boottime) -> Option<Decision> 
         return None;
     }
     if disk_is_lost(seen, now) {
-        let poll = memory
-            .poll
-            .as_ref()
-            .filter(|poll| now.since(poll.answered_at) <= POLL_AGE_MAX);
-        let Some(poll) = poll else {
-            return Some(Decision::act(Reason::DiskFails, Step::Poll));
-        };
-        let able = |peer: &Peer| !peer.primary && !peer.nofailover && peer.position.is_some();
-        return poll
-            .peers
-            .iter()
-            .any(able)
-            .then(|| Decision::act(Reason::DiskFails, Step::End));
+        return if_another_can(seen, memory, now, Reason::DiskFailsAlone, Reason::DiskFails, Step::End);
     }
-    for_long(seen.health.server_hangs_since).then(|| Decision::act(Reason::ServerHangs, Step::End))
+    for_long(seen.server_hangs_since).then(|| Decision::act(Reason::ServerHangs, Step::End))
+}
+
+/// The leader's PostgreSQL is down, or starts for longer than it may. It is `given_up` when another member can take over;
+/// when none can, a late start is better than none.
+pub(super) fn start_overdue(
+    seen: &Observation,
+    memory: &Memory,
+    now: Boottime,
+    meanwhile: Reason,
+    given_up: Step,
+) -> Option<Decision> {
+    let config = seen.view.config.value.clone().unwrap_or_default();
+    let limit = config.primary_start_timeout();
+    let overdue = memory
+        .starting_since
+        .map_or(limit.is_zero(), |since| now.since(since) >= limit);
+    if !overdue || seen.is_paused() || seen.bootstrap_unfinished {
+        return None;
+    }
+    if_another_can(seen, memory, now, meanwhile, Reason::StartTooSlow, given_up)
+}
+
+/// A step that leaves the lead to another member: nothing while none can take it, the question first. While it is asked, and
+/// asked again, the reason stays what it is `meanwhile`: nobody gives way before somebody is found.
+fn if_another_can(
+    seen: &Observation,
+    memory: &Memory,
+    now: Boottime,
+    meanwhile: Reason,
+    why: Reason,
+    step: Step,
+) -> Option<Decision> {
+    let config = seen.view.config.value.clone().unwrap_or_default();
+    let cluster = seen.view.timeline();
+    let able = |peer: &Peer| {
+        let behind = |position: Lsn| position.behind(seen.view.status.optime.unwrap_or_default());
+        let near = peer
+            .position
+            .is_some_and(|position| behind(position) <= config.maximum_lag_on_failover());
+        let old = cluster.is_some_and(|cluster| peer.timeline.is_none_or(|timeline| timeline < cluster));
+        // Without a key of its own it has no lease to bind the leader key to.
+        let can_bid = seen.view.members.contains_key(&peer.name);
+        can_bid && !peer.primary && !peer.nofailover && near && !old && synchronous::counts(seen, &peer.name)
+    };
+    let answered_within = |age| {
+        let poll = memory.poll.as_ref();
+        poll.filter(|poll| now.since(poll.answered_at) <= age)
+    };
+    if answered_within(ABLE_MAX).is_some_and(|poll| poll.peers.iter().any(able)) {
+        return Some(Decision::act(why, step));
+    }
+    let asked = answered_within(ASKED_AGAIN_AFTER).is_some();
+    (!asked).then(|| Decision::act(meanwhile, Step::Poll))
 }
 
 /// Whether the data directory has not been writable for longer than a long checkpoint or a busy machine explains.
 pub(super) fn disk_is_lost(seen: &Observation, now: Boottime) -> bool {
     let patience = (2 * seen.view.timing().ttl()).max(HUNG_AFTER_MIN);
-    let since = seen.health.disk_fails_since;
+    let since = seen.disk_fails_since;
     since.is_some_and(|since| now.since(since) >= patience)
 }
 
@@ -107,6 +172,11 @@ fn leading(seen: &Observation, memory: &Memory, epoch: &Epoch, now: Boottime) ->
         return decision;
     }
     let wait = |reason| {
+        let reason = if disk_is_lost(seen, now) && !seen.is_paused() {
+            Reason::DiskFailsAlone
+        } else {
+            reason
+        };
         if synchronous::is_on(seen) {
             Decision::wait_for(reason, synchronous::LOOK_EVERY)
         } else {
@@ -127,6 +197,10 @@ fn leading(seen: &Observation, memory: &Memory, epoch: &Epoch, now: Boottime) ->
         // Ours was the promotion that it asked for, or it asks for something that is already so.
         Some(Ok(candidate)) if candidate == seen.me => {
             return Decision::act(Reason::Leading, Step::ClearRequest);
+        }
+        // It won because that candidate had its time; handing over to it again would never end.
+        _ if memory.bid_despite == Some(seen.view.failover.mod_revision) => {
+            return Decision::act(Reason::RequestNamesAnother, Step::ClearRequest);
         }
         _ if !named_me => return Decision::act(Reason::RequestNamesAnother, Step::ClearRequest),
         Some(Err(_)) => return Decision::act(Reason::RequestNamesAnother, Step::ClearRequest),

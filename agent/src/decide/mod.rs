@@ -10,8 +10,9 @@ mod leader;
 mod pause;
 mod postgres_down;
 mod reason;
+mod restart;
 mod standby;
-mod synchronous;
+pub(crate) mod synchronous;
 
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use pgherd_cluster::name::{Lsn, MemberName, Timeline};
 use pgherd_cluster::record::{Address, Role};
 use pgherd_cluster::view::{Epoch, View};
 
+pub(crate) use self::pause::is_writable;
 pub use self::reason::Reason;
 use crate::lease::BidGuards;
 use crate::memory::{Memory, Why};
@@ -79,6 +81,11 @@ pub enum Step {
         /// What the bid rests on.
         guards: BidGuards,
     },
+    /// PostgreSQL does not end: leave the lease, and the leader key with it, to expire.
+    Forsake {
+        /// The lease that the key is bound to; that of our holding when nothing.
+        lease: Option<i64>,
+    },
     /// A stale key that we shall not use: delete it.
     Abandon {
         /// The holding.
@@ -101,7 +108,7 @@ pub enum Step {
     FailHandover(String),
     /// Write a checkpoint while still serving, so that the one of the stop has little left to write.
     Checkpoint {
-        /// Who takes over.
+        /// Who takes over; this member itself before a restart.
         to: MemberName,
     },
     /// Stop PostgreSQL in order.
@@ -201,7 +208,14 @@ pub fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
     if let Some(why) = &memory.fatal {
         return leave(seen, Reason::Fatal(why.clone()), 64);
     }
+    if let Some(decision) = never_ends(seen, memory, now) {
+        return decision;
+    }
     if let Some(job) = seen.job {
+        // Commits wait for a standby that is lost; the checkpoint before a hand-over is not worth that.
+        if job == JobKind::Checkpoint && synchronous::leader(seen, memory, now).is_some() {
+            return Decision::act(Reason::Busy(job), Step::DropJob);
+        }
         return during(seen, job);
     }
     // Before anything can be done to it, somebody must be able to end it.
@@ -223,12 +237,17 @@ pub fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
     match &seen.data {
         DataDir::Foreign(files) => Decision::wait(Reason::ForeignFiles(files.clone())),
         // A server whose data was taken away keeps nothing: what it acknowledges is gone with it.
-        DataDir::Empty if seen.postgres != Postgres::Down => Decision::act(Reason::DataGone, Step::End),
+        DataDir::Empty if seen.postgres != Postgres::Down && !seen.is_paused() => {
+            Decision::act(Reason::DataGone, Step::End)
+        }
+        DataDir::Empty if seen.postgres != Postgres::Down => Decision::wait(Reason::Paused),
         DataDir::Empty => data::none(seen, memory, now),
         DataDir::Cluster { control, standby } => {
             // What runs tells better than what was seen before it was promoted.
             let standby = comes_up_as_standby(seen, control, *standby);
-            data::identity(seen, control, standby).unwrap_or_else(|| with_data(seen, memory, now, standby))
+            data::identity(seen, control, standby)
+                .or_else(|| restart::decide(seen, memory, now, standby))
+                .unwrap_or_else(|| with_data(seen, memory, now, standby))
         }
     }
 }
@@ -244,6 +263,24 @@ fn comes_up_as_standby(seen: &Observation, control: &Control, standby: bool) -> 
             control.state,
             ControlState::InArchiveRecovery | ControlState::ShutDownInRecovery
         )
+}
+
+/// Processes that are killed and still there hang in the kernel, on a disk that does not answer. They will not serve
+/// anybody any more, and the key that they keep serves nobody either. It is not given up, since that must not be done before
+/// the last of them is gone; it is left to end with its lease.
+fn never_ends(seen: &Observation, memory: &Memory, now: Boottime) -> Option<Decision> {
+    let ttl = seen.view.timing().ttl();
+    let for_long = memory.ending_since.is_some_and(|since| now.since(since) >= ttl);
+    let lease = match &seen.lease {
+        LeaseSeen::Mine(_) | LeaseSeen::MineUnproven(_) => None,
+        LeaseSeen::Stale { lease, .. } => Some(*lease),
+        LeaseSeen::Theirs(_) | LeaseSeen::Free | LeaseSeen::Unknown => return None,
+    };
+    let answers = matches!(seen.postgres, Postgres::Running(_) | Postgres::Down);
+    (for_long && !answers && !seen.is_paused()).then(|| Decision {
+        again_after: Some(SOON),
+        ..Decision::act(Reason::CannotEnd, Step::Forsake { lease })
+    })
 }
 
 /// A job is under way: only the loss of the lease, and the order to stop, interrupt it.

@@ -9,19 +9,24 @@ use crate::status::WalStatus;
 
 /// The fence is paused with the cluster, and resumed with it.
 pub(super) fn switch(seen: &Observation) -> Option<Decision> {
-    if seen.lease == LeaseSeen::Unknown && !seen.lease_paused {
-        return None; // The configuration may be old; the deadline stands until it is known.
+    // Before the first look at the cluster nobody knows; and a configuration may be old while etcd does not answer: a
+    // deadline stands until it is known.
+    let known = seen.view.revision > 0;
+    if !known || (seen.lease == LeaseSeen::Unknown && seen.lease_paused == Some(false)) {
+        return None;
     }
     match (seen.is_paused(), seen.lease_paused, seen.fence_paused) {
-        (true, false, _) | (true, true, false) => Some(Decision::act(Reason::Paused, Step::PauseFence)),
-        (false, true, _) => Some(Decision::act(Reason::Paused, Step::ResumeFence)),
+        (true, None | Some(false), _) | (true, Some(true), false) => {
+            Some(Decision::act(Reason::Paused, Step::PauseFence))
+        }
+        (false, None | Some(true), _) => Some(Decision::act(Reason::Resuming, Step::ResumeFence)),
         // A primary ends the pause of its fence by its next deadline; what cannot take writes needs none.
-        (false, false, true) if !is_writable(seen) => Some(Decision::act(Reason::Paused, Step::ResumeFence)),
-        (true, true, true) | (false, false, _) => None,
+        (false, Some(false), true) if !is_writable(seen) => Some(Decision::act(Reason::Resuming, Step::ResumeFence)),
+        (true, Some(true), true) | (false, Some(false), _) => None,
     }
 }
 
-fn is_writable(seen: &Observation) -> bool {
+pub(crate) fn is_writable(seen: &Observation) -> bool {
     match &seen.postgres {
         Postgres::Running(server) => matches!(server.wal, WalStatus::Primary { .. }),
         Postgres::Silent { writable } => *writable,

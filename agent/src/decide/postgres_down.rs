@@ -1,12 +1,18 @@
 //! PostgreSQL is down, whole, and there is data.
 
+use std::time::Duration;
+
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::view::Epoch;
 
+use super::election::has_given_way;
 use super::{Decision, Reason, SOON, Step, abandon, backing_off, guards};
 use crate::memory::Memory;
-use crate::observation::{LeaseSeen, Observation, Rejoin};
+use crate::observation::{LeaseSeen, Observation, Peer, Rejoin, WatchdogSeen};
+use crate::postgres::DataDir;
 
+/// An older answer of the others is asked for again.
+const POLL_AGE_MAX: Duration = Duration::from_secs(1);
 /// Two failed crash recoveries in a row: the third would not do better, and a replica could lead meanwhile.
 const START_FAILURES_MAX: u32 = 2;
 
@@ -21,7 +27,11 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime, standby
         }
         LeaseSeen::Mine(_) if standby_data => start_standby(None, memory, now),
         LeaseSeen::Mine(_) if seen.bootstrap_unfinished => Decision::act(Reason::Bootstrapping, Step::StartPrimary),
-        LeaseSeen::Mine(_) => Decision::act(Reason::RestartingInPlace, Step::StartPrimary),
+        LeaseSeen::Mine(epoch) => {
+            let release = Step::Release { epoch: epoch.clone() };
+            super::leader::start_overdue(seen, memory, now, Reason::RestartingInPlace, release)
+                .unwrap_or_else(|| Decision::act(Reason::RestartingInPlace, Step::StartPrimary))
+        }
         LeaseSeen::MineUnproven(_) => Decision::wait(Reason::ProvingLease),
         // All that was acknowledged here is here: to lead again loses nothing, which nobody else can say.
         // Only for a holding of this machine's own memory: a key that a restored etcd brought back says nothing of what
@@ -29,15 +39,12 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime, standby
         LeaseSeen::Stale { epoch, lease }
             if !standby_data
                 && !cannot_start
+                && !has_given_way(seen, memory, now)
+                && may_lead(seen, now)
                 && seen.view.failover.value.is_none()
                 && seen.last_held.as_ref() == Some(epoch) =>
         {
-            let step = Step::WinAnew {
-                epoch: epoch.clone(),
-                lease: *lease,
-                guards: guards(&seen.view),
-            };
-            Decision::act(Reason::WinningAnew, step)
+            win_anew(seen, memory, epoch, *lease, now)
         }
         LeaseSeen::Stale { epoch, lease } => abandon(epoch, *lease),
         LeaseSeen::Theirs(leader) if standby_data => start_standby(Some(leader), memory, now),
@@ -58,6 +65,37 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime, standby
     }
 }
 
+/// What a key of this machine's own memory says may be older than all that the others know: an etcd that was restored from
+/// a backup brings back a key, and a record, of before another led. Somebody who is on a later timeline knows better.
+fn win_anew(seen: &Observation, memory: &Memory, epoch: &Epoch, lease: i64, now: Boottime) -> Decision {
+    let poll = memory.poll.as_ref();
+    let Some(poll) = poll.filter(|poll| now.since(poll.answered_at) <= POLL_AGE_MAX) else {
+        return Decision::act(Reason::WinningAnew, Step::Poll);
+    };
+    let own = match &seen.data {
+        DataDir::Cluster { control, .. } => Some(control.timeline),
+        DataDir::Empty | DataDir::Foreign(_) => None,
+    };
+    let newer = |peer: &Peer| peer.primary || (peer.timeline > own && peer.timeline.is_some());
+    if poll.peers.iter().any(newer) {
+        return abandon(epoch, lease);
+    }
+    let step = Step::WinAnew {
+        epoch: epoch.clone(),
+        lease,
+        guards: guards(&seen.view),
+    };
+    Decision::act(Reason::WinningAnew, step)
+}
+
+/// Whether nothing but the key keeps this member from leading.
+fn may_lead(seen: &Observation, now: Boottime) -> bool {
+    seen.watchdog != WatchdogSeen::Unusable
+        && seen.vouched_for.is_none()
+        && !super::leader::disk_is_lost(seen, now)
+        && super::election::not_ours_to_lead(seen).is_none()
+}
+
 fn start_standby(leader: Option<&Epoch>, memory: &Memory, now: Boottime) -> Decision {
     if backing_off(memory, now) {
         return Decision::wait_for(Reason::BackingOff, SOON);
@@ -76,7 +114,7 @@ fn rejoin(seen: &Observation, memory: &Memory, leader: &Epoch, now: Boottime) ->
         return Decision::wait_for(Reason::BackingOff, SOON);
     }
     match &memory.rejoin {
-        Some((asked, Rejoin::Follows)) if asked == leader => start_standby(Some(leader), memory, now),
+        Some((asked, verdict)) if verdict.fits() && asked == leader => start_standby(Some(leader), memory, now),
         Some((asked, Rejoin::Diverged)) if asked == leader => {
             Decision::act(Reason::Diverged(name.clone()), Step::Clone { from: name })
         }

@@ -30,10 +30,16 @@ pub enum Reason {
     Cloning(MemberName),
     /// Its data holds what the leader's does not: it is cloned anew.
     Diverged(MemberName),
+    /// Its history is the leader's, and yet it neither streams nor moves: it is cloned anew.
+    CannotFollow(MemberName),
     /// Starts with the data that it has.
     StartingStandby,
     /// A leader that died restarts where it is.
     RestartingInPlace,
+    /// An operator asked for a restart.
+    Restarting,
+    /// A leader that is down or starts for too long leaves the lead to a member that can take over.
+    StartTooSlow,
     /// A leader that cannot be started gives the key up.
     CannotStart,
     /// Its deadline has passed, PostgreSQL has ended, and the key is still its own.
@@ -100,8 +106,12 @@ pub enum Reason {
     BackingOff,
     /// Processes of PostgreSQL are being ended.
     PostgresEnding,
-    /// The data directory cannot be written.
+    /// Processes of PostgreSQL have been killed and do not end.
+    CannotEnd,
+    /// The data directory cannot be written, and another member can take over.
     DiskFails,
+    /// The data directory cannot be written, and nobody else can lead.
+    DiskFailsAlone,
     /// The postmaster takes no new connection.
     ServerHangs,
     /// The postmaster runs and does not answer SQL.
@@ -110,14 +120,18 @@ pub enum Reason {
     StoreUnreachable,
     /// The cluster is in maintenance.
     Paused,
+    /// Deadlines go to the keeper again, or for the first time.
+    Resuming,
     /// The maintenance has just ended, and the last leader may still run unwatched.
-    JustResumed(MemberName),
+    JustResumed(Option<MemberName>),
     /// Runs as primary, without the lease, because of the maintenance.
     PrimaryWithoutLease,
     /// Takes over a PostgreSQL that another process started.
     Adopting,
     /// It has promised another member not to bid.
     VouchedFor(MemberName),
+    /// An agent before this one may have promised another member not to bid.
+    MayHaveVouched,
     /// A watchdog is required and cannot be used.
     WatchdogUnusable,
     /// The whole cluster is starting, and another member may have more.
@@ -125,6 +139,10 @@ pub enum Reason {
         /// How many bytes are missing to the last known position of the last leader.
         bytes: u64,
     },
+    /// The whole cluster is starting, and another member does not know yet how far it is.
+    ComingUp(MemberName),
+    /// There is no record of whom commits waited for, and other members are silent.
+    OthersAreSilent,
     /// Quorum commit: too few of the voters have answered that they are not ahead.
     TooFewVotes {
         /// How many have.
@@ -136,6 +154,8 @@ pub enum Reason {
     Synchronous(SyncReason),
     /// A synchronous standby that stops lets the leader replace it first.
     LeavingSync,
+    /// A leader that is to stop first finds a synchronous standby that may lead after it.
+    NobodyMayFollowYet,
     /// A hand-over that was not carried out, and why: it leads on.
     HandoverFailed(String),
     /// Its lease is over, etcd cannot be reached, and the others are asked to delete its key.
@@ -167,7 +187,15 @@ impl fmt::Display for Reason {
             Self::Initializing => f.write_str("writes the cluster's first keys"),
             Self::Cloning(from) => write!(f, "has no data and is cloned from {from}"),
             Self::Diverged(from) => write!(f, "has data that {from} has not, and is cloned anew"),
+            Self::CannotFollow(leader) => write!(
+                f,
+                "has the history of {leader} and neither streams from it nor moves: is cloned anew"
+            ),
             Self::StartingStandby => f.write_str("starts PostgreSQL as a standby"),
+            Self::Restarting => f.write_str("restarts PostgreSQL, as asked"),
+            Self::StartTooSlow => f.write_str(
+                "PostgreSQL has not come up within primary_start_timeout and another member can take over: gives the key up",
+            ),
             Self::RestartingInPlace => f.write_str("PostgreSQL died: restarts it in place, which loses nothing"),
             Self::CannotStart => f.write_str("cannot start PostgreSQL as primary and gives the lease up"),
             Self::WinningAnew => f.write_str("its deadline passed and PostgreSQL was ended: wins the lease anew"),
@@ -203,22 +231,39 @@ impl fmt::Display for Reason {
             Self::Busy(job) => write!(f, "is busy: {job}"),
             Self::BackingOff => f.write_str("waits a little before it tries again"),
             Self::PostgresEnding => f.write_str("waits for the last process of PostgreSQL to end"),
+            Self::CannotEnd => f.write_str(
+                "PostgreSQL was killed and does not end, as its disk may hang: leaves the lease to expire, for another to lead",
+            ),
             Self::DiskFails => f.write_str("cannot write its data directory, and gives way to a member that can"),
+            Self::DiskFailsAlone => {
+                f.write_str("cannot write its data directory; leads on, as no other member is known that can take over")
+            }
             Self::ServerHangs => f.write_str("PostgreSQL answers no new connection: it is ended and started again"),
             Self::PostgresSilent => f.write_str("PostgreSQL runs and does not answer"),
             Self::StoreUnreachable => f.write_str("etcd does not answer"),
             Self::Paused => f.write_str("the cluster is paused"),
-            Self::JustResumed(leader) => write!(
-                f,
-                "nobody leads, but the maintenance has just ended and {leader} may still run: waits for one ttl"
-            ),
+            Self::JustResumed(leader) => {
+                let who = leader.as_ref().map_or("a leader of before", MemberName::as_str);
+                write!(f, "nobody leads, but the maintenance has just ended and {who} may still run: waits for one ttl")
+            }
+            Self::Resuming => f.write_str("puts PostgreSQL under the fence"),
             Self::PrimaryWithoutLease => f.write_str("runs as primary without the lease, as the cluster is paused"),
             Self::Adopting => f.write_str("takes over a PostgreSQL that runs already"),
             Self::VouchedFor(leader) => write!(f, "nobody leads, but it has vouched for {leader} and does not bid"),
+            Self::MayHaveVouched => f.write_str(
+                "nobody leads, but it has just begun and may have vouched for a leader before: waits one ttl",
+            ),
             Self::WatchdogUnusable => f.write_str("a watchdog is required and cannot be used: it may not lead"),
             Self::WaitingForLastLeader { bytes } => write!(
                 f,
                 "the whole cluster starts, and it lacks {bytes} bytes of the last leader's log: waits for a better one"
+            ),
+            Self::ComingUp(peer) => write!(
+                f,
+                "the whole cluster starts, and {peer} cannot say yet how far it is: waits for it"
+            ),
+            Self::OthersAreSilent => f.write_str(
+                "nobody leads, nothing says whom commits waited for, and others are silent: waits for them",
             ),
             Self::TooFewVotes { votes, needed } => {
                 write!(
@@ -228,6 +273,9 @@ impl fmt::Display for Reason {
             }
             Self::Synchronous(why) => write!(f, "leads; {why}"),
             Self::LeavingSync => f.write_str("is about to stop, and lets the leader find another synchronous standby"),
+            Self::NobodyMayFollowYet => {
+                f.write_str("is about to stop, and first finds a synchronous standby that may lead after it")
+            }
             Self::HandoverFailed(why) => write!(f, "leads on: {why}"),
             Self::AskingForRelease => {
                 f.write_str("PostgreSQL has ended, and others are asked to delete the leader key")

@@ -27,6 +27,9 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Deci
     }
 }
 
+/// How often a standby may be found to follow the leader, and neither stream nor move.
+const STANDS_STILL_MAX: u32 = 6;
+
 fn following(seen: &Observation, memory: &Memory, leader: &Epoch, now: Boottime) -> Decision {
     let name = leader.holder.clone();
     let Some(address) = upstream_address(&seen.view, &name) else {
@@ -41,10 +44,15 @@ fn following(seen: &Observation, memory: &Memory, leader: &Epoch, now: Boottime)
     if server.replication_state.as_deref() == Some("streaming") {
         return Decision::wait(Reason::Following(name));
     }
+    // Two timelines may have one number and one beginning, and a segment that it lacks may be gone: what its history says
+    // is then not all. Whoever moves, by replay or from an archive, is not meant.
+    if stands_still(seen, memory, leader) && !backing_off(memory, now) {
+        return Decision::act(Reason::CannotFollow(name.clone()), Step::Clone { from: name });
+    }
     // It does not stream. While the leader is up, one question tells whether it ever can.
     match (&memory.rejoin, seen.view.writable_leader()) {
         (Some((asked, Rejoin::Diverged)), Some(_)) if asked == leader => clone_or_wait(memory, now, name),
-        (Some((asked, Rejoin::Follows)), _) if asked == leader && !verdict_is_old(memory, now) => {
+        (Some((asked, verdict)), _) if verdict.fits() && asked == leader && !verdict_is_old(memory, now) => {
             Decision::wait_for(Reason::NotStreaming(name), SOON)
         }
         (_, Some(_)) if !backing_off(memory, now) => {
@@ -52,6 +60,16 @@ fn following(seen: &Observation, memory: &Memory, leader: &Epoch, now: Boottime)
         }
         _ => Decision::wait_for(Reason::NotStreaming(name), SOON),
     }
+}
+
+fn stands_still(seen: &Observation, memory: &Memory, leader: &Epoch) -> bool {
+    if memory.cloned_under.as_ref() == Some(leader) {
+        return false;
+    }
+    let leaders = seen.view.members.get(&leader.holder);
+    let leaders = leaders.and_then(|member| member.record.xlog_location);
+    let behind = |(at, count)| count >= STANDS_STILL_MAX && leaders.is_some_and(|leaders| leaders > at);
+    memory.stands_still.is_some_and(behind) && seen.view.writable_leader().is_some() && !seen.is_paused()
 }
 
 /// A standby that should stream by now and does not may have replayed past the fork since it was asked.

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
 
-use super::{Decision, Reason, Step};
+use super::{Decision, Reason, SOON, Step};
 use crate::memory::Memory;
 use crate::observation::{Observation, Poll, Postgres};
 use crate::status::WalStatus;
 use crate::sync::{
-    NameSet, Standby, StandbyName, SyncInputs, SyncMode, SyncStep, before_promotion, needs_votes_of, next_step,
-    quorum_reached,
+    NameSet, Standby, StandbyName, SyncInputs, SyncMode, SyncNames, SyncStep, any_may_be_synchronous, before_promotion,
+    eligible_names, may_run, needs_votes_of, next_step, quorum_reached,
 };
 
 /// A lost standby holds commits up: the senders are looked at more often than once a period.
@@ -25,7 +25,7 @@ fn inputs(seen: &Observation, memory: &Memory, now: Boottime) -> SyncInputs {
     let waiting = memory
         .waiting
         .as_ref()
-        .filter(|(names, _)| *names == seen.sync.configured);
+        .filter(|waiting| waiting.names == seen.sync.configured);
     SyncInputs {
         me: seen.me.clone(),
         settings: seen.sync.settings,
@@ -42,7 +42,7 @@ fn inputs(seen: &Observation, memory: &Memory, now: Boottime) -> SyncInputs {
             .collect(),
         running,
         flush_lsn,
-        guc_changed_at: waiting.and_then(|(_, since)| *since),
+        guc_changed_at: waiting.and_then(|waiting| waiting.since),
         waited: memory
             .unprotected_since
             .is_some_and(|since| now.since(since) >= loop_wait),
@@ -52,8 +52,39 @@ fn inputs(seen: &Observation, memory: &Memory, now: Boottime) -> SyncInputs {
 
 /// What a leader does next for its synchronous standbys.
 pub(super) fn leader(seen: &Observation, memory: &Memory, now: Boottime) -> Option<Decision> {
-    let next = next_step(&inputs(seen, memory, now))?;
+    let mut next = next_step(&inputs(seen, memory, now))?;
+    let unsettled = memory.sync_sent == Some(seen.view.sync.mod_revision);
+    if unsettled && matches!(next.step, SyncStep::SetNames(_)) {
+        // The record may already say more than is seen. What is seen is written once more: when that succeeds, the other
+        // write has not been done, and never will be.
+        next.step = SyncStep::WriteSync {
+            state: seen.view.sync.value.clone(),
+            revision: seen.view.sync.mod_revision,
+        };
+    }
     Some(Decision::act(Reason::Synchronous(next.reason), Step::Sync(next.step)))
+}
+
+/// Whether a standby streams that commits may wait for. Others that stream, a copy of the log among them, protect nothing.
+pub(crate) fn protects_any(seen: &Observation, memory: &Memory, now: Boottime) -> bool {
+    !eligible_names(&inputs(seen, memory, now)).is_empty()
+}
+
+/// Whether a member runs that commits may wait for once it streams.
+pub(super) fn may_protect_any(seen: &Observation, memory: &Memory, now: Boottime) -> bool {
+    any_may_be_synchronous(&inputs(seen, memory, now))
+}
+
+/// Whether, by the record, one of the standbys that stream could win without this leader's vote.
+pub(super) fn somebody_may_follow(seen: &Observation, memory: &Memory, now: Boottime) -> bool {
+    let (state, mode) = (&seen.view.sync.value, seen.sync.settings.mode);
+    let streaming = eligible_names(&inputs(seen, memory, now));
+    let mut candidates = seen.view.members.keys();
+    candidates.any(|name| {
+        streaming.contains(&StandbyName::from(name))
+            && may_run(mode, state, name)
+            && quorum_reached(state, name, &streaming)
+    })
 }
 
 /// Whether the leader has senders to look after.
@@ -71,9 +102,18 @@ pub(super) fn before_promoting(seen: &Observation, memory: &Memory, now: Boottim
             revision: inputs.sync_revision,
         },
         None if !inputs.configured.same_as(&before.names) => SyncStep::SetNames(before.names),
+        // A server that is promoted before it has taken the setting over would acknowledge commits alone for a moment.
+        None if is_on(seen) && before.names != SyncNames::Off && !seen.sync.taken_over => {
+            return Some(Decision::wait_for(Reason::Promoting, SOON));
+        }
         None => return None,
     };
     Some(Decision::act(Reason::Promoting, Step::Sync(step)))
+}
+
+/// Whether this member may lead without having asked anybody: it has all that was acknowledged.
+pub(super) fn needs_no_votes(seen: &Observation) -> bool {
+    !is_on(seen) || quorum_reached(&seen.view.sync.value, &seen.me, &NameSet::new())
 }
 
 /// Quorum commit: whether enough of the voters said that they are not ahead. How many did, and how many are needed,

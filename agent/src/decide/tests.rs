@@ -6,7 +6,6 @@ use pgherd_cluster::view::{Initialize, Leader, Member, Revised};
 use serde_json::json;
 
 use super::*;
-use crate::health::Health;
 use crate::observation::{Peer, Poll, Rejoin, SyncSeen, WatchdogSeen};
 use crate::postgres::{Control, ControlState};
 use crate::status::{CommitWaiting, ServerStatus};
@@ -15,6 +14,8 @@ mod elections;
 mod handovers;
 mod pauses;
 mod property;
+mod rejoining;
+mod restarts;
 
 const NOW: Boottime = Boottime::from_nanos(100_000_000_000);
 
@@ -128,13 +129,15 @@ fn seen(lease: LeaseSeen) -> Observation {
         bootstrap_unfinished: false,
         postgres: standby_at(100),
         armed: false,
+        fenced_term: None,
         lease_term: None,
         fence_paused: false,
-        lease_paused: false,
+        lease_paused: Some(false),
         stranger: false,
         watchdog: WatchdogSeen::NotNeeded,
         vouched_for: None,
-        health: Health::default(),
+        server_hangs_since: None,
+        disk_fails_since: None,
         sync: SyncSeen::default(),
         last_held: Some(epoch("n1")),
         job: None,
@@ -220,40 +223,42 @@ fn a_primary_without_its_lease_is_ended() {
 #[test]
 fn a_server_that_hangs_is_ended_and_a_disk_that_fails_is_left_to_who_can_take_over() {
     let long_ago = Boottime::from_nanos(1);
-    let leads = |health| Observation {
+    let leads = || Observation {
         postgres: primary(),
-        health,
         ..seen(LeaseSeen::Mine(epoch("n1")))
     };
     let memory = Memory {
         proven: Some(epoch("n1")),
         ..Memory::default()
     };
-    let server = |since| Health {
+    let server = |since| Observation {
         server_hangs_since: Some(since),
-        ..Health::default()
+        ..leads()
     };
     assert_eq!(
-        step(&leads(server(NOW - Duration::from_secs(9))), &memory),
+        step(&server(NOW - Duration::from_secs(9)), &memory),
         None,
         "not long enough"
     );
-    assert_eq!(step(&leads(server(long_ago)), &memory), Some(Step::End));
-    let disk = Health {
+    assert_eq!(step(&server(long_ago), &memory), Some(Step::End));
+    let disk = || Observation {
         disk_fails_since: Some(long_ago),
-        ..Health::default()
+        ..leads()
     };
-    assert_eq!(step(&leads(disk), &memory), Some(Step::Poll));
+    assert_eq!(step(&disk(), &memory), Some(Step::Poll));
     let asked = |peers| Memory {
         proven: Some(epoch("n1")),
         ..polled(peers)
     };
-    assert_eq!(step(&leads(disk), &asked(vec![])), None, "nobody could take over");
-    assert_eq!(step(&leads(disk), &asked(vec![peer("n2", Some(90))])), Some(Step::End));
+    assert_eq!(step(&disk(), &asked(vec![])), None, "nobody could take over");
+    for memory in [&memory, &asked(vec![])] {
+        assert_eq!(reason(&disk(), memory), Reason::DiskFailsAlone, "said all the time");
+    }
+    assert_eq!(step(&disk(), &asked(vec![peer("n2", Some(90))])), Some(Step::End));
     let down = Observation {
         postgres: Postgres::Down,
         data: data(ControlState::InProduction, false),
-        ..leads(disk)
+        ..disk()
     };
     assert_eq!(step(&down, &memory), Some(Step::Release { epoch: epoch("n1") }));
 }
@@ -331,128 +336,21 @@ fn a_dead_leader_restarts_in_place_and_gives_up_after_two_failures() {
         epoch: epoch("n1"),
         lease: 5,
     });
+    assert_eq!(step(&stale, &Memory::default()), Some(Step::Poll));
     assert!(matches!(
-        step(&stale, &Memory::default()),
+        step(&stale, &polled(vec![peer("n2", Some(200))])),
         Some(Step::WinAnew { lease: 5, .. })
     ));
+    let later = |peer| Peer {
+        timeline: Some(Timeline(2)),
+        ..peer
+    };
+    let primary = |peer| Peer { primary: true, ..peer };
+    // An etcd that was restored has brought the key back.
+    for newer in [later(peer("n2", Some(1))), primary(peer("n2", Some(1)))] {
+        assert!(matches!(step(&stale, &polled(vec![newer])), Some(Step::Abandon { .. })));
+    }
     assert!(matches!(step(&stale, &failed), Some(Step::Abandon { .. })));
-}
-
-#[test]
-fn a_former_leader_asks_before_it_joins_another() {
-    let down = Observation {
-        postgres: Postgres::Down,
-        data: data(ControlState::ShutDown, false),
-        ..seen(LeaseSeen::Theirs(epoch("n2")))
-    };
-    assert_eq!(
-        step(&down, &Memory::default()),
-        Some(Step::CheckRejoin { leader: epoch("n2") })
-    );
-    let answered = |verdict| Memory {
-        rejoin: Some((epoch("n2"), verdict)),
-        ..Memory::default()
-    };
-    assert_eq!(
-        step(&down, &answered(Rejoin::Follows)),
-        Some(Step::StartStandby {
-            upstream: Some(name("n2"))
-        })
-    );
-    assert_eq!(
-        step(&down, &answered(Rejoin::Diverged)),
-        Some(Step::Clone { from: name("n2") })
-    );
-    let about_another = Memory {
-        rejoin: Some((epoch("n3"), Rejoin::Diverged)),
-        ..Memory::default()
-    };
-    assert_eq!(
-        step(&down, &about_another),
-        Some(Step::CheckRejoin { leader: epoch("n2") })
-    );
-}
-
-#[test]
-fn nothing_is_cloned_from_a_leader_that_does_not_take_writes() {
-    let promoting = |seen: Observation| {
-        with_view(seen, |view| {
-            if let Some(member) = view.members.get_mut(&name("n2")) {
-                member.record.role = Role::Promoted;
-            }
-        })
-    };
-    let theirs = || seen(LeaseSeen::Theirs(epoch("n2")));
-    let empty = promoting(Observation {
-        data: DataDir::Empty,
-        postgres: Postgres::Down,
-        ..theirs()
-    });
-    assert_eq!(step(&empty, &Memory::default()), None);
-    let diverged = Memory {
-        rejoin: Some((epoch("n2"), Rejoin::Diverged)),
-        ..Memory::default()
-    };
-    let down = Observation {
-        postgres: Postgres::Down,
-        data: data(ControlState::InProduction, false),
-        ..theirs()
-    };
-    assert_eq!(step(&promoting(down), &diverged), None);
-}
-
-#[test]
-fn another_clusters_data_ends_the_process_and_touches_nothing() {
-    let mut foreign = Observation {
-        postgres: Postgres::Down,
-        ..seen(LeaseSeen::Free)
-    };
-    foreign.view = Arc::new(View {
-        initialize: Some(Initialize::Done(SystemId(8))),
-        ..view(None)
-    });
-    assert_eq!(
-        step(&foreign, &Memory::default()),
-        Some(Step::Leave {
-            code: 64,
-            keep_postgres: false
-        })
-    );
-    let Reason::Fatal(why) = reason(&foreign, &Memory::default()) else {
-        panic!("it is fatal")
-    };
-    assert!(
-        why.contains("/data ") && why.contains(" 7,") && why.contains(" 8;"),
-        "{why}"
-    );
-}
-
-#[test]
-fn an_empty_member_makes_the_cluster_only_when_nobody_has() {
-    let empty = |initialize| {
-        let seen = Observation {
-            data: DataDir::Empty,
-            postgres: Postgres::Down,
-            ..seen(LeaseSeen::Free)
-        };
-        with_view(seen, |view| view.initialize = initialize)
-    };
-    assert_eq!(step(&empty(None), &Memory::default()), Some(Step::ClaimBootstrap));
-    assert_eq!(step(&empty(Some(Initialize::Pending)), &Memory::default()), None);
-    assert_eq!(
-        step(&empty(Some(Initialize::Done(SystemId(7)))), &Memory::default()),
-        None
-    );
-    let files = DataDir::Foreign(vec!["photo.jpg".to_owned()]);
-    let foreign = Observation {
-        data: files.clone(),
-        ..empty(None)
-    };
-    assert_eq!(
-        reason(&foreign, &Memory::default()),
-        Reason::ForeignFiles(vec!["photo.jpg".to_owned()])
-    );
-    assert_eq!(step(&foreign, &Memory::default()), None);
 }
 
 #[test]
@@ -490,52 +388,6 @@ fn a_leader_hands_over_when_asked_and_clears_what_does_not_fit() {
         ..asked(Some("n1"), Some("n2"))
     };
     assert_eq!(step(&scheduled, &proven), None);
-}
-
-#[test]
-fn a_standby_follows_the_leader_and_is_cloned_only_when_it_cannot() {
-    let theirs = || seen(LeaseSeen::Theirs(epoch("n2")));
-    let memory = Memory::default();
-    assert_eq!(reason(&theirs(), &memory), Reason::Following(name("n2")));
-    let elsewhere = Observation {
-        upstream: None,
-        ..theirs()
-    };
-    assert_eq!(
-        step(&elsewhere, &memory),
-        Some(Step::Follow {
-            upstream: Some(name("n2"))
-        })
-    );
-    let Postgres::Running(mut server) = standby_at(100) else {
-        panic!("it runs")
-    };
-    server.replication_state = None;
-    let idle = Observation {
-        postgres: Postgres::Running(server),
-        ..theirs()
-    };
-    assert_eq!(step(&idle, &memory), Some(Step::CheckRejoin { leader: epoch("n2") }));
-    let answered = |verdict| Memory {
-        rejoin: Some((epoch("n2"), verdict)),
-        ..Memory::default()
-    };
-    let lately = |seconds| Memory {
-        rejoin_asked_at: Some(NOW - Duration::from_secs(seconds)),
-        ..answered(Rejoin::Follows)
-    };
-    assert_eq!(step(&idle, &lately(1)), None);
-    let again = Some(Step::CheckRejoin { leader: epoch("n2") });
-    assert_eq!(step(&idle, &lately(6)), again, "it should stream by now");
-    assert_eq!(
-        step(&idle, &answered(Rejoin::Diverged)),
-        Some(Step::Clone { from: name("n2") })
-    );
-    let backing_off = Memory {
-        backoff_until: Some(NOW + Duration::from_secs(1)),
-        ..answered(Rejoin::Diverged)
-    };
-    assert_eq!(step(&idle, &backing_off), None);
 }
 
 #[test]
@@ -590,6 +442,82 @@ fn data_that_was_left_in_the_middle_of_a_promotion_is_not_started_as_primary() {
             Some(Step::StartStandby { upstream: None })
         );
     }
+}
+
+#[test]
+fn what_was_killed_and_does_not_end_keeps_the_lease_for_one_ttl_only() {
+    for lease in [LeaseSeen::Mine(epoch("n1")), LeaseSeen::MineUnproven(epoch("n1"))] {
+        for (job, stopping) in [(None, false), (Some(JobKind::Stop), false), (None, true)] {
+            let mut ending = Observation {
+                postgres: Postgres::Ending,
+                job,
+                stopping,
+                ..seen(lease.clone())
+            };
+            let mut memory = Memory::default();
+            memory.note(&mut ending, NOW);
+            let ttl = ending.view.timing().ttl();
+            let at = |now| decide(&ending, &memory, now).step;
+            assert_eq!(at(NOW + ttl - Duration::from_millis(1)), None);
+            assert_eq!(at(NOW + ttl), Some(Step::Forsake { lease: None }));
+        }
+    }
+}
+
+/// Its postmaster hangs as well, and the key of a holding that is over still names this member.
+#[test]
+fn what_is_to_end_gets_no_new_lease_while_it_hangs() {
+    let silent = Observation {
+        postgres: Postgres::Silent { writable: true },
+        ..seen(LeaseSeen::Stale {
+            epoch: epoch("n1"),
+            lease: 5,
+        })
+    };
+    let rebound = Some(Step::Rebind {
+        epoch: epoch("n1"),
+        lease: 5,
+    });
+    assert_eq!(
+        step(&silent, &Memory::default()),
+        rebound,
+        "it is taken over as it runs"
+    );
+    let fenced = Observation {
+        fenced_term: Some(crate::lease::term_of(&epoch("n1"))),
+        ..silent.clone()
+    };
+    assert_eq!(step(&fenced, &Memory::default()), Some(Step::End));
+    let mut memory = Memory::default();
+    memory.stepped(&Step::End, NOW);
+    assert_eq!(decide(&silent, &memory, NOW).step, Some(Step::End));
+    let ttl = silent.view.timing().ttl();
+    assert_eq!(
+        decide(&silent, &memory, NOW + ttl).step,
+        Some(Step::Forsake { lease: Some(5) })
+    );
+    let mut down = Observation {
+        postgres: Postgres::Down,
+        ..silent
+    };
+    memory.note(&mut down, NOW + ttl);
+    assert_eq!(memory.ending_since, None);
+}
+
+#[test]
+fn a_replica_follows_although_a_restored_etcd_has_forgotten_whose_data_it_is() {
+    let standby = Observation {
+        postgres: Postgres::Down,
+        data: data(ControlState::ShutDownInRecovery, true),
+        ..seen(LeaseSeen::Theirs(epoch("n2")))
+    };
+    let forgotten = with_view(standby, |view| view.initialize = None);
+    assert_eq!(
+        step(&forgotten, &Memory::default()),
+        Some(Step::StartStandby {
+            upstream: Some(name("n2"))
+        })
+    );
 }
 
 #[test]

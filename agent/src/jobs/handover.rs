@@ -65,7 +65,7 @@ pub(super) async fn confirmed_by(
         }
         let mut asking = tokio::task::JoinSet::new();
         for (name, address) in &asked {
-            asking.spawn(ask_one(name.clone(), address.clone()));
+            asking.spawn(ask_one(context.config.scope.clone(), name.clone(), address.clone()));
         }
         while let Some(answer) = asking.join_next().await {
             if let Ok(Some(peer)) = answer

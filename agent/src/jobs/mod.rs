@@ -6,10 +6,12 @@ mod poll;
 mod rejoin;
 mod serve;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::name::{Lsn, MemberName, Timeline};
+use pgherd_cluster::record::Address;
 use pgherd_cluster::view::Epoch;
 
 use crate::context::Context;
@@ -47,8 +49,8 @@ pub enum Job {
         /// On which timeline.
         timeline: Timeline,
     },
-    /// Ask the other members.
-    Poll,
+    /// Ask the other members, at these addresses.
+    Poll(BTreeMap<MemberName, Address>),
     /// Ask the leader whether our data can follow it.
     CheckRejoin(Epoch),
 }
@@ -112,7 +114,7 @@ impl Job {
             Self::Checkpoint => JobKind::Checkpoint,
             Self::Stop => JobKind::Stop,
             Self::Confirm { .. } => JobKind::Confirm,
-            Self::Poll => JobKind::Poll,
+            Self::Poll(_) => JobKind::Poll,
             Self::CheckRejoin(_) => JobKind::CheckRejoin,
         }
     }
@@ -138,7 +140,7 @@ impl Job {
             } => Ok(Outcome::Confirmed(
                 handover::confirmed_by(context, &members, checkpoint, timeline).await,
             )),
-            Self::Poll => Ok(Outcome::Polled(poll::ask_all(context, Boottime::now()).await?)),
+            Self::Poll(whom) => Ok(Outcome::Polled(poll::ask_all(context, whom, Boottime::now()).await?)),
             Self::CheckRejoin(leader) => rejoin::check(context, leader).await,
         }
     }

@@ -1,10 +1,11 @@
 //! Asking the other members, all at once, with one short deadline: a silent one delays nobody.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::http::{Ask, ask};
-use pgherd_cluster::name::{Lsn, MemberName, Timeline};
+use pgherd_cluster::name::{Lsn, MemberName, Scope, Timeline};
 use pgherd_cluster::record::{Address, MemberRecord};
 use serde_json::Value;
 use tokio::task::JoinSet;
@@ -16,37 +17,53 @@ use crate::observation::{Peer, Poll};
 /// Twice what a loaded member needs; a frozen one costs no more than this.
 const ANSWER_MAX: Duration = Duration::from_millis(400);
 
-/// Asks every member but ourselves.
-pub(super) async fn ask_all(context: &Context, asked_at: Boottime) -> Result<Poll, JobError> {
-    let view = context.view();
+/// Asks every other member that is or was a member, as far as it is known where.
+pub(super) async fn ask_all(
+    context: &Context,
+    whom: BTreeMap<MemberName, Address>,
+    asked_at: Boottime,
+) -> Result<Poll, JobError> {
+    let asked = whom.len();
     let mut asking = JoinSet::new();
-    let mut asked = 0;
-    for member in view
-        .members
-        .values()
-        .filter(|member| member.name != context.config.name)
-    {
-        asked += 1;
-        if let Some(address) = member.record.api_address() {
-            asking.spawn(ask_one(member.name.clone(), address));
-        }
+    for (name, address) in whom {
+        asking.spawn(ask_one(context.config.scope.clone(), name, address));
     }
     let peers: Vec<Peer> = asking.join_all().await.into_iter().flatten().collect();
-    let own = context.sql.status().await?;
+    let own = match context.sql.status().await {
+        Ok(own) => Some(own),
+        // One whose PostgreSQL is down asks who could lead; it has no position, and is behind everybody.
+        Err(_) if is_down_or_armed(context) => None,
+        Err(error) => return Err(error.into()),
+    };
     Ok(Poll {
         asked_at,
         answered_at: Boottime::now(),
-        own_position: own.wal.position(),
-        own_timeline: own.timeline,
+        own_position: own.as_ref().map_or(Lsn(0), |own| own.wal.position()),
+        own_timeline: own.and_then(|own| own.timeline),
         silent: asked - peers.len(),
         peers,
     })
 }
 
-/// Asks one member for its status; nothing when it does not answer in time.
-pub(super) async fn ask_one(name: MemberName, address: Address) -> Option<Peer> {
+fn is_down_or_armed(context: &Context) -> bool {
+    let instance = context.keeper.instance().borrow().clone();
+    instance.armed || instance.postmaster.is_none()
+}
+
+/// Asks one member for its status; nothing when it does not answer in time, or somebody else does in its place.
+pub(super) async fn ask_one(scope: Scope, name: MemberName, address: Address) -> Option<Peer> {
     let answer = ask(&address, Ask::get("/patroni"), ANSWER_MAX).await.ok()?;
-    Some(parse(name, &answer.json()?))
+    let status = answer.json()?;
+    is_of(&status, &scope, &name).then(|| parse(name, &status))
+}
+
+/// Whether who answers is who was asked: an address may have been given to another.
+fn is_of(status: &Value, scope: &Scope, name: &MemberName) -> bool {
+    let says = |field: &str, expected: &str| {
+        let said = status.get("patroni").and_then(|patroni| patroni.get(field));
+        said.is_none_or(|said| said == expected)
+    };
+    says("scope", scope.as_str()) && says("name", name.as_str())
 }
 
 fn parse(name: MemberName, status: &Value) -> Peer {
@@ -87,6 +104,23 @@ mod tests {
 
     fn peer(status: Value) -> Peer {
         parse(MemberName::new("n2").expect("a plain name"), &status)
+    }
+
+    #[test]
+    fn who_answers_in_anothers_place_is_not_listened_to() {
+        let (scope, name) = (
+            Scope::new("main").expect("plain"),
+            MemberName::new("n2").expect("plain"),
+        );
+        let of = |scope_said: &str, name_said: &str| {
+            let status = json!({"patroni": {"version": "4.1.4", "scope": scope_said, "name": name_said}});
+            is_of(&status, &scope, &name)
+        };
+        assert!(of("main", "n2") && !of("main", "n3") && !of("other", "n2"));
+        assert!(
+            is_of(&json!({"state": "running"}), &scope, &name),
+            "an old one does not say"
+        );
     }
 
     #[test]

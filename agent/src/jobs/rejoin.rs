@@ -43,9 +43,22 @@ pub(super) async fn check(context: &Context, leader: Epoch) -> Result<Outcome, J
         DataDir::Empty | DataDir::Foreign(_) => OurEnd::Unknown,
     };
     let own_history = own_history(&postgresql.data_dir, history.current);
-    let verdict = history.judge(&ours, own_history.as_ref());
+    let verdict = match history.judge(&ours, own_history.as_ref()) {
+        Rejoin::Follows if waits_for_more(context).await => Rejoin::Waits,
+        verdict => verdict,
+    };
     tracing::info!(leader = %leader, ?verdict, ?ours, "compared our data with the leader's history");
     Ok(Outcome::Rejoin(leader, verdict))
+}
+
+/// Whether our standby has replayed all that it has and is allowed to, and asks for more: the start-up process says what
+/// it waits for.
+async fn waits_for_more(context: &Context) -> bool {
+    let sql = "SELECT 1 FROM pg_stat_activity WHERE backend_type = 'startup' \
+               AND wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryWalStream', 'RecoveryWalAll') \
+               AND NOT pg_is_wal_replay_paused()";
+    let asked = context.sql.ask("asking what the standby waits for", sql, ANSWER_MAX);
+    asked.await.is_ok_and(|rows| !rows.is_empty())
 }
 
 /// How far what we have reaches.

@@ -109,11 +109,21 @@ pub(super) async fn start_primary(context: &Context, epoch: Epoch) -> Result<Out
         context,
         "did not take writes",
         ASK_STARTED_EVERY,
-        context.config.postgresql.start_timeout,
+        primary_start_max(context),
         is_primary,
     )
     .await?;
     settle(context, epoch).await
+}
+
+/// A leader that nobody can replace has the usual time even where it should be replaced at once.
+fn primary_start_max(context: &Context) -> Duration {
+    let limit = context.dynamic().primary_start_timeout();
+    if limit.is_zero() {
+        context.config.postgresql.start_timeout
+    } else {
+        limit
+    }
 }
 
 /// Starts as standby, of nobody while nobody leads.
@@ -178,9 +188,21 @@ fn remove_dead_lock(lock: &std::path::Path) -> Result<(), ToolError> {
 pub(super) async fn promote(context: &Context, epoch: Epoch) -> Result<Outcome, JobError> {
     let standby = context.sql.status().await.is_ok_and(|server| !is_primary(&server));
     if standby {
-        files::write_whole(&context.config.postgresql.data_dir.join("promote"), "", 0o600)?;
+        let instance = context.keeper.instance().borrow().clone();
+        if !instance.armed && !instance.paused {
+            return Err(JobError::Unclear(
+                "no deadline lies ahead, so that nothing may become writable",
+            ));
+        }
+        // Any signal of this kind promotes while the file is there, so it must not outlive a promotion that is given up.
+        let file = context.config.postgresql.data_dir.join("promote");
+        files::write_whole(&file, "", 0o600)?;
         context.keeper.signal(PostmasterSignal::Promote)?;
-        wait_until(context, "was not promoted", ASK_PROMOTED_EVERY, PROMOTE_MAX, is_primary).await?;
+        let promoted = wait_until(context, "was not promoted", ASK_PROMOTED_EVERY, PROMOTE_MAX, is_primary).await;
+        if promoted.is_err() {
+            files::remove_if_there(&file)?;
+        }
+        promoted?;
     }
     settle(context, epoch).await
 }

@@ -86,6 +86,11 @@ pub enum Input {
     Bid(BidGuards),
     /// The loop gives the holding up; PostgreSQL has ended.
     LetGo,
+    /// The key is of no use any more, and PostgreSQL cannot be shown to have ended: the lease is left to expire.
+    Forsake {
+        /// The lease that the key is bound to; that of the holding when nothing.
+        lease: Option<i64>,
+    },
     /// Other times are in force.
     Retime(LeaseTiming),
     /// Maintenance has begun or ended: in pause no deadline goes to the keeper.
@@ -206,6 +211,9 @@ enum Flow {
         new: i64,
         ttl: Duration,
     },
+    Unmoving {
+        lease: i64,
+    },
 }
 
 /// One member's lease and its holding of the leader key.
@@ -224,10 +232,16 @@ pub struct LeaseCore {
     waiting_rebind: Option<(Epoch, i64)>,
     /// A bid whose outcome etcd did not tell: the next read of the key does.
     unclear: bool,
+    /// The leader key's revision, as last read.
+    key_revision: i64,
+    /// A move of the key to another lease whose outcome etcd did not tell.
+    move_unclear: bool,
     /// A deadline that was sent and that the keeper has neither confirmed nor refused.
     unanswered: Option<Boottime>,
     /// The latest deadline that the keeper was given: it never moves one back.
     latest_deadline: Boottime,
+    /// Whether the times in force are the cluster's: until it is known what those are, no lease gives way to another.
+    timing_known: bool,
     /// When the proof was asked for that the deadline in force rests on, and how long it lasts.
     proof: (Boottime, Duration),
     /// The deadlines that wait for the keeper's word, with what they rest on.
@@ -265,8 +279,11 @@ impl LeaseCore {
             waiting_bid: None,
             waiting_rebind: None,
             unclear: false,
+            move_unclear: false,
+            key_revision: 0,
             unanswered: None,
-            latest_deadline: Boottime::default(),
+            latest_deadline: resumed.armed_until.unwrap_or_default(),
+            timing_known: false,
             proof: (Boottime::default(), Duration::ZERO),
             sent: Vec::new(),
             failsafe: Failsafe::default(),
@@ -312,21 +329,30 @@ impl LeaseCore {
             Input::Refused { term } => self.refused(term),
             Input::Bid(guards) => self.ask_for_bid(now, guards),
             Input::LetGo => self.let_go(),
+            Input::Forsake { lease } => self.forsake(now, lease),
             Input::Retime(timing) => {
+                self.timing_known = true;
                 if self.timing != timing {
                     self.timing = timing;
                     self.next_at = now;
                 }
             }
             Input::Pause(paused) => {
-                if self.state.paused != paused {
-                    self.state.paused = paused;
+                if self.state.paused != Some(paused) {
+                    self.state.paused = Some(paused);
                     self.unanswered = None;
                     self.sent.clear();
                     self.next_at = now;
+                    self.hand_on_deadline(now);
                 }
             }
-            Input::Failsafe(list) => self.failsafe.list = list,
+            Input::Failsafe(list) => {
+                // What was asked of the members of one list says nothing of those of another.
+                if self.failsafe.list != list {
+                    self.failsafe.round = None;
+                }
+                self.failsafe.list = list;
+            }
             Input::Rebind { epoch, lease } => self.waiting_rebind = Some((epoch, lease)),
             Input::Vouch { round, member, lasts } => self.vouched(now, round, &member, lasts),
         }
@@ -365,7 +391,8 @@ impl LeaseCore {
             Flow::Rewinning { asked_at, lease } => self.rewin_answered(now, asked_at, lease, answer),
             Flow::Rebinding { asked_at, epoch, lease } => self.rebind_answered(now, asked_at, epoch, lease, answer),
             Flow::GrantingForMove { ttl } => self.granted_for_move(now, ttl, answer),
-            Flow::Moving { new, ttl } => self.moved(new, ttl, &answer),
+            Flow::Moving { new, ttl } => self.moved(now, new, ttl, answer),
+            Flow::Unmoving { lease } => self.unmoved(now, lease, answer),
         }
     }
 
@@ -374,7 +401,7 @@ impl LeaseCore {
         self.unclear = false;
         self.unanswered = None;
         self.sent.clear();
-        self.failsafe.round = None;
+        self.failsafe.forget();
         // A request that is under way for the holding has nobody to speak for any more; its answer is dropped.
         if !matches!(self.flow, Flow::Granting { rewin: false, .. }) {
             self.flow = Flow::Idle;
@@ -384,12 +411,30 @@ impl LeaseCore {
         }
     }
 
+    /// The key stays where it is, and goes with its lease: no deadline that rests on that lease reaches beyond its end.
+    fn forsake(&mut self, now: Boottime, lease: Option<i64>) {
+        let is_it = match lease {
+            Some(_) => self.state.lease == lease,
+            None => self.state.holding.is_some(),
+        };
+        if !is_it || self.state.paused != Some(false) {
+            return;
+        }
+        self.lose("the holding is of no use any more");
+        self.unclear = false;
+        self.state.lease = None;
+        self.flow = Flow::Idle;
+        self.next_at = now;
+    }
+
     /// The key is another's, or nobody's: PostgreSQL is ended at once, without waiting for the loop.
     fn lose(&mut self, why: &'static str) {
         self.unanswered = None;
         self.sent.clear();
-        self.failsafe.round = None;
-        if self.state.holding.take().is_some() {
+        self.failsafe.forget();
+        // In maintenance what runs goes on running, with or without the key. While nobody has said whether there is one, no
+        // deadline of this process has been given, and the keeper ends by itself what has one of the agent before.
+        if self.state.holding.take().is_some() && self.state.paused == Some(false) {
             self.out.push(Output::End { why });
         }
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::name::MemberName;
 use pgherd_cluster::view::Epoch;
 
@@ -18,6 +19,8 @@ pub struct Resumed {
     pub term: Option<u64>,
     /// Whether PostgreSQL had been proven to take writes under it.
     pub proven: bool,
+    /// The deadline that the keeper still has from it, as the keeper says; no part of what was left.
+    pub armed_until: Option<Boottime>,
 }
 
 impl Resumed {
@@ -58,6 +61,7 @@ impl Resumed {
                 .get("proven")
                 .and_then(serde_json::Value::as_bool)
                 .unwrap_or_default(),
+            armed_until: None,
         }
     }
 }
@@ -78,6 +82,7 @@ mod tests {
             }),
             term: Some(8),
             proven: true,
+            armed_until: None,
         };
         assert_eq!(Resumed::from_memo(&resumed.to_memo()), resumed);
         for memo in [&b""[..], b"x", b"{}", b"[1]", br#"{"lease":"x","epoch":[]}"#] {

@@ -20,8 +20,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::core::{Answer, Ask, BidLoss, Input, KeySeen, LeaseCore, Output, VouchRefusal, Voucher};
-use super::{BidGuards, LeaseState};
-use crate::keeper::{Arming, Keeper};
+use super::{BidGuards, LeaseParts, LeaseState};
+use crate::keeper::Arming;
+use crate::vigil::Vigil;
 
 /// What the loop and the REST interface ask of the thread.
 pub(super) enum Command {
@@ -34,6 +35,8 @@ pub(super) enum Command {
     Rebind { epoch: Epoch, lease: i64 },
     /// Hold no more; answered when no deadline will be given any more.
     LetGo { done: oneshot::Sender<()> },
+    /// Leave the lease of the leader key to expire.
+    Forsake { lease: Option<i64> },
     /// Other times are in force.
     Retime(LeaseTiming),
     /// The fence is paused, or not any more.
@@ -43,9 +46,12 @@ pub(super) enum Command {
     /// Another member asks us to vouch.
     Vouch {
         leader: MemberName,
+        create_revision: Option<i64>,
         lasts: Duration,
         done: oneshot::Sender<Result<Duration, VouchRefusal>>,
     },
+    /// A leader that we vouched for has given its holding up.
+    Withdraw { holding: Epoch },
 }
 
 pub(super) struct Thread {
@@ -62,32 +68,26 @@ pub(super) struct Thread {
     bid: Option<oneshot::Sender<Result<Epoch, BidLoss>>>,
     /// For other members' guarded requests.
     authorization: Option<String>,
+    vigil: Vigil,
     /// Requests to etcd and to members; each ends by itself.
     work: JoinSet<Input>,
 }
 
 impl Thread {
-    pub(super) fn new(
-        core: LeaseCore,
-        etcd: Etcd,
-        keys: Keys,
-        view: ViewHandle,
-        keeper: &Keeper,
-        authorization: Option<String>,
-        state: watch::Sender<LeaseState>,
-    ) -> Self {
+    pub(super) fn new(core: LeaseCore, parts: LeaseParts, state: watch::Sender<LeaseState>) -> Self {
         Self {
             core,
-            etcd,
-            keys,
-            view,
-            link: keeper.link(),
-            arming: keeper.arming(),
+            etcd: parts.etcd.separate(),
+            keys: parts.keys,
+            view: parts.view,
+            link: parts.keeper.link(),
+            arming: parts.keeper.arming(),
             refusals_seen: 0,
             last_term: 0,
             state,
             bid: None,
-            authorization,
+            authorization: parts.authorization,
+            vigil: parts.vigil,
             work: JoinSet::new(),
         }
     }
@@ -105,12 +105,26 @@ impl Thread {
                     Ok(input) => self.take(input),
                     Err(defect) => tracing::error!("a request of the lease's thread ended by a defect: {defect}"),
                 },
-                () = sleep_until(until) => self.take(Input::Tick),
+                () = sleep_until(until) => {
+                    self.forsake_if_the_loop_hangs();
+                    self.take(Input::Tick);
+                }
                 command = commands.recv() => match command {
                     None => return,
                     Some(command) => self.obey(command),
                 },
             }
+        }
+    }
+
+    /// Each renewal asks first whether there is still somebody who decides.
+    fn forsake_if_the_loop_hangs(&mut self) {
+        let hangs = self.vigil.loop_hangs(self.core.timing(), Boottime::now());
+        if hangs && self.core.state().holding.is_some() {
+            tracing::error!(
+                "the data directory's disk hangs, and what decides here with it: the lease is left to expire"
+            );
+            self.take(Input::Forsake { lease: None });
         }
     }
 
@@ -138,14 +152,26 @@ impl Thread {
                 self.take(Input::LetGo);
                 let _ = done.send(()); // Who asked may be gone.
             }
+            Command::Forsake { lease } => self.take(Input::Forsake { lease }),
             Command::Retime(timing) => self.take(Input::Retime(timing)),
             Command::Pause(paused) => self.take(Input::Pause(paused)),
             Command::Failsafe(list) => self.take(Input::Failsafe(list)),
-            Command::Vouch { leader, lasts, done } => {
+            Command::Vouch {
+                leader,
+                create_revision,
+                lasts,
+                done,
+            } => {
                 let seen = key_seen(&self.view);
-                let answer = self.core.vouch(Boottime::now(), &leader, lasts, &seen);
+                let answer = self
+                    .core
+                    .vouch_for(Boottime::now(), &leader, create_revision, lasts, &seen);
                 self.publish();
                 let _ = done.send(answer); // Who asked may be gone; the vouch stands all the same.
+            }
+            Command::Withdraw { holding } => {
+                self.core.withdraw(&holding);
+                self.publish();
             }
         }
     }

@@ -254,6 +254,16 @@ impl Sql {
         });
     }
 
+    /// Whether a parameter has changed that only a restart puts in force.
+    ///
+    /// # Errors
+    /// As for [`Self::ask`].
+    pub async fn pending_restart(&self) -> Result<bool, ToolError> {
+        let sql = "SELECT 1 FROM pg_settings WHERE pending_restart LIMIT 1";
+        let rows = self.ask("asking for pending changes", sql, STATUS_MAX).await?;
+        Ok(!rows.is_empty())
+    }
+
     /// Proves that the server takes writes, by one: a transactional message in the log, which touches no table.
     ///
     /// # Errors

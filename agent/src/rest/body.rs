@@ -9,17 +9,9 @@ use pgherd_cluster::record::{PgState, Role};
 use pgherd_cluster::view::{Epoch, Member, View};
 use serde_json::{Map, Value, json};
 
-use super::facts::{Facts, is_set, is_standby_cluster, sync_standing};
+use super::facts::{Facts, is_standby_cluster, sync_standing};
+use crate::record::published_tags;
 use crate::status::{ServerStatus, WalSender, WalStatus};
-
-/// Tags that Patroni leaves out when they say no, unless the other tag gives the no a meaning.
-const TAGS_DROPPED_WHEN_FALSE: [(&str, Option<&str>); 5] = [
-    ("clonefrom", None),
-    ("nofailover", Some("failover_priority")),
-    ("noloadbalance", None),
-    ("nosync", Some("sync_priority")),
-    ("nostream", None),
-];
 
 /// The status of this member: Patroni's fields, and ours at the end.
 pub(super) fn status(facts: &Facts) -> Value {
@@ -50,8 +42,19 @@ pub(super) fn status(facts: &Facts) -> Value {
     if is_unlocked(facts) {
         put("cluster_unlocked", true.into());
     }
+    if facts.is_failsafe_active() {
+        put("failsafe_mode_is_active", true.into());
+    }
+    if facts.status.watchdog_failed {
+        put("watchdog_failed", true.into());
+    }
+    if let Some(Value::Object(document)) = &facts.status.scheduled_restart {
+        let mut document = document.clone();
+        document.remove("postmaster_start_time");
+        put("scheduled_restart", Value::Object(document));
+    }
     put("dcs_last_seen", facts.status.dcs_last_seen.into());
-    let tags = effective_tags(&facts.status.tags);
+    let tags = published_tags(&facts.status.tags);
     if !tags.is_empty() {
         put("tags", Value::Object(tags));
     }
@@ -113,15 +116,6 @@ fn senders(server: &ServerStatus) -> Value {
 /// Whether no leader is known, or nothing is.
 pub(super) fn is_unlocked(facts: &Facts) -> bool {
     facts.known_view().is_none_or(|view| view.leader.is_none())
-}
-
-fn effective_tags(tags: &Map<String, Value>) -> Map<String, Value> {
-    let keeps = |name: &str| {
-        let rule = TAGS_DROPPED_WHEN_FALSE.iter().find(|(tag, _)| *tag == name);
-        rule.is_none_or(|(_, unless)| is_set(tags, name) || unless.is_some_and(|other| tags.contains_key(other)))
-    };
-    let kept = tags.iter().filter(|(name, _)| keeps(name));
-    kept.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 /// The holding of the leader key and what is left of it, while it lasts. The view may know of its end before the status

@@ -6,8 +6,9 @@
 use pgherd_cluster::record::{DynamicConfig, PgState, Role};
 use serde_json::Value;
 
-use super::facts::{Facts, SyncStanding, is_set};
+use super::facts::{Facts, SyncStanding};
 use super::query::Query;
+use crate::record::is_set;
 
 use crate::status::WalStatus;
 

@@ -6,8 +6,9 @@ use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::name::MemberName;
 use pgherd_cluster::record::{DynamicConfig, PgState, Role};
 use pgherd_cluster::view::View;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use crate::record::is_set;
 use crate::status::{MemberStatus, ServerStatus, WalStatus};
 
 /// The inputs of one answer, taken at one moment.
@@ -57,6 +58,12 @@ impl Facts {
             .failing_since
             .is_some_and(|since| self.now.since(since) > self.view.timing().ttl());
         (read && !lost).then_some(&*self.view)
+    }
+
+    /// Whether this member leads on by the word of the others, since etcd does not answer.
+    pub(super) fn is_failsafe_active(&self) -> bool {
+        let holding = self.status.holding.as_ref();
+        holding.is_some_and(|holding| holding.by_vouches && self.now < holding.deadline)
     }
 
     /// What SQL told, in the states in which it is asked.
@@ -171,16 +178,5 @@ pub(super) fn sync_standing(view: &View, name: &MemberName) -> Option<SyncStandi
         SyncMode::Off => None,
         SyncMode::Priority => Some(SyncStanding::Sync),
         SyncMode::Quorum => Some(SyncStanding::Quorum),
-    }
-}
-
-/// Whether a setting or tag is there and says yes; both may come as texts.
-pub(super) fn is_set(map: &Map<String, Value>, name: &str) -> bool {
-    match map.get(name) {
-        Some(Value::Bool(set)) => *set,
-        Some(Value::Number(number)) => number.as_f64() != Some(0.0),
-        Some(Value::String(text)) => !matches!(text.to_lowercase().as_str(), "" | "false" | "off" | "no" | "0"),
-        Some(Value::Null) | None => false,
-        Some(Value::Array(_) | Value::Object(_)) => true,
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use pgherd_cluster::etcd::{Compare, Op, Txn};
 use pgherd_cluster::key::Key;
 use pgherd_cluster::name::MemberName;
+use pgherd_cluster::view::Epoch;
 use serde_json::{Map, Value, json};
 
 use super::answer::{Answer, document, error_page, sentence};
@@ -31,7 +32,11 @@ pub(super) async fn vouch(api: &Api, body: &Map<String, Value>) -> Answer {
         .and_then(Value::as_u64);
     let ttl = view.timing().ttl();
     let lasts = asked.map_or(ttl, Duration::from_millis).min(ttl);
-    match api.vouches.vouch(leader.clone(), lasts).await {
+    let create_revision = body
+        .get("pgherd")
+        .and_then(|ours| ours.get("create_revision"))
+        .and_then(Value::as_i64);
+    match api.vouches.vouch(leader.clone(), create_revision, lasts).await {
         Ok(given) if asked.is_some() => {
             let millis = u64::try_from(given.as_millis()).unwrap_or(u64::MAX);
             document(200, &json!({ "pgherd": { "lasts_ms": millis } }))
@@ -57,6 +62,10 @@ pub(super) async fn release(api: &Api, body: &Map<String, Value>) -> Answer {
     let (Some(name), Some(create_revision), Some(lease)) = (name, number("create_revision"), number("lease")) else {
         return error_page(400, "Bad Request");
     };
+    let holding = Epoch {
+        holder: name.clone(),
+        create_revision,
+    };
     let key = api.keys.of(&Key::Leader);
     let txn = Txn::new()
         .when(Compare::Value(key.clone(), name.to_string()))
@@ -66,6 +75,8 @@ pub(super) async fn release(api: &Api, body: &Map<String, Value>) -> Answer {
     match api.etcd.txn(&txn, api.budget()).await {
         Ok(outcome) if outcome.succeeded => {
             tracing::info!(leader = %name, "deleted the leader key on behalf of its holder, which cannot reach etcd");
+            // It was the very holding: what was promised to it is owed to nobody any more.
+            api.vouches.withdraw(holding).await;
             sentence(200, "released")
         }
         Ok(_) => sentence(409, "the leader key is not this holding any more"),

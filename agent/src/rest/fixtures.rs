@@ -127,11 +127,12 @@ pub(super) fn holding(now: Boottime) -> Holding {
             create_revision: 33,
         },
         deadline: now + DEADLINE,
+        by_vouches: false,
     }
 }
 
 /// node1, which leads.
-pub(super) fn leader_status(now: Boottime) -> MemberStatus {
+pub(crate) fn leader_status(now: Boottime) -> MemberStatus {
     MemberStatus {
         name: name("node1"),
         scope: scope(),
@@ -143,12 +144,14 @@ pub(super) fn leader_status(now: Boottime) -> MemberStatus {
         system_id: Some(SystemId(7_710_403_737_510_608_197)),
         dcs_last_seen: 1_795_218_335,
         next_cycle_at: now + Duration::from_secs(5),
+        watchdog_failed: false,
+        scheduled_restart: None,
         reason: "still leading".into(),
     }
 }
 
 /// node2, which streams from node1.
-pub(super) fn replica_status(now: Boottime) -> MemberStatus {
+pub(crate) fn replica_status(now: Boottime) -> MemberStatus {
     MemberStatus {
         name: name("node2"),
         role: Role::Replica,

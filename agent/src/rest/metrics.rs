@@ -165,7 +165,11 @@ fn add_server(page: &mut Page, facts: &Facts) {
         "the cluster is unlocked",
         is_unlocked(facts),
     );
-    page.flag("patroni_failsafe_mode_is_active", "the failsafe mode is active", false);
+    page.flag(
+        "patroni_failsafe_mode_is_active",
+        "the failsafe mode is active",
+        facts.is_failsafe_active(),
+    );
     let timeline = server
         .and_then(|server| server.timeline)
         .map_or(0, |timeline| timeline.0);

@@ -12,11 +12,13 @@ mod events;
 mod facts;
 mod failsafe;
 #[cfg(test)]
-mod fixtures;
+pub(crate) mod fixtures;
 mod json;
 mod metrics;
 mod query;
+mod restart;
 mod route;
+mod schedule;
 mod server;
 mod settings;
 mod stall;
@@ -36,6 +38,7 @@ use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::etcd::{Budget, Etcd, StoreError};
 use pgherd_cluster::key::{Key, Keys};
+use pgherd_cluster::record::PgState;
 use pgherd_cluster::source::{SourceHealth, ViewHandle};
 use pgherd_cluster::view::Entry;
 use serde_json::{Map, Value};
@@ -54,7 +57,9 @@ pub use self::server::serve;
 use self::switchover::Action;
 use crate::config::Credentials;
 use crate::lease::Vouches;
+use crate::restart::Order;
 use crate::status::MemberStatus;
+use crate::vigil::Vigil;
 
 /// How long an answer waits for a fresh observation before it speaks from the last one.
 const FRESH_MAX: Duration = Duration::from_millis(150);
@@ -85,8 +90,12 @@ pub struct ApiParts {
     pub credentials: Option<Credentials>,
     /// Asks the agent for a fresh observation.
     pub refresh: RefreshSender,
+    /// Where an operator's orders are taken.
+    pub orders: mpsc::Sender<Order>,
     /// Answers members that ask this one to vouch for them.
     pub vouches: Vouches,
+    /// What tells whether the loop hangs.
+    pub vigil: Vigil,
 }
 
 /// The interface of one member.
@@ -97,7 +106,9 @@ pub struct Api {
     keys: Keys,
     guard: Guard,
     refresh: RefreshSender,
+    orders: mpsc::Sender<Order>,
     vouches: Vouches,
+    vigil: Vigil,
     subscribers: Arc<Semaphore>,
     /// Nanoseconds of the [`Boottime`] since when the source of the view fails; 0 while it does not.
     failing_since: AtomicU64,
@@ -114,7 +125,9 @@ impl Api {
             keys: parts.keys,
             guard: Guard::new(parts.credentials.as_ref()),
             refresh: parts.refresh,
+            orders: parts.orders,
             vouches: parts.vouches,
+            vigil: parts.vigil,
             subscribers: Arc::new(Semaphore::new(SUBSCRIBERS_MAX)),
             failing_since: AtomicU64::new(0),
         }
@@ -162,9 +175,22 @@ impl Api {
 
     fn facts_with(&self, status: Arc<MemberStatus>) -> Facts {
         let failing_since = self.failing_since.load(Ordering::Acquire);
+        let view = self.view.load_full();
+        // What was true before the disk hung says nothing any more.
+        let status = if self.vigil.loop_hangs(view.timing(), Boottime::now()) {
+            let reason = "the disk of the data directory does not answer".to_owned();
+            Arc::new(MemberStatus {
+                state: PgState::Unknown,
+                server: None,
+                reason,
+                ..(*status).clone()
+            })
+        } else {
+            status
+        };
         Facts {
             status,
-            view: self.view.load_full(),
+            view,
             failing_since: (failing_since > 0).then(|| Boottime::from_nanos(failing_since)),
             now: Boottime::now(), // Last, so that no deadline is measured from before it was read.
         }
@@ -209,6 +235,11 @@ impl Api {
             }
             Route::Events => self.events(stop),
             Route::DropSwitchover => switchover::unschedule(self).await,
+            Route::DropRestart => restart::unschedule(self).await,
+            Route::Restart => match read_object_if_any(request).await {
+                Ok(body) => restart::serve(self, &body).await,
+                Err(refusal) => refusal,
+            },
             Route::Switchover
             | Route::Failover
             | Route::PatchConfig
@@ -281,8 +312,37 @@ impl Api {
     }
 }
 
+/// As [`read_object`], where a request without a body says nothing more.
+async fn read_object_if_any<B>(request: Request<B>) -> Result<Map<String, Value>, Answer>
+where
+    B: Body,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let length = request.headers().get(CONTENT_LENGTH);
+    let chunked = request.headers().contains_key(TRANSFER_ENCODING);
+    if !chunked && length.is_none_or(|length| length == "0") {
+        return Ok(Map::new());
+    }
+    match read_json(request).await? {
+        Value::Object(object) => Ok(object),
+        Value::Null => Ok(Map::new()),
+        _ => Err(error_page(400, "Bad Request")),
+    }
+}
+
 /// The JSON object that a request carries, or why there is none.
 async fn read_object<B>(request: Request<B>) -> Result<Map<String, Value>, Answer>
+where
+    B: Body,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    match read_json(request).await? {
+        Value::Object(object) if !object.is_empty() => Ok(object),
+        _ => Err(error_page(400, "Bad Request")),
+    }
+}
+
+async fn read_json<B>(request: Request<B>) -> Result<Value, Answer>
 where
     B: Body,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -300,8 +360,5 @@ where
         Ok(Err(_)) => return Err(error_page(400, "Bad Request")),
         Err(_) => return Err(error_page(408, "Request Timeout")),
     };
-    match serde_json::from_slice(&bytes) {
-        Ok(Value::Object(object)) if !object.is_empty() => Ok(object),
-        Ok(_) | Err(_) => Err(error_page(400, "Bad Request")),
-    }
+    serde_json::from_slice(&bytes).map_err(|_| error_page(400, "Bad Request"))
 }

@@ -26,6 +26,8 @@ pub(super) enum Route {
     Switchover,
     Failover,
     DropSwitchover,
+    Restart,
+    DropRestart,
     PatchConfig,
     PutConfig,
     /// Another member asks this one not to bid for a while.
@@ -51,14 +53,15 @@ impl Route {
                 "failsafe" => Self::Vouch,
                 "switchover" => Self::Switchover,
                 "failover" => Self::Failover,
-                "reload" | "sigterm" | "restart" | "reinitialize" | "citus" => Self::NotInThisVersion { guarded: true },
+                "restart" => Self::Restart,
+                "reload" | "sigterm" | "reinitialize" | "citus" => Self::NotInThisVersion { guarded: true },
                 "mpp" => Self::NotInThisVersion { guarded: false },
                 _ => Self::Unsupported,
             },
             Method::PATCH if first == "config" => Self::PatchConfig,
             Method::PUT if first == "config" => Self::PutConfig,
             Method::DELETE if first == "switchover" => Self::DropSwitchover,
-            Method::DELETE if first == "restart" => Self::NotInThisVersion { guarded: true },
+            Method::DELETE if first == "restart" => Self::DropRestart,
             _ => Self::Unsupported,
         }
     }
@@ -89,6 +92,8 @@ impl Route {
             Self::Switchover
             | Self::Failover
             | Self::DropSwitchover
+            | Self::Restart
+            | Self::DropRestart
             | Self::PatchConfig
             | Self::PutConfig
             | Self::Vouch
@@ -135,7 +140,7 @@ mod tests {
             (Method::OPTIONS, "*", check),
             (Method::POST, "/switchover/", Route::Switchover),
             (Method::POST, "/failover", Route::Failover),
-            (Method::POST, "/restart", Route::NotInThisVersion { guarded: true }),
+            (Method::POST, "/restart", Route::Restart),
             (Method::POST, "/mpp", Route::NotInThisVersion { guarded: false }),
             (Method::POST, "/", Route::Unsupported),
             (Method::POST, "/config", Route::Unsupported),

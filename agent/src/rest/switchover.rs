@@ -20,9 +20,10 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use self::candidates::anyone_fit;
+pub(super) use self::order::Action;
 use self::order::Order;
-pub(super) use self::order::{Action, Refusal};
 use super::answer::{Answer, error_page, sentence};
+use super::schedule::Refusal;
 use super::{Api, OUT_OF_TOUCH};
 
 /// Patroni waits for two of its cycles, and for no less than two of these.

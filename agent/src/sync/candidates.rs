@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 
 use pgherd_cluster::name::Lsn;
 
-use super::{Sender, Standby, StandbyName, SyncInputs, SyncRank};
+use super::{NameSet, Sender, Standby, StandbyName, SyncInputs, SyncRank};
 
 /// A standby that streams and may be synchronous.
 #[derive(Clone, Debug)]
@@ -45,6 +45,19 @@ pub(super) fn eligible(inputs: &SyncInputs, waited_for: SyncRank) -> Vec<Candida
         (candidate.nofailover, Reverse(better))
     });
     found
+}
+
+/// The standbys that stream and may be synchronous.
+#[must_use]
+pub fn eligible_names(inputs: &SyncInputs) -> NameSet {
+    let found = eligible(inputs, SyncRank::Sync).into_iter();
+    found.map(|candidate| candidate.name).collect()
+}
+
+/// Whether any member runs whose tags and state allow it to be synchronous, whether it streams or not.
+#[must_use]
+pub fn any_may_be_synchronous(inputs: &SyncInputs) -> bool {
+    inputs.members.iter().any(|member| may_be_synchronous(inputs, member))
 }
 
 /// Whether a member's tags and state allow it; streaming is another matter.

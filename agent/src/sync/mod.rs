@@ -35,6 +35,7 @@ use pgherd_cluster::name::{Lsn, MemberName};
 use pgherd_cluster::record::{MemberRecord, PgState, SyncState};
 use serde_json::Value;
 
+pub use self::candidates::{any_may_be_synchronous, eligible_names};
 pub use self::election::{may_run, needs_votes_of, quorum_reached};
 pub use self::names::{NameSet, StandbyName, SyncNames, SyncNamesError};
 pub use self::promotion::{BeforePromotion, before_promotion};

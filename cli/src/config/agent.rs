@@ -123,6 +123,16 @@ fn tags(root: &Section<'_>) -> Map<String, Value> {
             format!("{priority} contradicts nofailover: false, which wins"),
         );
     }
+    if let (Some(true), Some(priority)) = (
+        section.get("nofailover").and_then(value::boolean),
+        section.get("failover_priority"),
+    ) && value::integer(priority).is_some_and(|priority| priority > 0)
+    {
+        section.warn(
+            "failover_priority",
+            format!("{priority} contradicts nofailover: true, which wins"),
+        );
+    }
     root.map("tags")
 }
 

@@ -18,21 +18,9 @@ enum When {
 const NOT_YET: &[(&str, &str, When, &str)] = &[
     (
         "bootstrap.dcs",
-        "synchronous_mode",
-        When::On,
-        "replication stays asynchronous",
-    ),
-    (
-        "bootstrap.dcs",
         "standby_cluster",
         When::Set,
         "the cluster starts as an ordinary one",
-    ),
-    (
-        "bootstrap.dcs",
-        "failsafe_mode",
-        When::On,
-        "a leader without etcd steps down",
     ),
     ("bootstrap.dcs", "slots", When::Set, "no permanent slots are made"),
     (
@@ -156,9 +144,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_off_or_usual_is_not_worth_a_word() {
+    fn what_is_off_or_usual_or_done_is_not_worth_a_word() {
         let tree = json!({
-            "bootstrap": {"dcs": {"synchronous_mode": "off", "failsafe_mode": false}},
+            "bootstrap": {"dcs": {"synchronous_mode": "quorum", "failsafe_mode": true}},
             "postgresql": {"create_replica_methods": ["basebackup"], "use_unix_socket": false},
         });
         assert_eq!(warnings(&tree), (vec![], vec![]));
@@ -168,13 +156,12 @@ mod tests {
     fn what_would_surprise_is_said() {
         let tree = json!({
             "ttl": 30,
-            "bootstrap": {"dcs": {"synchronous_mode": "quorum", "standby_cluster": {"host": "x"}}},
+            "bootstrap": {"dcs": {"standby_cluster": {"host": "x"}}},
             "postgresql": {"authentication": {"superuser": {"username": "x", "sslmode": "require"}}},
             "citus": {"group": 0},
         });
         let (warnings, errors) = warnings(&tree);
         let starts = [
-            "bootstrap.dcs.synchronous_mode: has no effect yet",
             "bootstrap.dcs.standby_cluster: has no effect yet",
             "postgresql.authentication.superuser.sslmode: has no effect yet",
             "ttl: has no effect here; write it as bootstrap.dcs.ttl",

@@ -78,14 +78,18 @@ pub(crate) fn read(root: &Section<'_>) -> Option<ProxySection> {
     }
     let listeners = listeners(&section);
     let stats = stats(&section.section("stats"));
+    // All of them are read, for their findings, before one that is missing ends this.
+    let hold_timeout = hold.duration("timeout").unwrap_or(Duration::from_secs(10));
+    let workers = workers(&section);
+    let drain = section.duration("drain").unwrap_or(Duration::from_secs(30));
     Some(ProxySection {
         listeners: listeners?,
-        hold_timeout: hold.duration("timeout").unwrap_or(Duration::from_secs(10)),
+        hold_timeout,
         hold_clients,
         connections,
         stats: stats?,
-        workers: workers(&section),
-        drain: section.duration("drain").unwrap_or(Duration::from_secs(30)),
+        workers,
+        drain,
     })
 }
 

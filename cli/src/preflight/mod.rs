@@ -65,6 +65,22 @@ pub(crate) fn proxy(config: &ProxySection, tls: &EtcdTls) -> Preflight {
     preflight
 }
 
+/// Looks at what a proxy needs that runs by `before` and is to run by `config`: its ports are its own already.
+pub(crate) fn proxy_again(config: &ProxySection, before: &ProxySection, tls: &EtcdTls) -> Preflight {
+    let mut preflight = Preflight::default();
+    preflight.errors.extend(tls_files(tls));
+    let is_ours = |address: &Address| before.listeners.iter().any(|listener| listener.address == *address);
+    for (index, listener) in config.listeners.iter().enumerate() {
+        if !is_ours(&listener.address) {
+            preflight.port(&format!("proxy.listeners[{index}].address"), &listener.address, None);
+        }
+    }
+    if config.stats != before.stats {
+        preflight.port("proxy.stats.address", &config.stats, None);
+    }
+    preflight
+}
+
 /// PostgreSQL refuses to run as root, and so must whoever starts it.
 pub(crate) fn refuse_root(command: &str) -> Option<String> {
     geteuid().is_root().then(|| {

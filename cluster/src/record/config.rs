@@ -61,6 +61,15 @@ impl DynamicConfig {
         self.number("maximum_lag_on_failover").unwrap_or(1_048_576)
     }
 
+    /// How long a leader's PostgreSQL may take to start before another member that can take over does; 0 for not at all, five
+    /// minutes unless set.
+    #[must_use]
+    pub fn primary_start_timeout(&self) -> Duration {
+        self.seconds("primary_start_timeout")
+            .or_else(|| self.seconds("master_start_timeout"))
+            .unwrap_or(Duration::from_secs(300))
+    }
+
     /// Whether the cluster is in maintenance.
     #[must_use]
     pub fn is_paused(&self) -> bool {

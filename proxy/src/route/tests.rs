@@ -1,7 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Cluster, name};
+use crate::testing::{Cluster, NO_WORDS, NOBODY, name};
+use crate::warrant::{Vouch, with_leader};
 
 const SECOND: u64 = 1_000_000_000;
 const ASKED: Boottime = Boottime::from_nanos(100 * SECOND);
@@ -15,20 +16,49 @@ fn policy(role: ListenerRole) -> Policy {
     }
 }
 
-fn decide(policy: Policy, cluster: &Cluster, now: Boottime) -> Decision {
-    let view = cluster.view();
-    let warrant = Warrant::new(&view, Some(ASKED));
-    let evidence = Evidence {
-        view: &view,
-        warrant,
+/// No session is open, everybody answers, and the first candidate is drawn.
+const IDLE: Load<'_> = Load {
+    open: &|_| 0,
+    draws: [0, 0],
+    avoid: &[],
+};
+
+/// The leader runs, and says that it takes writes.
+fn led_by_n1() -> Cluster {
+    Cluster::new().leader("n1", 10).primary("n1", 11)
+}
+
+/// The leader of this view was confirmed at `ASKED`, nobody has given its word, and nobody is silent.
+fn evidence(view: &View, now: Boottime) -> Evidence<'_> {
+    Evidence {
+        view,
+        warrant: Warrant::new(view, Some(ASKED)),
+        words: &NO_WORDS,
+        silent: &NOBODY,
         now,
-    };
-    let load = Load {
-        open: &|_| 0,
-        draws: [0, 0],
-        avoid: &[],
-    };
-    route(policy, evidence, load)
+    }
+}
+
+/// What a session with the leader of this epoch rests on.
+fn with_the_leader_of(epoch: &Epoch) -> Footing {
+    Footing {
+        member: epoch.holder.clone(),
+        epoch: Some(epoch.clone()),
+        may_be_led: false,
+    }
+}
+
+/// What a session with a replica rests on.
+fn with_the_replica(member: &str, may_be_led: bool) -> Footing {
+    Footing {
+        member: name(member),
+        epoch: None,
+        may_be_led,
+    }
+}
+
+fn decide(policy: Policy, cluster: &Cluster, now: Boottime) -> Decision {
+    route(policy, evidence(&cluster.view(), now), IDLE)
 }
 
 fn write(cluster: &Cluster) -> Decision {
@@ -47,7 +77,7 @@ fn target(decision: Decision) -> Option<(String, Option<i64>)> {
 
 #[test]
 fn writers_go_to_a_leader_that_says_it_is_primary() {
-    let cluster = Cluster::new().leader("n1", 10).primary("n1", 11).replica("n2");
+    let cluster = led_by_n1().replica("n2");
     assert_eq!(target(write(&cluster)), Some(("n1".to_owned(), Some(10))));
 }
 
@@ -96,7 +126,7 @@ fn a_standby_cluster_refuses_writers_at_once() {
 
 #[test]
 fn a_lapsed_warrant_closes_the_route_and_patience_ends() {
-    let cluster = Cluster::new().leader("n1", 10).primary("n1", 11);
+    let cluster = led_by_n1();
     let late = ASKED + Duration::from_secs(29);
     let age = Duration::from_secs(29);
     let patient = policy(ListenerRole::Write);
@@ -122,12 +152,12 @@ fn readers_go_to_replicas_and_to_the_leader_only_as_a_last_resort() {
         ..read
     };
     let now = ASKED + Duration::from_secs(1);
-    let with_replica = Cluster::new().leader("n1", 10).primary("n1", 11).replica("n2");
+    let with_replica = led_by_n1().replica("n2");
     assert_eq!(
         target(decide(fallback, &with_replica, now)),
         Some(("n2".to_owned(), None))
     );
-    let alone = Cluster::new().leader("n1", 10).primary("n1", 11);
+    let alone = led_by_n1();
     assert!(matches!(
         decide(read, &alone, now),
         Decision::Hold(Why::NoReplica { .. })
@@ -166,18 +196,8 @@ fn readers_go_to_a_standby_that_does_not_stream_only_while_there_is_nobody_to_st
             ..policy(ListenerRole::Read)
         };
         let view = cluster.view();
-        let warrant = Warrant::new(&view, Some(ASKED));
-        let evidence = Evidence {
-            view: &view,
-            warrant,
-            now: ASKED,
-        };
-        let load = Load {
-            open: &|_| 0,
-            draws: [0, 0],
-            avoid,
-        };
-        let decision = route(policy, evidence, load);
+        let evidence = evidence(&view, ASKED);
+        let decision = route(policy, evidence, Load { avoid, ..IDLE });
         if let Decision::To(chosen) = &decision {
             assert!(still_leads_to(chosen, policy, evidence, avoid));
         }
@@ -188,11 +208,11 @@ fn readers_go_to_a_standby_that_does_not_stream_only_while_there_is_nobody_to_st
 #[test]
 fn a_leader_is_asked_only_for_a_reader_whom_its_silence_would_help() {
     let read = policy(ListenerRole::Read);
-    let led = Cluster::new().leader("n1", 10).primary("n1", 11);
+    let led = led_by_n1();
     let archive = r#""replication_state":"in archive recovery""#;
     let stranded = led.clone().member("n2", "replica", "running", archive);
     let asks = |policy: Policy, cluster: &Cluster, avoid: &[MemberName]| {
-        worth_asking(policy, &cluster.view(), avoid).map(|leader| leader.name.to_string())
+        worth_asking(policy, evidence(&cluster.view(), ASKED), avoid).map(|leader| leader.name.to_string())
     };
     assert_eq!(asks(read, &stranded, &[]), Some("n1".to_owned()));
     assert_eq!(asks(read, &led, &[]), None);
@@ -208,23 +228,8 @@ fn a_session_lives_as_long_as_its_epoch_and_the_warrant() {
         holder: name("n1"),
         create_revision: revision,
     };
-    let judge = |cluster: &Cluster, now: Boottime| {
-        let view = cluster.view();
-        let warrant = Warrant::new(&view, Some(ASKED));
-        let footing = Footing {
-            member: name("n1"),
-            epoch: Some(epoch(10)),
-            may_be_led: false,
-        };
-        may_go_on(
-            &footing,
-            Evidence {
-                view: &view,
-                warrant,
-                now,
-            },
-        )
-    };
+    let footing = with_the_leader_of(&epoch(10));
+    let judge = |cluster: &Cluster, now: Boottime| may_go_on(&footing, evidence(&cluster.view(), now));
     let same = Cluster::new().leader("n1", 10);
     assert_eq!(judge(&same, ASKED), Ok(Some(epoch(10))));
     assert_eq!(
@@ -237,22 +242,99 @@ fn a_session_lives_as_long_as_its_epoch_and_the_warrant() {
 }
 
 #[test]
+fn a_session_goes_over_to_a_key_that_its_leader_made_anew_while_its_word_stood() {
+    let word = led_by_n1().word(ASKED + Duration::from_secs(2));
+    let footing = with_the_leader_of(word.epoch());
+    let words = Words::none().with(word);
+    let judge = |holder: &str, now: Boottime, as_of: Boottime| {
+        let view = Cluster::new().leader(holder, 20).view();
+        let evidence = Evidence {
+            warrant: Warrant::new(&view, Some(as_of)),
+            words: &words,
+            ..evidence(&view, now)
+        };
+        (may_go_on(&footing, evidence), view.epoch().cloned())
+    };
+    let (told, anew) = judge("n1", ASKED + Duration::from_secs(1), ASKED);
+    assert_eq!(told, Ok(anew));
+    let (late, now) = judge("n1", ASKED + Duration::from_secs(2), ASKED);
+    assert_eq!(late, Err(Outlived::EpochOver { now }));
+    let (other, now) = judge("n2", ASKED, ASKED);
+    assert_eq!(other, Err(Outlived::EpochOver { now }));
+    let (unconfirmed, _) = judge("n1", ASKED, ASKED - Duration::from_secs(60));
+    assert_eq!(unconfirmed, Err(Outlived::WarrantLapsed));
+}
+
+#[test]
+fn a_leader_without_a_key_keeps_its_sessions_and_gets_newcomers_once_it_was_asked_again() {
+    let word = led_by_n1().word(ASKED + Duration::from_secs(2));
+    let footing = with_the_leader_of(word.epoch());
+    for without_key in [false, true] {
+        let word = Vouch {
+            without_key,
+            ..word.clone()
+        };
+        let view = with_leader(&Cluster::new().replica("n2").view(), &word);
+        let mut evidence = Evidence {
+            // That nobody holds the key is confirmed just now, and lengthens nothing.
+            warrant: Warrant::by_word(&word, Some(ASKED)),
+            ..evidence(&view, ASKED + Duration::from_millis(1_999))
+        };
+        assert_eq!(may_go_on(&footing, evidence), Ok(footing.epoch.clone()));
+        let decided = route(policy(ListenerRole::Write), evidence, IDLE);
+        let expected = without_key.then(|| ("n1".to_owned(), Some(10)));
+        assert_eq!(target(decided.clone()), expected);
+        assert!(without_key || decided == Decision::Hold(Why::NoLeader));
+        evidence.now = ASKED + Duration::from_secs(2);
+        assert_eq!(may_go_on(&footing, evidence), Err(Outlived::WarrantLapsed));
+        let late = route(policy(ListenerRole::Write), evidence, IDLE);
+        assert!(matches!(late, Decision::Hold(Why::WarrantLapsed { .. })));
+    }
+}
+
+#[test]
+fn a_silent_replica_is_left_and_gets_nobody() {
+    let silent = BTreeSet::from([name("n2")]);
+    let read = policy(ListenerRole::Read);
+    let led = led_by_n1().replica("n2");
+    let leaderless = Cluster::new().replica("n2");
+    for (cluster, takes_over) in [(&led, true), (&led, false), (&leaderless, true), (&leaderless, false)] {
+        let view = if takes_over {
+            cluster.clone().replica("n3").view()
+        } else {
+            cluster.view()
+        };
+        let evidence = Evidence {
+            silent: &silent,
+            ..evidence(&view, ASKED)
+        };
+        match route(read, evidence, IDLE) {
+            Decision::To(target) => assert_eq!((target.member, takes_over), (name("n3"), true)),
+            Decision::Hold(Why::NoReplica { members }) => {
+                assert!(members.contains(&(name("n2"), LeftOut::Silent)) && !takes_over);
+            }
+            other => panic!("{other:?}"),
+        }
+        let chosen = Target {
+            member: name("n2"),
+            address: view.members[&name("n2")].record.postgres_address().expect("it has one"),
+            epoch: None,
+        };
+        assert!(!still_leads_to(&chosen, read, evidence, &[]));
+        let member = name("n2");
+        assert_eq!(
+            may_go_on(&with_the_replica("n2", true), evidence),
+            Err(Outlived::Silent { member })
+        );
+        assert_eq!(may_go_on(&with_the_replica("n3", true), evidence), Ok(None));
+    }
+}
+
+#[test]
 fn a_session_with_a_replica_needs_a_warrant_from_its_promotion_on_or_ends() {
     let judge = |leader: Option<&str>, may_be_led: bool, now: Boottime| {
         let cluster = leader.map_or_else(Cluster::new, |leader| Cluster::new().leader(leader, 10));
-        let view = cluster.view();
-        let warrant = Warrant::new(&view, Some(ASKED));
-        let footing = Footing {
-            member: name("n2"),
-            epoch: None,
-            may_be_led,
-        };
-        let evidence = Evidence {
-            view: &view,
-            warrant,
-            now,
-        };
-        may_go_on(&footing, evidence)
+        may_go_on(&with_the_replica("n2", may_be_led), evidence(&cluster.view(), now))
     };
     let late = ASKED + Duration::from_secs(60);
     let epoch = Epoch {
@@ -293,9 +375,8 @@ proptest! {
         let as_of = confirmed.map(|age| now - Duration::from_secs(age));
         let role = if read { ListenerRole::Read } else { ListenerRole::Write };
         let policy = Policy { fallback_to_leader: read, ..policy(role) };
-        let evidence = Evidence { view: &view, warrant: Warrant::new(&view, as_of), now };
-        let load = Load { open: &|_| 0, draws, avoid: &[] };
-        if let Decision::To(target) = route(policy, evidence, load) {
+        let evidence = Evidence { warrant: Warrant::new(&view, as_of), ..evidence(&view, now) };
+        if let Decision::To(target) = route(policy, evidence, Load { draws, ..IDLE }) {
             let holds_the_key = leader.is_some_and(|(holder, _)| target.member.as_str() == format!("n{holder}"));
             prop_assert_eq!(target.epoch.is_some(), holds_the_key);
             if !read {

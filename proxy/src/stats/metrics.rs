@@ -123,8 +123,9 @@ fn routes(scrape: &Scrape, shared: &Shared) -> prometheus::Result<()> {
         "Bytes relayed.",
         &["listener", "node", "direction"],
     )?;
+    let listeners = shared.listeners();
     for route in shared.routes.counts() {
-        let Some(listener) = shared.listeners.get(route.listener) else {
+        let Some(listener) = listeners.get(route.listener) else {
             continue;
         };
         let (listener, node) = (listener.name.as_str(), route.member.as_str());

@@ -1,5 +1,6 @@
 //! One picture of the proxy, from which page, JSON and metrics all speak.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +10,7 @@ use pgherd_cluster::source::SourceHealth;
 use pgherd_cluster::view::Member;
 use serde::Serialize;
 
-use crate::balance::{self, Load};
+use crate::balance::{self, LeftOut, Load};
 use crate::config::ListenerRole;
 use crate::counters::RouteCounts;
 use crate::refusal;
@@ -214,11 +215,11 @@ fn leader_state(shared: &Shared, seen: &Seen) -> Option<LeaderState> {
 }
 
 fn members(shared: &Shared, seen: &Seen, decision: &Decision, counts: &[RouteCounts]) -> Vec<MemberState> {
+    let listeners = shared.listeners();
     let role_of = |route: &RouteCounts| {
-        shared
-            .listeners
+        listeners
             .get(route.listener)
-            .map(|listener| listener.config.role)
+            .map(|listener| listener.config.load().role)
     };
     let sessions = |name: &MemberName, role| {
         let routes = counts
@@ -226,11 +227,10 @@ fn members(shared: &Shared, seen: &Seen, decision: &Decision, counts: &[RouteCou
             .filter(|route| route.member == *name && role_of(route) == Some(role));
         routes.map(|route| route.open).sum()
     };
-    let readers = shared
-        .listeners
-        .iter()
-        .find(|listener| listener.config.role == ListenerRole::Read);
-    let max_lag_bytes = readers.and_then(|listener| listener.config.max_lag_bytes);
+    let open = listeners.iter().filter(|listener| listener.is_open());
+    let mut configs = open.map(|listener| listener.config.load_full());
+    let readers = configs.find(|config| config.role == ListenerRole::Read);
+    let max_lag_bytes = readers.and_then(|config| config.max_lag_bytes);
     let row = |member: &Member| {
         let (takes, left_out) = takes(seen, member, decision, max_lag_bytes);
         MemberState {
@@ -269,6 +269,9 @@ fn takes(
             ),
         };
     }
+    if seen.silent.contains(&member.name) {
+        return (None, Some(LeftOut::Silent.to_string()));
+    }
     let readable = balance::readable(&seen.view, member, max_lag_bytes);
     match readable {
         Ok(()) => (Some("read"), None),
@@ -283,11 +286,11 @@ fn takes(
 }
 
 fn listeners(shared: &Shared, counts: &[RouteCounts]) -> Vec<ListenerRow> {
-    let row = |(index, listener): (usize, &ListenerState)| {
+    let row = |(index, listener): (usize, &Arc<ListenerState>)| {
         let routes = || counts.iter().filter(move |route| route.listener == index);
         ListenerRow {
             name: listener.name.clone(),
-            role: listener.config.role.as_str(),
+            role: listener.config.load().role.as_str(),
             connections: listener.connections.get(),
             held: listener.held.get(),
             sessions: routes().map(|route| route.open).sum(),
@@ -298,7 +301,9 @@ fn listeners(shared: &Shared, counts: &[RouteCounts]) -> Vec<ListenerRow> {
             ended_total: listener.ended.load(Ordering::Relaxed),
         }
     };
-    shared.listeners.iter().enumerate().map(row).collect()
+    // One that a reload has closed is shown for as long as somebody is connected through it.
+    let shown = |(_, listener): &(usize, &Arc<ListenerState>)| listener.is_open() || listener.connections.get() > 0;
+    shared.listeners().iter().enumerate().filter(shown).map(row).collect()
 }
 
 fn events(shared: &Shared, now: Boottime) -> Vec<EventRow> {

@@ -9,7 +9,7 @@ use pgherd_cluster::key::Keys;
 use pgherd_cluster::name::Scope;
 use pgherd_cluster::source::{ViewHandle, ViewPublisher, channel};
 use pgherd_cluster::view::{Entry, View};
-use pgherd_proxy::{Addresses, Proxy, ProxyConfig, ProxyError};
+use pgherd_proxy::{Addresses, Proxy, ProxyConfig, ProxyError, ReloadError, Reloaded, Reloader};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -47,13 +47,19 @@ pub(crate) struct Cluster {
     entries: Vec<Entry>,
     revision: i64,
     confirming: JoinSet<()>,
+    /// The agent of every member that has none of its own: it takes connections and says nothing that counts.
+    agent: SocketAddr,
+    _agent: JoinSet<()>,
 }
 
 impl Cluster {
     /// Empty, with the shortest lease that there is, and confirmed all the time.
     pub(crate) fn new() -> Self {
         let (publisher, handle) = channel(scope());
+        let (agent, answering) = agent_of_few_words();
         let mut cluster = Self {
+            agent,
+            _agent: answering,
             publisher: Arc::new(publisher),
             handle,
             entries: Vec::new(),
@@ -146,7 +152,8 @@ impl Cluster {
     /// Writes a member's record.
     pub(crate) fn record(&mut self, member: &str, address: SocketAddr, role: &str, more: &str) -> &mut Self {
         let value = format!(
-            r#"{{"conn_url":"postgres://{address}/postgres","api_url":"http://{address}/patroni","state":"running","role":"{role}","pgherd":"0.1.0"{more}}}"#
+            r#"{{"conn_url":"postgres://{address}/postgres","api_url":"http://{}/patroni","state":"running","role":"{role}","pgherd":"0.1.0"{more}}}"#,
+            self.agent
         );
         self.put(&format!("members/{member}"), value);
         self.publish();
@@ -175,9 +182,47 @@ impl Cluster {
         self
     }
 
+    /// Deletes a member's key and the leader key in one change, as the end of their lease does.
+    pub(crate) fn lease_ends(&mut self, member: &str) -> &mut Self {
+        let gone = ["/service/c/leader".to_owned(), format!("/service/c/members/{member}")];
+        self.entries.retain(|entry| !gone.contains(&entry.key));
+        self.revision += 1;
+        self.publish();
+        self
+    }
+
+    /// Deletes a member's key.
+    pub(crate) fn member_leaves(&mut self, member: &str) -> &mut Self {
+        let gone = format!("/service/c/members/{member}");
+        self.entries.retain(|entry| entry.key != gone);
+        self.revision += 1;
+        self.publish();
+        self
+    }
+
+    /// A replica whose agent listens apart from its PostgreSQL.
+    pub(crate) fn replica_with_agent(&mut self, member: &str, address: SocketAddr, agent: SocketAddr) -> &mut Self {
+        let value = format!(
+            r#"{{"conn_url":"postgres://{address}/postgres","api_url":"http://{agent}/patroni","state":"running","role":"replica","replication_state":"streaming","pgherd":"0.1.0"}}"#
+        );
+        self.put(&format!("members/{member}"), value);
+        self.publish();
+        self
+    }
+
     pub(crate) fn replica(&mut self, member: &str, address: SocketAddr) -> &mut Self {
         self.record(member, address, "replica", r#","replication_state":"streaming""#)
     }
+}
+
+fn agent_of_few_words() -> (SocketAddr, JoinSet<()>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.set_nonblocking(true).expect("a socket");
+    let address = listener.local_addr().expect("bound");
+    let listener = TcpListener::from_std(listener).expect("a socket");
+    let mut answering = JoinSet::new();
+    answering.spawn(async move { while listener.accept().await.is_ok() {} });
+    (address, answering)
 }
 
 fn scope() -> Scope {
@@ -285,7 +330,7 @@ async fn answer(
 }
 
 pub(crate) async fn read_packet(stream: &mut TcpStream) -> Option<Vec<u8>> {
-    let total = stream.read_u32().await.ok()?;
+    let total = stream.read_u32().await.ok().filter(|total| *total < 100_000)?;
     let mut packet = total.to_be_bytes().to_vec();
     packet.resize(total as usize, 0);
     stream.read_exact(&mut packet[4..]).await.ok()?;
@@ -319,6 +364,7 @@ pub(crate) const CANCEL_REQUEST: u32 = 80_877_102;
 /// A running proxy.
 pub(crate) struct Running {
     pub(crate) addresses: Addresses,
+    pub(crate) reloader: Reloader,
     pub(crate) stop: CancellationToken,
     pub(crate) running: JoinSet<Result<(), ProxyError>>,
 }
@@ -327,11 +373,13 @@ impl Running {
     pub(crate) fn start(config: ProxyConfig, cluster: &Cluster) -> Self {
         let proxy = Proxy::bind(config, cluster.handle.clone()).expect("any free port");
         let addresses = proxy.addresses();
+        let reloader = proxy.reloader();
         let stop = CancellationToken::new();
         let mut running = JoinSet::new();
         running.spawn(proxy.run(stop.clone()));
         Self {
             addresses,
+            reloader,
             stop,
             running,
         }
@@ -346,6 +394,14 @@ impl Running {
         TcpStream::connect(self.addresses.listeners[listener][0])
             .await
             .expect("the proxy listens")
+    }
+
+    pub(crate) async fn reload(&mut self, config: ProxyConfig) -> Result<Reloaded, ReloadError> {
+        let reloaded = within("a reload", self.reloader.reload(config)).await;
+        if let Ok(reloaded) = &reloaded {
+            self.addresses = reloaded.addresses.clone();
+        }
+        reloaded
     }
 
     /// A client that has sent its startup message.

@@ -7,6 +7,8 @@ mod hold;
 mod limits;
 mod not_now;
 mod relay;
+mod reload;
+mod silence;
 mod startup;
 mod surfaces;
 mod vouch;

@@ -1,7 +1,7 @@
 //! A postmaster that somebody else has started: told of, refused beside a deadline, and adopted.
 
 use std::fs;
-use std::process::Child;
+use std::process::{Child, ExitStatus};
 
 use pgherd_keeper::clock::Boottime;
 use pgherd_keeper::protocol::{ExitKind, PostmasterSignal, Refusal, Report, Request, RequestKind};
@@ -11,31 +11,62 @@ use crate::refused;
 use crate::support::{Agent, World, arm, freeze, is_alive, signal, wait_until, wait_until_dead};
 
 const UNKNOWN: ExitKind = ExitKind::Unknown;
+const ADOPT: Request = Request::Adopt { writable: true };
 
-/// A keeper that has adopted a postmaster of ours, with its backend.
-fn adopted(world: &World) -> (Agent, Child, Pid) {
+/// A postmaster that is no child of the keeper's, with its backend.
+struct Elsewhere {
+    child: Child,
+    pid: Pid,
+    backend: Pid,
+}
+
+impl Elsewhere {
+    /// Starts one, and waits until the agent is told of it.
+    fn start(world: &World, agent: &Agent) -> Self {
+        let child = world.start_elsewhere();
+        let backend = world.backend();
+        let pid = Pid::from_child(&child);
+        assert_eq!(agent.recv(), Report::Stranger { pid: Some(pid) });
+        Self { child, pid, backend }
+    }
+
+    /// Stops it as an operator does, past the keeper. Returns when it has ended.
+    fn stop(mut self) {
+        signal(self.pid, Signal::INT);
+        self.reap();
+    }
+
+    /// It was adopted. Killed, it takes its backend with it, although that has left session and directory and is nobody's
+    /// descendant any more.
+    fn dies_whole(mut self, agent: &Agent) {
+        signal(self.pid, Signal::KILL);
+        agent.hears_the_end_of(self.pid, UNKNOWN);
+        assert!(!is_alive(self.backend));
+        self.reap();
+    }
+
+    /// Whose child it is, and whether that has reaped it, is of no account to the keeper.
+    fn reap(&mut self) -> ExitStatus {
+        self.child.wait().expect("a child can be waited for")
+    }
+}
+
+/// A keeper that has adopted such a postmaster.
+fn adopted(world: &World) -> (Agent, Elsewhere) {
     let (agent, hello) = world.agent();
     assert_eq!((hello.stranger, hello.adopted), (None, false));
-    let elsewhere = world.start_elsewhere();
-    let backend = world.backend();
-    let pid = Pid::from_child(&elsewhere);
-    assert_eq!(agent.recv(), Report::Stranger { pid: Some(pid) });
-    assert_eq!(agent.adopted(), pid);
-    (agent, elsewhere, backend)
+    let elsewhere = Elsewhere::start(world, &agent);
+    assert_eq!(agent.adopted(), elsewhere.pid);
+    (agent, elsewhere)
 }
 
 #[test]
 fn nothing_is_armed_beside_a_stranger_until_it_is_adopted() {
     let world = World::new();
     let (agent, _) = world.agent();
-    assert_eq!(
-        agent.ask(&Request::Adopt { writable: true }),
-        refused(RequestKind::Adopt, Refusal::NoPostmaster)
-    );
-    let mut elsewhere = world.start_elsewhere();
-    let backend = world.backend();
-    let pid = Pid::from_child(&elsewhere);
-    assert_eq!(agent.recv(), Report::Stranger { pid: Some(pid) });
+    assert_eq!(agent.ask(&ADOPT), refused(RequestKind::Adopt, Refusal::NoPostmaster));
+    let elsewhere = Elsewhere::start(&world, &agent);
+    let pid = elsewhere.pid;
     assert_eq!(
         agent.ask(&arm(7, 60_000, 1000)),
         refused(RequestKind::Arm, Refusal::Stranger)
@@ -47,13 +78,10 @@ fn nothing_is_armed_beside_a_stranger_until_it_is_adopted() {
     signal(agent.pid, Signal::KILL);
     let (agent, hello) = world.agent();
     assert_eq!((hello.stranger, hello.postmaster), (Some(pid), None));
-    assert!(hello.instance_left && is_alive(backend));
+    assert!(hello.instance_left && is_alive(elsewhere.backend));
 
     assert_eq!(agent.adopted(), pid);
-    assert_eq!(
-        agent.ask(&Request::Adopt { writable: true }),
-        refused(RequestKind::Adopt, Refusal::InstanceLeft)
-    );
+    assert_eq!(agent.ask(&ADOPT), refused(RequestKind::Adopt, Refusal::InstanceLeft));
     let deadline = agent.armed(7, 60_000, 1000);
     agent.send(&Request::Signal(PostmasterSignal::Promote));
     wait_until("the promotion is seen", || world.path("data/promoted").exists());
@@ -65,121 +93,121 @@ fn nothing_is_armed_beside_a_stranger_until_it_is_adopted() {
     );
     assert_eq!(hello.armed, Some((7, deadline)));
     world.writes_after(Boottime::now());
-    signal(pid, Signal::INT);
-    wait_until_dead(pid);
-    elsewhere.wait().unwrap();
+    elsewhere.stop();
 }
 
 #[test]
 fn a_stranger_that_leaves_by_itself_is_told_of() {
     let world = World::new();
     let (agent, _) = world.agent();
-    let mut elsewhere = world.start_elsewhere();
-    world.backend();
-    let pid = Pid::from_child(&elsewhere);
-    assert_eq!(agent.recv(), Report::Stranger { pid: Some(pid) });
-    signal(pid, Signal::INT);
-    elsewhere.wait().unwrap();
+    Elsewhere::start(&world, &agent).stop();
     assert_eq!(agent.recv(), Report::Stranger { pid: None });
     assert_eq!(agent.recv(), Report::Ended);
+    agent.armed(7, 60_000, 1000);
+}
+
+/// Nobody has it in his care, and it cannot be adopted; who waits until it is gone must hear of it, the next agent too.
+#[test]
+fn what_is_left_and_names_no_postmaster_is_told_of_when_it_is_gone() {
+    let world = World::new();
+    let (agent, _) = world.agent();
+    let elsewhere = Elsewhere::start(&world, &agent);
+    fs::remove_file(world.path("data/postmaster.pid")).unwrap();
+    assert_eq!(agent.recv(), Report::Stranger { pid: None });
+    signal(agent.pid, Signal::KILL);
+    let (agent, hello) = world.agent();
+    assert_eq!((hello.instance_left, hello.stranger), (true, None));
+    elsewhere.stop();
+    assert_eq!(agent.recv(), Report::Ended);
+    agent.armed(7, 60_000, 1000);
+}
+
+/// An agent that believes in a postmaster which has ended would ask, be refused, and ask again at once.
+#[test]
+fn an_adoption_that_finds_nobody_tells_first_that_the_stranger_is_gone() {
+    let world = World::new();
+    let (agent, _) = world.agent();
+    // The keeper has just looked, and will not look by itself for a second.
+    Elsewhere::start(&world, &agent).stop();
+    assert_eq!(agent.ask(&ADOPT), Report::Stranger { pid: None });
+    assert_eq!(agent.recv(), Report::Ended);
+    assert_eq!(agent.recv(), refused(RequestKind::Adopt, Refusal::NoPostmaster));
     agent.armed(7, 60_000, 1000);
 }
 
 #[test]
 fn an_adopted_postmaster_is_ended_by_the_deadline() {
     let world = World::new();
-    let (agent, mut elsewhere, backend) = adopted(&world);
-    let pid = Pid::from_child(&elsewhere);
+    let (agent, mut elsewhere) = adopted(&world);
     let deadline = agent.armed(7, 3000, 2000);
-    freeze(pid);
-    wait_until_dead(backend);
+    freeze(elsewhere.pid);
+    wait_until_dead(elsewhere.backend);
     assert!(world.last_write().unwrap() < deadline);
-    wait_until_dead(pid);
-    // Whose child it is, and whether that has reaped it, is of no account.
+    wait_until_dead(elsewhere.pid);
     assert_eq!(agent.recv(), Report::Fenced { term: 7 });
-    assert_eq!(agent.recv(), Report::PostmasterExited { pid, status: UNKNOWN });
-    assert_eq!(agent.recv(), Report::Ended);
-    elsewhere.wait().unwrap();
+    agent.hears_the_end_of(elsewhere.pid, UNKNOWN);
+    elsewhere.reap();
 }
 
 #[test]
 fn backends_do_not_outlive_a_killed_postmaster_that_was_adopted_and_the_next_one_is_a_child() {
     let world = World::new();
-    let (agent, mut elsewhere, backend) = adopted(&world);
-    let pid = Pid::from_child(&elsewhere);
+    let (agent, elsewhere) = adopted(&world);
     agent.armed(7, 60_000, 1000);
-
-    signal(pid, Signal::KILL);
-
-    // The backend has left session and directory, and is nobody's descendant any more.
-    assert_eq!(agent.recv(), Report::PostmasterExited { pid, status: UNKNOWN });
-    assert_eq!(agent.recv(), Report::Ended);
-    assert!(!is_alive(backend));
-    elsewhere.wait().unwrap();
+    elsewhere.dies_whole(&agent);
     fs::remove_file(world.path("data/backend")).unwrap();
     let pid = agent.started(&world.start(true));
     world.backend();
     agent.send(&Request::Signal(PostmasterSignal::StopFast));
-    let status = ExitKind::Code(0);
-    assert_eq!(agent.recv(), Report::PostmasterExited { pid, status });
-    assert_eq!(agent.recv(), Report::Ended);
+    agent.hears_the_end_of(pid, ExitKind::Code(0));
 }
 
 #[test]
 fn a_pause_does_not_end_with_a_writable_server_and_without_a_deadline() {
     let world = World::new();
-    let (agent, mut elsewhere, backend) = adopted(&world);
+    let (agent, mut elsewhere) = adopted(&world);
     assert_eq!(agent.ask(&Request::Pause), Report::Paused);
     assert_eq!(
         agent.ask(&Request::Disarm),
         refused(RequestKind::Disarm, Refusal::InstanceLeft)
     );
-    assert!(is_alive(backend));
+    assert!(is_alive(elsewhere.backend));
     agent.armed(7, 60_000, 1000);
     agent.send(&Request::End);
     agent.recv_until(&Report::Ended);
     assert_eq!(agent.ask(&Request::Disarm), Report::Disarmed);
-    elsewhere.wait().unwrap();
+    elsewhere.reap();
 }
 
 #[test]
 fn an_adopted_postmaster_stops_in_order_too() {
     let world = World::new();
-    let (agent, mut elsewhere, _) = adopted(&world);
-    let pid = Pid::from_child(&elsewhere);
+    let (agent, mut elsewhere) = adopted(&world);
     agent.send(&Request::Signal(PostmasterSignal::StopFast));
-    assert_eq!(agent.recv(), Report::PostmasterExited { pid, status: UNKNOWN });
-    assert_eq!(agent.recv(), Report::Ended);
-    assert_eq!(elsewhere.wait().unwrap().code(), Some(0));
+    agent.hears_the_end_of(elsewhere.pid, UNKNOWN);
+    assert_eq!(elsewhere.reap().code(), Some(0));
 }
 
 #[test]
 fn an_adoption_outlives_an_upgrade() {
     let world = World::new();
-    let (agent, mut elsewhere, backend) = adopted(&world);
-    let pid = Pid::from_child(&elsewhere);
+    let (agent, elsewhere) = adopted(&world);
     agent.armed(7, 60_000, 1000);
     world.sentinel();
     world.install();
     world.upgrade();
     agent.armed(7, 60_000, 1000);
-
-    signal(pid, Signal::KILL);
-
-    assert_eq!(agent.recv(), Report::PostmasterExited { pid, status: UNKNOWN });
-    assert_eq!(agent.recv(), Report::Ended);
-    assert!(!is_alive(backend));
-    elsewhere.wait().unwrap();
+    elsewhere.dies_whole(&agent);
 }
 
 #[test]
 fn the_sentinel_ends_an_adopted_postmaster_whose_keeper_is_killed() {
     let world = World::new();
-    let (agent, mut elsewhere, backend) = adopted(&world);
+    let (agent, mut elsewhere) = adopted(&world);
     agent.armed(7, 60_000, 1000);
     world.sentinel();
     signal(world.keeper(), Signal::KILL);
-    wait_until_dead(backend);
+    wait_until_dead(elsewhere.backend);
     wait_until("the sentinel leaves", || world.is_unlocked());
-    elsewhere.wait().unwrap();
+    elsewhere.reap();
 }

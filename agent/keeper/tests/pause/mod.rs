@@ -1,9 +1,10 @@
 //! Maintenance: PostgreSQL is left alone, and nobody has to watch it.
 
+use std::fs;
 use std::time::Duration;
 
 use pgherd_keeper::clock::Boottime;
-use pgherd_keeper::protocol::{PostmasterSignal, Refusal, Report, Request, RequestKind};
+use pgherd_keeper::protocol::{ExitKind, Refusal, Report, Request, RequestKind};
 use rustix::process::{Pid, Signal};
 
 use crate::refused;
@@ -57,8 +58,6 @@ fn a_deadline_that_passes_in_pause_ends_nothing_and_the_fence_can_be_armed_again
     freeze(world.keeper());
     world.writes_after(Boottime::now().plus(LOOKED));
     signal(world.keeper(), Signal::CONT);
-    let promote = Request::Signal(PostmasterSignal::Promote);
-    assert_eq!(agent.ask(&promote), refused(RequestKind::Signal, Refusal::NotArmed));
     assert_eq!(
         agent.ask(&Request::Disarm),
         refused(RequestKind::Disarm, Refusal::InstanceLeft)
@@ -72,14 +71,28 @@ fn a_deadline_that_passes_in_pause_ends_nothing_and_the_fence_can_be_armed_again
     agent.recv_until(&Report::Ended);
     assert_eq!(agent.ask(&Request::Pause), Report::Paused);
     assert_eq!(
-        agent.ask(&world.start(true)),
-        refused(RequestKind::Start, Refusal::NotArmed)
-    );
-    assert_eq!(
         agent.ask(&arm(7, 60_000, 1000)),
         refused(RequestKind::Arm, Refusal::TermIsFinal)
     );
     agent.armed(8, 60_000, 1000);
+}
+
+/// An operator's order is obeyed in maintenance, and what it made writable is fenced once maintenance is over.
+#[test]
+fn what_is_made_writable_in_pause_has_to_get_a_deadline_before_the_fence_is_taken_off() {
+    let world = World::new();
+    let (agent, _) = world.agent();
+    agent.armed(7, 60_000, 500);
+    assert_eq!(agent.ask(&Request::Pause), Report::Paused);
+    agent.started(&world.start(true));
+    let backend = world.backend();
+    assert_eq!(
+        agent.ask(&Request::Disarm),
+        refused(RequestKind::Disarm, Refusal::InstanceLeft)
+    );
+    let deadline = agent.armed(8, 2000, 1000);
+    wait_until_dead(backend);
+    assert!(world.last_write().is_some_and(|write| write < deadline));
 }
 
 #[test]
@@ -186,4 +199,30 @@ fn a_pause_outlives_an_upgrade() {
     );
     signal(world.keeper(), Signal::KILL);
     end_with_next_keeper(&mut world, backend);
+}
+
+/// An operator restarts by hand, and the next postmaster begins before the keeper has looked at what the last one left.
+#[test]
+fn a_postmaster_that_others_start_in_pause_right_after_the_end_of_the_last_is_left_alone() {
+    let world = World::new();
+    let (agent, _, _) = paused_primary(&world);
+    let last = world.pid_in("data/postmaster");
+    freeze(world.keeper());
+    signal(last, Signal::INT);
+    wait_until_dead(last);
+    fs::remove_file(world.path("data/backend")).unwrap();
+    let mut elsewhere = world.start_elsewhere();
+    let backend = world.backend();
+    let next = Pid::from_child(&elsewhere);
+
+    signal(world.keeper(), Signal::CONT);
+
+    agent.hears_the_end_of(last, ExitKind::Code(0));
+    assert_eq!(agent.recv(), Report::Stranger { pid: Some(next) });
+    assert_eq!(agent.adopted(), next);
+    world.writes_after(Boottime::now().plus(LOOKED));
+    assert!(is_alive(backend));
+    agent.send(&Request::End);
+    agent.recv_until(&Report::Ended);
+    elsewhere.wait().unwrap();
 }

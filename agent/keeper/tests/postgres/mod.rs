@@ -15,7 +15,7 @@ use pgherd_keeper::clock::Boottime;
 use pgherd_keeper::protocol::{ExitKind, Report, Request, Start};
 use rustix::process::{Pid, Signal, geteuid};
 
-use crate::support::{World, is_alive, signal, wait_until, wait_until_dead};
+use crate::support::{Agent, World, is_alive, signal, wait_until, wait_until_dead};
 
 /// A server that is nobody's child of ours, with a session that is busy.
 struct Server {
@@ -64,6 +64,16 @@ impl Server {
         let server = self.command("postgres").args(self.args()).spawn().unwrap();
         self.wait_until_ready(Pid::from_child(&server));
         server
+    }
+
+    /// A keeper that has adopted such a server, and that.
+    fn adopted(&self) -> (Agent, Child) {
+        let (agent, _) = self.world.agent();
+        let elsewhere = self.start_elsewhere();
+        let pid = Pid::from_child(&elsewhere);
+        assert_eq!(agent.recv(), Report::Stranger { pid: Some(pid) });
+        assert_eq!(agent.adopted(), pid);
+        (agent, elsewhere)
     }
 
     fn start(&self) -> Request {
@@ -158,20 +168,15 @@ fn bin_dir() -> PathBuf {
 #[test]
 fn a_postgres_that_others_have_started_is_adopted_and_ended_as_if_it_were_ours() {
     let server = Server::new();
-    let (agent, _) = server.world.agent();
-    let mut elsewhere = server.start_elsewhere();
+    let (agent, mut elsewhere) = server.adopted();
     let pid = Pid::from_child(&elsewhere);
-    assert_eq!(agent.recv(), Report::Stranger { pid: Some(pid) });
-    assert_eq!(agent.adopted(), pid);
     agent.armed(7, 60_000, 1000);
     let (mut client, backend) = server.session(pid);
     assert!(Server::attachments(pid) > 1);
 
     signal(pid, Signal::KILL);
 
-    let status = ExitKind::Unknown;
-    assert_eq!(agent.recv(), Report::PostmasterExited { pid, status });
-    assert_eq!(agent.recv(), Report::Ended);
+    agent.hears_the_end_of(pid, ExitKind::Unknown);
     assert!(!is_alive(backend));
     assert_eq!((server.processes(), Server::attachments(pid)), (vec![], 0));
     elsewhere.wait().unwrap();
@@ -181,19 +186,14 @@ fn a_postgres_that_others_have_started_is_adopted_and_ended_as_if_it_were_ours()
     let pid = agent.started(&server.start());
     server.wait_until_ready(pid);
     agent.send(&Request::Signal(pgherd_keeper::protocol::PostmasterSignal::StopFast));
-    let status = ExitKind::Code(0);
-    assert_eq!(agent.recv(), Report::PostmasterExited { pid, status });
-    assert_eq!(agent.recv(), Report::Ended);
+    agent.hears_the_end_of(pid, ExitKind::Code(0));
 }
 
 #[test]
 fn the_deadline_ends_an_adopted_postgres_with_all_its_sessions() {
     let server = Server::new();
-    let (agent, _) = server.world.agent();
-    let mut elsewhere = server.start_elsewhere();
+    let (agent, mut elsewhere) = server.adopted();
     let pid = Pid::from_child(&elsewhere);
-    assert_eq!(agent.recv(), Report::Stranger { pid: Some(pid) });
-    assert_eq!(agent.adopted(), pid);
     let (mut client, backend) = server.session(pid);
     // One that does not hear SIGQUIT, and whose postmaster cannot wait for it.
     signal(backend, Signal::STOP);

@@ -16,7 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 use pgherd_keeper::clock::Boottime;
-use pgherd_keeper::protocol::{Hello, Report, Request, Start};
+use pgherd_keeper::protocol::{ExitKind, Hello, Report, Request, Start};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, flock};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
@@ -301,6 +301,13 @@ impl Agent {
     /// Receives until this report has come.
     pub(crate) fn recv_until(&self, wanted: &Report) {
         while self.recv() != *wanted {}
+    }
+
+    /// Hears that the postmaster has ended like this, and then that nothing is left of the instance.
+    pub(crate) fn hears_the_end_of(&self, postmaster: Pid, status: ExitKind) {
+        let pid = postmaster;
+        assert_eq!(self.recv(), Report::PostmasterExited { pid, status });
+        assert_eq!(self.recv(), Report::Ended);
     }
 
     /// Starts PostgreSQL and returns the postmaster.

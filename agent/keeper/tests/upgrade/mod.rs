@@ -49,15 +49,7 @@ fn an_upgrade_is_noticed_by_nobody() {
     signal(proxy, Signal::KILL);
     wait_until("another proxy runs", || world.pid_in("proxy") != proxy);
     signal(postmaster, Signal::KILL);
-    let status = ExitKind::Signal(Signal::KILL.as_raw());
-    assert_eq!(
-        agent.recv(),
-        Report::PostmasterExited {
-            pid: postmaster,
-            status
-        }
-    );
-    assert_eq!(agent.recv(), Report::Ended);
+    agent.hears_the_end_of(postmaster, ExitKind::Signal(Signal::KILL.as_raw()));
     assert!(!is_alive(backend));
 }
 
@@ -76,15 +68,7 @@ fn a_deadline_means_the_same_after_an_upgrade() {
 
     assert!(world.last_write().unwrap() < deadline.minus(Duration::from_millis(1000)));
     assert_eq!(agent.recv(), Report::Fenced { term: 7 });
-    let status = ExitKind::Code(2);
-    assert_eq!(
-        agent.recv(),
-        Report::PostmasterExited {
-            pid: postmaster,
-            status
-        }
-    );
-    assert_eq!(agent.recv(), Report::Ended);
+    agent.hears_the_end_of(postmaster, ExitKind::Code(2));
     world.install();
     world.upgrade();
     assert_eq!(

@@ -97,12 +97,18 @@ impl Data {
 
     /// Where a timeline ended here, as the history file tells.
     pub(crate) fn end_of(&self, timeline: u32) -> Option<usize> {
-        self.ended.iter().find(|(ended, _)| *ended == timeline).map(|(_, end)| *end)
+        self.ended
+            .iter()
+            .find(|(ended, _)| *ended == timeline)
+            .map(|(_, end)| *end)
     }
 
     /// The ended timelines as positions.
     pub(crate) fn history(&self) -> Vec<(Timeline, Lsn)> {
-        self.ended.iter().map(|(timeline, end)| (Timeline(*timeline), lsn(*end))).collect()
+        self.ended
+            .iter()
+            .map(|(timeline, end)| (Timeline(*timeline), lsn(*end)))
+            .collect()
     }
 
     /// Whether what is here is the beginning of what is there, as far as a stream could go on from it.
@@ -124,12 +130,19 @@ impl Data {
     pub(crate) fn receive(&mut self, upstream: &Self, limit: usize) {
         let from = self.log.len();
         let until = limit.min(upstream.log.len());
-        let Some(new) = upstream.log.get(from..until) else { return };
+        let Some(new) = upstream.log.get(from..until) else {
+            return;
+        };
         self.log.extend_from_slice(new);
         let Some(last) = self.log.last().copied() else { return };
         if last.timeline != self.timeline {
             self.timeline = last.timeline;
-            self.ended = upstream.ended.iter().copied().filter(|(ended, _)| *ended < last.timeline).collect();
+            self.ended = upstream
+                .ended
+                .iter()
+                .copied()
+                .filter(|(ended, _)| *ended < last.timeline)
+                .collect();
         }
         // A restartpoint follows the primary's checkpoints.
         if upstream.checkpoint.0 < self.log.len() {
@@ -169,7 +182,10 @@ mod tests {
         let mut other = leader.copied();
         other.fork(10);
         leader.append(4);
-        assert!(!leader.may_follow(&other), "longer, on a timeline that ended there earlier");
+        assert!(
+            !leader.may_follow(&other),
+            "longer, on a timeline that ended there earlier"
+        );
         other.append(11);
         assert!(!leader.may_follow(&other));
         assert!(other.holds(11) && !other.holds(4));

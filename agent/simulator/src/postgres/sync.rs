@@ -42,23 +42,37 @@ impl SyncNames {
             .filter(|name| !name.is_empty())
             .collect();
         let count = count.trim().parse().unwrap_or(1);
-        if any { Self::Any(count, names) } else { Self::First(count, names) }
+        if any {
+            Self::Any(count, names)
+        } else {
+            Self::First(count, names)
+        }
     }
 
     fn rank(names: &[String], name: &str) -> Option<usize> {
-        names.iter().position(|listed| listed == "*" || listed.eq_ignore_ascii_case(name))
+        names
+            .iter()
+            .position(|listed| listed == "*" || listed.eq_ignore_ascii_case(name))
     }
 
     /// The word in `pg_stat_replication` for one of the connected, and its rank.
     pub(crate) fn state_of(&self, name: &str, connected: &[Confirmed<'_>]) -> (&'static str, i32) {
-        let (Self::First(_, names) | Self::Any(_, names)) = self else { return ("async", 0) };
-        let Some(rank) = Self::rank(names, name) else { return ("async", 0) };
+        let (Self::First(_, names) | Self::Any(_, names)) = self else {
+            return ("async", 0);
+        };
+        let Some(rank) = Self::rank(names, name) else {
+            return ("async", 0);
+        };
         match self {
             Self::Off => ("async", 0),
             Self::Any(..) => ("quorum", 1),
             Self::First(count, _) => {
                 let place = self.chosen(connected).iter().position(|chosen| chosen.name == name);
-                let word = if place.is_some_and(|place| place < *count) { "sync" } else { "potential" };
+                let word = if place.is_some_and(|place| place < *count) {
+                    "sync"
+                } else {
+                    "potential"
+                };
                 (word, i32::try_from(rank + 1).unwrap_or(i32::MAX))
             }
         }
@@ -66,7 +80,9 @@ impl SyncNames {
 
     /// Those of the list that are connected, by rank.
     fn chosen<'a>(&self, connected: &[Confirmed<'a>]) -> Vec<Confirmed<'a>> {
-        let (Self::First(_, names) | Self::Any(_, names)) = self else { return Vec::new() };
+        let (Self::First(_, names) | Self::Any(_, names)) = self else {
+            return Vec::new();
+        };
         let mut listed: Vec<(usize, Confirmed<'a>)> = connected
             .iter()
             .filter_map(|standby| Some((Self::rank(names, standby.name)?, *standby)))
@@ -116,7 +132,10 @@ mod tests {
         let both = [has("n2", 5), has("n3", 9)];
         let first = SyncNames::First(1, list(&["n2", "n3"]));
         assert!(first.satisfied(4, &both) && !first.satisfied(5, &both));
-        assert!(first.satisfied(8, &both[1..]), "the next one takes the place of one that is gone");
+        assert!(
+            first.satisfied(8, &both[1..]),
+            "the next one takes the place of one that is gone"
+        );
         let any = SyncNames::Any(1, list(&["n2", "n3"]));
         assert!(any.satisfied(8, &both) && !any.satisfied(9, &both));
         assert!(!SyncNames::First(2, list(&["n2", "n3"])).satisfied(0, &both[..1]));

@@ -5,7 +5,7 @@ fn primary() -> Server {
         data: Some(Data::made(7, 1)),
         ..Server::default()
     };
-    assert!(server.start(1, None));
+    assert!(server.start(1));
     server.come_up(1, 2);
     server
 }
@@ -15,7 +15,7 @@ fn standby_of(primary: &Server) -> Server {
         data: primary.data.as_ref().map(Data::copied),
         ..Server::default()
     };
-    assert!(server.start(2, Some(0)));
+    assert!(server.start(2));
     server.come_up(2, 99);
     server
 }
@@ -42,7 +42,10 @@ fn a_promotion_forks_where_the_log_ends() {
     }
     assert!(standby.become_primary(2, 50));
     let data = standby.data.as_ref().expect("it has data");
-    assert_eq!((data.timeline, data.ended.clone(), data.standby_signal), (2, vec![(1, 2)], false));
+    assert_eq!(
+        (data.timeline, data.ended.clone(), data.standby_signal),
+        (2, vec![(1, 2)], false)
+    );
 }
 
 #[test]
@@ -50,13 +53,17 @@ fn backends_outlive_their_postmaster_and_keep_another_from_starting() {
     let mut server = primary();
     assert!(server.lose_postmaster(Time::millis(4000)));
     assert!(server.session_lives(1) && server.writable_run().is_none() && server.is_left());
-    assert!(!server.start(3, None), "its processes are left");
+    assert!(!server.start(3), "its processes are left");
     server.gone();
     assert!(!server.session_lives(1));
-    assert!(server.start(3, None));
+    assert!(server.start(3));
     server.come_up(3, 60);
     let data = server.data.as_ref().expect("it has data");
-    assert_eq!((data.timeline, data.log.len()), (1, 3), "a restart in place stays on its timeline");
+    assert_eq!(
+        (data.timeline, data.log.len()),
+        (1, 3),
+        "a restart in place stays on its timeline"
+    );
 }
 
 #[test]
@@ -76,6 +83,7 @@ fn a_commit_waits_for_the_standby_that_is_named_and_not_without_a_name() {
     server.sync_setting = "n2".to_owned();
     assert!(server.commit_may_return(5, &names()), "written, and not read yet");
     server.reload();
+    server.reload_checkpointer(1);
     assert!(!server.commit_may_return(5, &names()));
     if let Some(run) = &mut server.run {
         run.senders.insert(1, Sender { flushed: 6 });
@@ -89,4 +97,27 @@ fn what_is_replaced_is_kept_aside() {
     server.gone();
     server.replace_data(Data::made(7, 500));
     assert!(server.aside.iter().any(|old| old.holds(2)));
+}
+
+#[test]
+fn commits_wait_once_the_checkpointer_has_read_the_setting_too() {
+    let mut server = primary();
+    let reload = |server: &mut Server, setting: &str| {
+        server.sync_setting = setting.to_owned();
+        server.reload()
+    };
+    let seen = |server: &Server| {
+        let taken_over = server.run.as_ref().is_some_and(Run::has_taken_over);
+        (server.commit_may_return(1, &names()), taken_over)
+    };
+    assert!(reload(&mut server, "n2"));
+    assert_eq!(seen(&server), (true, false));
+    server.reload_checkpointer(9);
+    assert_eq!(seen(&server), (true, false), "it is another postmaster's");
+    server.reload_checkpointer(1);
+    assert_eq!(seen(&server), (false, true));
+    assert!(!reload(&mut server, "ANY 1 (n2,n3)"), "they wait already");
+    assert_eq!(seen(&server), (false, true));
+    assert!(!reload(&mut server, ""));
+    assert_eq!(seen(&server), (true, true));
 }

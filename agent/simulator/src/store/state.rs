@@ -95,9 +95,7 @@ impl State {
         match compare {
             Compare::Absent(key) => entry(key).is_none(),
             Compare::Value(key, value) => entry(key).is_some_and(|entry| entry.value == *value),
-            Compare::CreateRevision(key, revision) => {
-                entry(key).map_or(0, |entry| entry.create_revision) == *revision
-            }
+            Compare::CreateRevision(key, revision) => entry(key).map_or(0, |entry| entry.create_revision) == *revision,
             Compare::ModRevision(key, revision) => entry(key).map_or(0, |entry| entry.mod_revision) == *revision,
             // Of a key that is not there etcd compares the values of an empty one.
             Compare::Lease(key, lease) => entry(key).map_or(0, |entry| entry.lease) == *lease,

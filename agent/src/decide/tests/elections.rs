@@ -53,6 +53,22 @@ fn an_election_asks_the_others_and_goes_to_the_one_that_is_furthest() {
 }
 
 #[test]
+fn at_the_start_of_a_whole_cluster_who_comes_up_is_waited_for_as_long_as_a_lease() {
+    let free = seen(LeaseSeen::Free);
+    let starting = Memory {
+        last_leader: None,
+        ..polled(vec![peer("n2", None)])
+    };
+    assert_eq!(reason(&free, &starting), Reason::ComingUp(name("n2")));
+    let long_ago = NOW - free.view.timing().ttl() - Duration::from_secs(1);
+    let patient = Memory {
+        free_since: Some(long_ago),
+        ..starting
+    };
+    assert_eq!(step(&free, &patient), Some(Step::Bid(guards(&free.view))));
+}
+
+#[test]
 fn a_poll_from_before_the_vacancy_or_too_old_is_asked_again() {
     let free = seen(LeaseSeen::Free);
     let mut old = polled(vec![]);
@@ -245,12 +261,122 @@ fn after_a_pause_the_last_leader_has_one_ttl_unless_it_stopped() {
         ..polled(vec![])
     };
     let free = seen(LeaseSeen::Free);
-    assert_eq!(reason(&free, &memory), Reason::JustResumed(name("n2")));
+    assert_eq!(reason(&free, &memory), Reason::JustResumed(Some(name("n2"))));
     let stopped = with_view(free, |view| {
         let leader = view.members.get_mut(&name("n2")).expect("n2 is a member");
         leader.record.state = PgState::Stopped;
     });
     assert_eq!(reason(&stopped, &memory), Reason::Bidding);
+}
+
+#[test]
+fn after_a_pause_a_leader_that_nobody_here_has_seen_has_one_ttl_too() {
+    let memory = Memory {
+        last_leader: None,
+        resumed_at: Some(NOW),
+        ..polled(vec![])
+    };
+    assert_eq!(reason(&seen(LeaseSeen::Free), &memory), Reason::JustResumed(None));
+    let own = Memory {
+        last_leader: Some(name("n1")),
+        ..memory
+    };
+    assert_eq!(
+        reason(&seen(LeaseSeen::Free), &own),
+        Reason::Bidding,
+        "it is this member itself"
+    );
+}
+
+#[test]
+fn a_vouch_for_a_holding_that_ended_in_order_is_not_waited_for() {
+    let memory = Memory {
+        began_at: Some(NOW),
+        last_epoch: Some(epoch("n2")),
+        ..polled(vec![])
+    };
+    let just_begun = Observation {
+        last_held: None,
+        ..seen(LeaseSeen::Free)
+    };
+    let free = with_view(just_begun, |view| {
+        let config = json!({"failsafe_mode": true}).as_object().cloned().unwrap_or_default();
+        view.config.value = Some(DynamicConfig::new(config));
+        view.failsafe = ["n1", "n2", "n3"].map(|name| (name.to_owned(), String::new())).into();
+    });
+    let says = |role, state, mod_revision| {
+        with_view(free.clone(), |view| {
+            let leader = view.members.get_mut(&name("n2")).expect("n2 is a member");
+            (leader.record.role, leader.record.state) = (role, state);
+            leader.mod_revision = mod_revision;
+        })
+    };
+    let held = epoch("n2").create_revision;
+    for (said, expected) in [
+        (says(Role::Primary, PgState::Running, held + 1), Reason::MayHaveVouched),
+        (says(Role::Demoted, PgState::Running, held + 1), Reason::MayHaveVouched),
+        (says(Role::Demoted, PgState::Crashed, held + 1), Reason::MayHaveVouched),
+        (says(Role::Demoted, PgState::Stopped, held + 1), Reason::Bidding),
+        (says(Role::Replica, PgState::Running, held + 1), Reason::Bidding),
+        // It said so before it led.
+        (says(Role::Replica, PgState::Running, held - 1), Reason::MayHaveVouched),
+        (says(Role::Replica, PgState::Stopped, held - 1), Reason::MayHaveVouched),
+    ] {
+        assert_eq!(reason(&said, &memory), expected);
+    }
+    let gone = with_view(free, |view| {
+        view.members.remove(&name("n2"));
+    });
+    assert_eq!(reason(&gone, &memory), Reason::MayHaveVouched);
+}
+
+#[test]
+fn a_member_without_a_key_is_waited_for_only_so_long() {
+    let alone = with_view(seen(LeaseSeen::Free), |view| {
+        view.members.retain(|name, _| name.as_str() == "n1");
+    });
+    let ahead = polled(vec![peer("n2", Some(140))]);
+    assert!(matches!(reason(&alone, &ahead), Reason::Behind { .. }));
+    let later = NOW + alone.view.timing().ttl() + Duration::from_secs(1);
+    let mut memory = polled(vec![peer("n2", Some(140))]);
+    memory.poll = memory.poll.map(|poll| Poll {
+        asked_at: later,
+        answered_at: later,
+        ..poll
+    });
+    assert_eq!(decide(&alone, &memory, later).reason, Reason::Bidding);
+    let mut alive = memory.clone();
+    let primary = Peer {
+        primary: true,
+        ..peer("n2", Some(40))
+    };
+    alive.poll = alive.poll.map(|poll| Poll {
+        peers: vec![primary],
+        ..poll
+    });
+    assert_eq!(decide(&alone, &alive, later).reason, Reason::PrimaryAlive(name("n2")));
+    let with_key = seen(LeaseSeen::Free);
+    assert!(matches!(
+        decide(&with_key, &memory, later).reason,
+        Reason::Behind { .. }
+    ));
+}
+
+#[test]
+fn an_operators_failover_overrules_the_synchronous_set_and_a_switchover_does_not() {
+    for (leader, expected) in [(None, Reason::Bidding), (Some("n2"), Reason::NotSynchronous)] {
+        let mut seen = with_view(seen(LeaseSeen::Free), |view| {
+            view.sync.value = serde_json::from_str(r#"{"leader":"n2","quorum":0,"sync_standby":"n3"}"#).expect("JSON");
+            view.failover = request(leader, Some("n1"));
+        });
+        seen.sync.settings = SyncSettings::of(&DynamicConfig::parse(r#"{"synchronous_mode":true}"#));
+        assert_eq!(reason(&seen, &polled(vec![])), expected);
+        let left_out = with_view(seen, |view| {
+            view.failsafe = [("n2".to_owned(), String::new())].into();
+            view.config.value = Some(DynamicConfig::parse(r#"{"failsafe_mode":true}"#));
+        });
+        assert_eq!(reason(&left_out, &polled(vec![])), Reason::NotInFailsafe);
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::jobs::Outcome;
+use crate::sync::{Sender, StandbyName, SyncRank, SyncSettings};
 
 /// A leader with a request to hand over to n2, and what it remembers.
 struct Leader {
@@ -101,9 +102,11 @@ fn the_key_is_given_up_only_when_the_candidate_has_everything() {
 fn a_candidate_that_does_not_confirm_leaves_the_leader_leading() {
     let mut leader = Leader::confirming();
     leader.ended(JobKind::Confirm, Ok(Outcome::Confirmed(None)));
+    assert_eq!(leader.turn(), Some(Step::StartPrimary), "clients wait for it");
+    leader.seen.postgres = primary();
+    leader.ended(JobKind::StartPrimary, Ok(Outcome::Done));
     assert_eq!(leader.turn(), Some(Step::ClearRequest));
-    Arc::make_mut(&mut leader.seen.view).failover = request(None, None);
-    assert_eq!(leader.turn(), Some(Step::StartPrimary));
+    assert_eq!(leader.memory.handover, None);
 }
 
 #[test]
@@ -144,6 +147,71 @@ fn a_leader_that_is_told_to_stop_gives_the_key_up_whoever_confirms() {
     assert!(matches!(leader.turn(), Some(Step::HandTo { successor: None, .. })));
     leader.seen.lease = LeaseSeen::Free;
     assert!(matches!(leader.turn(), Some(Step::Leave { code: 0, .. })));
+}
+
+fn sender(standby: &str) -> Sender {
+    let position = Some(Lsn(100));
+    Sender {
+        application_name: StandbyName::from(&name(standby)),
+        pid: 1,
+        state: "streaming".to_owned(),
+        sync_state: SyncRank::Sync,
+        sent: position,
+        write: position,
+        flush: position,
+        replay: position,
+        stale: false,
+    }
+}
+
+#[test]
+fn the_successor_of_a_synchronous_leader_is_of_its_set() {
+    let mut leader = Leader::told_to_stop();
+    let config = DynamicConfig::parse(r#"{"synchronous_mode":true}"#);
+    leader.seen.sync.settings = SyncSettings::of(&config);
+    let view = Arc::make_mut(&mut leader.seen.view);
+    view.config.value = Some(config);
+    view.sync.value = serde_json::from_str(r#"{"leader":"n1","quorum":0,"sync_standby":"n3"}"#).expect("JSON");
+    leader.seen.sync.senders = vec![sender("n3")];
+    leader.turn();
+    assert_eq!(leader.turn(), Some(Step::Stop));
+    leader.stopped(ControlState::ShutDown);
+    let Some(Step::Confirm { members, .. }) = leader.turn() else {
+        panic!("the others are asked")
+    };
+    assert_eq!(members, [name("n3")]);
+}
+
+/// In the moment after its promotion the record names nobody beside it: whoever is left could not lead.
+#[test]
+fn a_synchronous_leader_that_stops_serves_until_somebody_may_follow_or_two_periods_are_over() {
+    for mode in [r#"{"synchronous_mode":true}"#, r#"{"synchronous_mode":"quorum"}"#] {
+        let mut leader = Leader::told_to_stop();
+        let config = DynamicConfig::parse(mode);
+        leader.seen.sync.settings = SyncSettings::of(&config);
+        let view = Arc::make_mut(&mut leader.seen.view);
+        view.config.value = Some(config);
+        view.sync.value = serde_json::from_str(r#"{"leader":"n1","quorum":0,"sync_standby":""}"#).expect("JSON");
+        leader.memory.stopping_since = Some(NOW);
+        let decide_after = |leader: &Leader, periods: u32| {
+            let wait = periods * leader.seen.view.timing().loop_wait();
+            decide(&leader.seen, &leader.memory, NOW + wait)
+        };
+        assert_eq!(decide_after(&leader, 1).reason, Reason::NobodyMayFollowYet, "{mode}");
+        let over = decide_after(&leader, 2).step;
+        assert!(matches!(over, Some(Step::BeginHandover { .. })), "{mode}: {over:?}");
+        leader.seen.sync.senders = vec![sender("n2")];
+        let found = decide_after(&leader, 1).step;
+        assert!(
+            matches!(found, Some(Step::Sync(_))),
+            "{mode}: it is to be listed: {found:?}"
+        );
+        leader.seen.sync.senders.clear();
+        let view = Arc::make_mut(&mut leader.seen.view);
+        view.members.retain(|name, _| name.as_str() == "n1");
+        let alone = decide_after(&leader, 1).step;
+        assert!(matches!(alone, Some(Step::BeginHandover { .. })), "{mode}: {alone:?}");
+    }
 }
 
 #[test]

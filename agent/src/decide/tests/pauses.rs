@@ -10,7 +10,7 @@ fn paused(seen: Observation) -> Observation {
     });
     Observation {
         fence_paused: true,
-        lease_paused: true,
+        lease_paused: Some(true),
         ..paused
     }
 }
@@ -20,7 +20,7 @@ fn the_fence_is_paused_with_the_cluster_and_resumed_with_it() {
     let memory = Memory::default();
     let begins = Observation {
         fence_paused: false,
-        lease_paused: false,
+        lease_paused: Some(false),
         ..paused(seen(LeaseSeen::Theirs(epoch("n2"))))
     };
     assert_eq!(step(&begins, &memory), Some(Step::PauseFence));
@@ -31,7 +31,7 @@ fn the_fence_is_paused_with_the_cluster_and_resumed_with_it() {
     assert_eq!(step(&unsure, &memory), None, "the configuration may be old");
     let ends = Observation {
         fence_paused: true,
-        lease_paused: true,
+        lease_paused: Some(true),
         ..seen(LeaseSeen::Theirs(epoch("n2")))
     };
     assert_eq!(step(&ends, &memory), Some(Step::ResumeFence));

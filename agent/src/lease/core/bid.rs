@@ -24,7 +24,10 @@ impl LeaseCore {
     pub(super) fn is_bidding(&self) -> bool {
         let under_way = matches!(
             self.flow,
-            Flow::Bidding { .. } | Flow::KeepingAlive { bid: Some(_), .. } | Flow::Rebinding { .. }
+            Flow::Bidding { .. }
+                | Flow::KeepingAlive { bid: Some(_), .. }
+                | Flow::Rebinding { .. }
+                | Flow::Rewinning { .. }
         );
         under_way || self.unclear || self.waiting_bid.is_some() || self.waiting_rebind.is_some()
     }

@@ -70,6 +70,12 @@ pub(super) struct Round {
 }
 
 impl Failsafe {
+    /// The list and the questions of one holding say nothing of the next.
+    pub(super) fn forget(&mut self) {
+        self.list = None;
+        self.round = None;
+    }
+
     /// For whom this member has vouched, while that lasts.
     pub(super) fn vouched(&self, now: Boottime) -> Option<Vouched> {
         self.given.clone().filter(|given| now < given.until)
@@ -90,7 +96,7 @@ impl LeaseCore {
         let held = self.state.holding.as_ref()?;
         held.deadline?;
         self.failsafe.list.as_ref()?;
-        if self.state.paused {
+        if self.state.paused != Some(false) {
             return None;
         }
         let (asked_at, lasts) = self.proof;
@@ -211,11 +217,45 @@ impl LeaseCore {
             .map_or(now + lasts, |given| given.until.max(now + lasts));
         let given = Vouched {
             leader: leader.clone(),
+            create_revision: None,
             until,
         };
         self.failsafe.given = Some(given.clone());
         self.state.vouched = Some(given);
         Ok(lasts)
+    }
+
+    /// As [`Self::vouch`], for a leader that says by which of its holdings it asks.
+    ///
+    /// # Errors
+    /// As for [`Self::vouch`].
+    pub fn vouch_for(
+        &mut self,
+        now: Boottime,
+        leader: &MemberName,
+        create_revision: Option<i64>,
+        lasts: Duration,
+        seen: &KeySeen,
+    ) -> Result<Duration, VouchRefusal> {
+        let before = self.failsafe.vouched(now);
+        let lasts = self.vouch(now, leader, lasts, seen)?;
+        if let Some(given) = &mut self.failsafe.given {
+            // A question may have been long on its way: of two holdings nobody knows which is the later one, and the vouch
+            // is owed to either.
+            let same = before.is_none_or(|before| before.create_revision == create_revision);
+            given.create_revision = create_revision.filter(|_| same);
+            self.state.vouched = Some(given.clone());
+        }
+        Ok(lasts)
+    }
+
+    /// A leader has given a holding up, and PostgreSQL has ended there. A vouch for another of its holdings stands.
+    pub fn withdraw(&mut self, holding: &Epoch) {
+        let for_it =
+            |given: &Vouched| given.leader == holding.holder && given.create_revision == Some(holding.create_revision);
+        if self.failsafe.given.as_ref().is_some_and(for_it) {
+            (self.failsafe.given, self.state.vouched) = (None, None);
+        }
     }
 
     /// Whether a request to etcd is under way, for those who drive this by hand.

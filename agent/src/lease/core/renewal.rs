@@ -8,7 +8,7 @@ use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::etcd::{Compare, Op, StoreError, Txn};
 use pgherd_cluster::key::Key;
 use pgherd_cluster::timing::LeaseTiming;
-use pgherd_cluster::view::Epoch;
+use pgherd_cluster::view::{Entry, Epoch};
 
 use super::{Answer, Ask, BidGuards, Flow, Held, LeaseCore, Output, Proof, SENT_MAX, term_of};
 
@@ -140,6 +140,7 @@ impl LeaseCore {
             Err(error) => return self.trouble(now, error),
         };
         self.in_touch(asked_at);
+        self.key_revision = entry.as_ref().map_or(0, |entry| entry.mod_revision);
         let ours = entry
             .as_ref()
             .filter(|entry| entry.value == self.name.as_str() && Some(entry.lease) == self.state.lease);
@@ -161,7 +162,9 @@ impl LeaseCore {
             // Ours on our lease, and created by nobody else's hand: a winning anew of which only the answer was lost.
             held.epoch.create_revision = create_revision;
         }
-        if proven || won_anew.is_some() {
+        if (proven || won_anew.is_some()) && self.move_unclear {
+            self.undo_move();
+        } else if proven || won_anew.is_some() {
             self.prove(asked_at);
             self.renewed(now, asked_at);
             self.move_if_retimed(now);
@@ -193,6 +196,7 @@ impl LeaseCore {
     }
 
     pub(super) fn hold(&mut self, epoch: Epoch) {
+        self.failsafe.forget();
         self.state.holding = Some(Held {
             term: term_of(&epoch),
             epoch,
@@ -213,9 +217,10 @@ impl LeaseCore {
         let deadline = asked_at + lasts;
         let Some(held) = &self.state.holding else { return };
         let term = held.term;
-        if self.state.paused {
-            self.publish(deadline, proof, asked_at);
-            return;
+        match self.state.paused {
+            None => return,
+            Some(true) => return self.publish(deadline, proof, asked_at),
+            Some(false) => {}
         }
         if self.sent.len() == SENT_MAX {
             return;
@@ -228,6 +233,19 @@ impl LeaseCore {
             deadline,
             margin: self.timing.margin(),
         });
+    }
+
+    /// At the end of a pause the keeper gets the deadline that was kept from it; until it confirms, it counts no more.
+    pub(super) fn hand_on_deadline(&mut self, now: Boottime) {
+        if self.state.paused != Some(false) {
+            return;
+        }
+        let Some(held) = &mut self.state.holding else { return };
+        let (kept, proof) = (held.deadline.take(), held.proof);
+        if kept.is_some_and(|deadline| now < deadline) {
+            let (asked_at, lasts) = self.proof;
+            self.give_deadline(asked_at, lasts, proof);
+        }
     }
 
     pub(super) fn armed(&mut self, now: Boottime, term: u64, deadline: Boottime) {
@@ -262,7 +280,7 @@ impl LeaseCore {
     /// same create revision. Until then, and if it fails, the old one stays in use.
     fn move_if_retimed(&mut self, now: Boottime) {
         let ttl = self.timing.ttl();
-        if self.state.lease.is_none() || self.state.lease_ttl == ttl || self.flow != Flow::Idle {
+        if self.state.lease.is_none() || self.state.lease_ttl == ttl || self.flow != Flow::Idle || !self.timing_known {
             return;
         }
         if self.state.holding.is_none() {
@@ -285,22 +303,61 @@ impl LeaseCore {
             .when(Compare::Value(key(), self.name.to_string()))
             .when(Compare::CreateRevision(key(), held.epoch.create_revision))
             .when(Compare::Lease(key(), old))
+            .when(Compare::ModRevision(key(), self.key_revision))
             .then(Op::Put {
                 key: key(),
                 value: self.name.to_string(),
                 lease: new,
-            });
+            })
+            .then(Op::Get(key()))
+            .otherwise(Op::Get(key()));
+        self.move_unclear = true;
         self.ask(Flow::Moving { new, ttl }, Ask::Txn(txn));
     }
 
-    /// If only the answer was lost, the next renewal finds the key on another lease and ends the holding: rare, and the
-    /// safe side.
-    pub(super) fn moved(&mut self, new: i64, ttl: Duration, answer: &Result<Answer, StoreError>) {
-        if let Ok(Answer::Txn(outcome)) = answer
-            && outcome.succeeded
-        {
+    /// If only the answer was lost and the move was done, the next renewal finds the key on another lease and ends the
+    /// holding: rare, and the safe side. If it was not done, it may still be on its way, and the key would go over to a
+    /// lease that nobody renews: it is undone before the next proof.
+    pub(super) fn moved(&mut self, now: Boottime, new: i64, ttl: Duration, answer: Result<Answer, StoreError>) {
+        let Ok(Answer::Txn(outcome)) = answer else { return };
+        self.move_unclear = false;
+        let on_new = |entry: &Entry| entry.value == self.name.as_str() && entry.lease == new;
+        if outcome.read.iter().any(on_new) {
             self.state.lease = Some(new);
             self.state.lease_ttl = ttl;
+        }
+        self.next_at = now;
+    }
+
+    /// Writes the key once more where it is: what compares its revision of before is done no more.
+    fn undo_move(&mut self) {
+        let (Some(held), Some(lease)) = (&self.state.holding, self.state.lease) else {
+            return;
+        };
+        let key = || self.keys.of(&Key::Leader);
+        let txn = Txn::new()
+            .when(Compare::Value(key(), self.name.to_string()))
+            .when(Compare::CreateRevision(key(), held.epoch.create_revision))
+            .when(Compare::Lease(key(), lease))
+            .then(Op::Put {
+                key: key(),
+                value: self.name.to_string(),
+                lease,
+            })
+            .then(Op::Get(key()))
+            .otherwise(Op::Get(key()));
+        self.ask(Flow::Unmoving { lease }, Ask::Txn(txn));
+    }
+
+    pub(super) fn unmoved(&mut self, now: Boottime, lease: i64, answer: Result<Answer, StoreError>) {
+        match answer {
+            Ok(Answer::Txn(outcome)) => {
+                let stays = |entry: &Entry| entry.value == self.name.as_str() && entry.lease == lease;
+                self.move_unclear &= !outcome.read.iter().any(stays);
+                self.next_at = now;
+            }
+            Ok(_) => self.trouble(now, unexpected()),
+            Err(error) => self.trouble(now, error),
         }
     }
 }

@@ -16,7 +16,14 @@ fn at(millis: u64) -> Boottime {
 
 fn core() -> LeaseCore {
     let keys = Keys::new("service", &Scope::new("c").expect("a plain name"));
-    LeaseCore::new(name("n1"), keys, LeaseTiming::DEFAULT, &Resumed::default())
+    let mut core = LeaseCore::new(name("n1"), keys, LeaseTiming::DEFAULT, &Resumed::default());
+    // A word about the pause, so that deadlines are given; what that sets off is dropped.
+    let _ = core.handle(at(0), Input::Pause(false));
+    LeaseCore {
+        flow: Flow::Idle,
+        next_at: at(0),
+        ..core
+    }
 }
 
 fn key(value: &str, lease: i64, create_revision: i64) -> Entry {
@@ -186,6 +193,59 @@ fn a_keeper_that_confirms_nothing_gets_the_lease_expired() {
     assert_eq!(asked(&out).1, Ask::Grant { ttl: TTL });
 }
 
+/// The keeper may still let PostgreSQL write by a deadline of the agent before this one.
+#[test]
+fn a_resumed_lease_gives_way_to_a_shorter_one_only_after_the_deadline_that_the_keeper_has() {
+    let long = Duration::from_secs(30);
+    let resumed = Resumed {
+        lease: Some(7),
+        lease_ttl: long,
+        epoch: Some(Epoch {
+            holder: name("n1"),
+            create_revision: 9,
+        }),
+        armed_until: Some(at(0) + long),
+        ..Resumed::default()
+    };
+    let keys = Keys::new("/service", &Scope::new("c").expect("a plain name"));
+    let mut core = LeaseCore::new(name("n1"), keys, LeaseTiming::DEFAULT, &resumed);
+    let _ = core.handle(at(0), Input::Pause(false));
+    (core.flow, core.next_at) = (Flow::Idle, at(0));
+    let moves = |core: &mut LeaseCore, now: Boottime| {
+        let out = core.handle(now, Input::Tick);
+        let out = answer(core, now, &out, Ok(Answer::KeptAlive));
+        let out = answer(core, now, &out, Ok(Answer::Leader(Some(key("n1", 7, 9)))));
+        confirm(core, now, now + TTL);
+        out.iter().any(|output| {
+            matches!(
+                output,
+                Output::Ask {
+                    ask: Ask::Grant { .. },
+                    ..
+                }
+            )
+        })
+    };
+    assert!(
+        !moves(&mut core, at(200)),
+        "whether these are the cluster's times nobody knows"
+    );
+    let _ = core.handle(at(300), Input::Retime(LeaseTiming::DEFAULT));
+    assert!(!moves(&mut core, at(3000)), "the deadline of before reaches further");
+    assert!(moves(&mut core, at(26_000)));
+}
+
+#[test]
+fn a_lease_that_is_forsaken_is_not_renewed_and_the_next_one_carries_no_key() {
+    let mut core = leader();
+    let out = core.handle(at(1000), Input::Forsake { lease: None });
+    assert!(matches!(out.first(), Some(Output::End { .. })), "{out:?}");
+    let (_, ask) = asked(&out);
+    assert!(matches!(ask, Ask::Grant { .. }), "{ask:?}");
+    let _ = answer(&mut core, at(1010), &out, Ok(Answer::Granted(78)));
+    assert_eq!((core.state().lease, &core.state().holding), (Some(78), &None));
+}
+
 #[test]
 fn an_unclear_bid_is_found_again_and_vouches_for_nobody_meanwhile() {
     let mut core = with_lease();
@@ -226,6 +286,40 @@ fn a_vouch_and_a_bid_exclude_each_other() {
     assert!(matches!(refused, Err(VouchRefusal::OtherHolder(_))));
     let refused = leader().vouch(at(400), &name("n2"), TTL, &KeySeen::Free);
     assert_eq!(refused, Err(VouchRefusal::Holds));
+}
+
+#[test]
+fn a_vouch_ends_with_the_holding_that_it_was_for_and_with_no_other() {
+    let holding = |create_revision| Epoch {
+        holder: name("n2"),
+        create_revision,
+    };
+    let vouched_for = |asked: &[Option<i64>]| {
+        let mut core = with_lease();
+        for by in asked {
+            let given = core.vouch_for(at(100), &name("n2"), *by, TTL, &KeySeen::Unknown);
+            assert_eq!(given, Ok(TTL));
+        }
+        core
+    };
+    for (asked, ended, stands) in [
+        (&[Some(9)][..], 9, false),
+        (&[Some(9)], 8, true),
+        (&[None], 9, true),
+        (&[Some(9), Some(9)], 9, false),
+        (&[Some(9), Some(12)], 9, true),
+        (&[Some(12), Some(9)], 9, true),
+    ] {
+        let mut core = vouched_for(asked);
+        core.withdraw(&holding(ended));
+        assert_eq!(core.state().vouched.is_some(), stands, "{asked:?}, {ended}");
+    }
+    let mut core = vouched_for(&[Some(9)]);
+    core.withdraw(&Epoch {
+        holder: name("n3"),
+        create_revision: 9,
+    });
+    assert!(core.state().vouched.is_some());
 }
 
 fn vouchers() -> Vec<Voucher> {

@@ -98,7 +98,7 @@ fn a_cluster_without_a_known_leader_is_unlocked() {
 
 #[test]
 fn tags_that_say_no_are_left_out_unless_they_mean_something() {
-    let tags = |value: Value| Value::Object(effective_tags(value.as_object().expect("an object")));
+    let tags = |value: Value| Value::Object(published_tags(value.as_object().expect("an object")));
     assert_eq!(
         tags(json!({"clonefrom": false, "nofailover": false, "nosync": false, "mine": false})),
         json!({"mine": false})

@@ -1,14 +1,12 @@
 //! What was asked for, and whether the cluster allows it. Pure.
 
-use jiff::civil::DateTime;
-use jiff::fmt::temporal::Pieces;
-use jiff::tz::TimeZone;
-use jiff::{Timestamp, Zoned};
+use jiff::Timestamp;
 use pgherd_cluster::name::MemberName;
 use pgherd_cluster::view::{Member, View};
 use serde_json::{Map, Value};
 
 use super::super::facts::{SyncMode, sync_mode};
+use super::super::schedule::{self, Refusal};
 
 pub(super) const LEADER_DIFFERS: &str = "leader name does not match";
 
@@ -51,22 +49,6 @@ impl Action {
     }
 }
 
-/// Why not, for the one who asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::rest) struct Refusal {
-    pub(super) code: u16,
-    pub(super) text: String,
-}
-
-impl Refusal {
-    pub(super) fn new(code: u16, text: impl Into<String>) -> Self {
-        Self {
-            code,
-            text: text.into(),
-        }
-    }
-}
-
 /// A request that makes sense in itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Order {
@@ -103,7 +85,7 @@ impl Order {
             Some(Value::String(text)) if text.is_empty() => None,
             Some(_) if asked == Action::Failover => return bad("Failover can't be scheduled"),
             Some(_) if paused => return bad("Can't schedule switchover in the paused state"),
-            Some(value) => Some(parse_schedule(value.as_str().unwrap_or_default(), now)?),
+            Some(value) => Some(schedule::parse(value.as_str().unwrap_or_default(), "switchover", now)?.1),
         };
         if paused && candidate.is_none() {
             return bad("Switchover is possible only to a specific candidate in a paused state");
@@ -156,34 +138,6 @@ impl Order {
     pub(super) fn impossible(&self, why: &str) -> Refusal {
         Refusal::new(412, format!("{} is not possible: {why}", self.action.as_str()))
     }
-}
-
-/// A time in the future, with its offset, as ISO 8601.
-fn parse_schedule(text: &str, now: Timestamp) -> Result<String, Refusal> {
-    let garbage = || {
-        let text = "Unable to parse scheduled timestamp. It should be in an unambiguous format, e.g. ISO 8601";
-        Refusal::new(422, text)
-    };
-    let pieces = Pieces::parse(text.trim()).map_err(|_| garbage())?;
-    let Some(offset) = pieces.to_numeric_offset() else {
-        let text = "Timezone information is mandatory for the scheduled switchover";
-        return Err(Refusal::new(400, text));
-    };
-    let civil = DateTime::from_parts(pieces.date(), pieces.time().unwrap_or_default());
-    let at = civil.to_zoned(TimeZone::fixed(offset)).map_err(|_| garbage())?;
-    if at.timestamp() < now {
-        return Err(Refusal::new(422, "Cannot schedule switchover in the past"));
-    }
-    Ok(iso(&at))
-}
-
-/// As Python writes it: microseconds only when there are any.
-fn iso(at: &Zoned) -> String {
-    let format = match at.subsec_nanosecond() / 1000 {
-        0 => "%Y-%m-%dT%H:%M:%S%:z",
-        _ => "%Y-%m-%dT%H:%M:%S.%6f%:z",
-    };
-    at.strftime(format).to_string()
 }
 
 #[cfg(test)]
@@ -270,27 +224,6 @@ mod tests {
         let body = object(json!({"leader": "node1", "candidate": "node2"}));
         let order = Order::parse(Action::Failover, &body, false, now()).expect("a whole order");
         assert_eq!(order.action, Action::Switchover);
-    }
-
-    #[test]
-    fn a_schedule_keeps_its_offset() {
-        let stored = |text: &str| parse_schedule(text, now());
-        assert_eq!(
-            stored("2040-01-01T00:00:00+00:00").as_deref(),
-            Ok("2040-01-01T00:00:00+00:00")
-        );
-        assert_eq!(
-            stored("2040-01-01T00:00:00Z").as_deref(),
-            Ok("2040-01-01T00:00:00+00:00")
-        );
-        assert_eq!(
-            stored("2040-01-01 12:30+02:00").as_deref(),
-            Ok("2040-01-01T12:30:00+02:00")
-        );
-        assert_eq!(
-            stored("2040-01-01T00:00:00.25-0330").as_deref(),
-            Ok("2040-01-01T00:00:00.250000-03:30")
-        );
     }
 
     #[test]

@@ -14,6 +14,10 @@ async fn bad_bodies_are_refused() {
         let answer = http_post(&served, "/switchover", body).await;
         assert_eq!(answer, code, "{}", body.len());
     }
+    // A restart needs no body; there is no agent behind this interface.
+    for (body, code) in [("", 503), ("{}", 503), ("null", 503), ("[1]", 400), ("{", 400)] {
+        assert_eq!(http_post(&served, "/restart", body).await, code, "{body:?}");
+    }
 }
 
 /// Only the code: a server that refuses a long body may close before all of it was sent.

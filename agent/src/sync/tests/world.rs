@@ -182,9 +182,14 @@ impl World {
     /// Whether the rules let `member` win: whoever would stand in its way happens to be out of reach.
     pub(super) fn may_win(&self, member: usize) -> bool {
         let me = name(NAMES[member]);
-        let rank = |member: usize| (self.timelines[member].last(), self.logs[member].len());
+        // An older timeline is no reason to overlook a longer log: it may have been acknowledged since, where the voter
+        // follows a leader whose own timeline it has not reached yet.
+        let ahead = |voter: usize| {
+            self.timelines[voter].last() > self.timelines[member].last()
+                || self.logs[voter].len() > self.logs[member].len()
+        };
         let votes: NameSet = (0..self.size())
-            .filter(|voter| *voter != member && rank(*voter) <= rank(member))
+            .filter(|voter| *voter != member && !ahead(*voter))
             .map(|voter| StandbyName::from(NAMES[voter]))
             .collect();
         may_run(self.settings.mode, &self.state, &me) && quorum_reached(&self.state, &me, &votes)
