@@ -52,10 +52,19 @@ pub struct LeaseState {
 pub struct Vouched {
     /// For whom.
     pub leader: MemberName,
-    /// By which of its holdings it asked: the create revision, if it said so.
-    pub create_revision: Option<i64>,
+    /// By which of its holdings it asked.
+    pub holding: AskedBy,
     /// Until when this member does not bid.
     pub until: Boottime,
+}
+
+/// What a leader that asks for a vouch says of its holding. One of Patroni's says nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AskedBy {
+    /// The create revision of the leader key.
+    pub create_revision: Option<i64>,
+    /// The lease that the key is bound to.
+    pub lease: Option<i64>,
 }
 
 /// What a deadline rests on.
@@ -137,16 +146,11 @@ impl Vouches {
     ///
     /// # Errors
     /// See [`VouchRefusal`]; a thread that is gone counts as one that seeks.
-    pub async fn vouch(
-        &self,
-        leader: MemberName,
-        create_revision: Option<i64>,
-        lasts: Duration,
-    ) -> Result<Duration, VouchRefusal> {
+    pub async fn vouch(&self, leader: MemberName, holding: AskedBy, lasts: Duration) -> Result<Duration, VouchRefusal> {
         let (done, answer) = oneshot::channel();
         let command = Command::Vouch {
             leader,
-            create_revision,
+            holding,
             lasts,
             done,
         };
@@ -156,8 +160,9 @@ impl Vouches {
     }
 
     /// Takes a vouch back: its leader has given up this holding, after PostgreSQL had ended. A vouch for a later one stands.
-    pub async fn withdraw(&self, holding: Epoch) {
-        let _ = self.0.send(Command::Withdraw { holding }).await;
+    /// Whose word alone says so names the `lease` that it held; nothing when etcd has confirmed it.
+    pub async fn withdraw(&self, holding: Epoch, lease: Option<i64>) {
+        let _ = self.0.send(Command::Withdraw { holding, lease }).await;
     }
 }
 

@@ -203,7 +203,7 @@ fn agent(named: Option<PathBuf>) -> Result<(), Failure> {
     };
     config.postgresql.bin_dir = Some(programs::find(&search).map_err(|missing| Failure::Unavailable(missing.finding))?);
     let runtime = runtime(Builder::new_multi_thread().worker_threads(AGENT_WORKERS).enable_all())?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let mut tasks = JoinSet::new();
         tasks.spawn(tell_refusal(cluster));
         match pgherd_agent::run(config, link).await {
@@ -211,7 +211,10 @@ fn agent(named: Option<PathBuf>) -> Result<(), Failure> {
             Ok(code) => Err(Failure::Ended(code)),
             Err(error) => Err(agent_failure(error)),
         }
-    })
+    });
+    // Not waited for: what still runs may hang in a write to a disk that does not answer.
+    runtime.shutdown_background();
+    ended
 }
 
 /// Says once by which key etcd refuses us. The agent goes on: what it keeps running must not fall with a password.

@@ -360,8 +360,10 @@ async fn a_leader_that_loses_etcd_and_a_voucher_is_followed_within_a_lease_and_a
     report.ensure_lost_only_within(ON_THEIR_WAY)?;
     ensure!(next.name() == heir.name());
     let said = std::fs::read_to_string(heir.log_file())?;
+    // On a busy machine the key may have expired by then.
+    let asked = ["on behalf of its holder", "its key is gone already"];
     ensure!(
-        said.contains("on behalf of its holder"),
+        asked.iter().any(|sign| said.contains(sign)),
         "{heir:?} was not asked to delete the key"
     );
     // A ttl of five seconds, and what an election and a promotion take on a busy machine.

@@ -3,12 +3,14 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use pgherd_agent::lease::AskedBy;
 use pgherd_agent::lease::core::{Answer, Ask, Input, KeySeen, Output, Voucher};
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::etcd::{Compare, StoreError, Txn, TxnOutcome};
 use pgherd_cluster::key::Key;
+use pgherd_cluster::name::MemberName;
 use pgherd_cluster::record::MemberRecord;
-use pgherd_cluster::view::Entry;
+use pgherd_cluster::view::{Entry, Epoch};
 use pgherd_keeper::fence::Armed;
 
 use crate::executor::{Owner, Slot, Topic};
@@ -124,10 +126,16 @@ fn perform(sim: &Shared, member: usize, output: Output) {
             sim.say(member, || format!("lease: asks {} members to vouch", members.len()));
             let limit = sim.with(|world| world.agent(member).map(|agent| agent.core.timing().ttl() / 4));
             let limit = limit.unwrap_or_default().max(Duration::from_millis(500));
+            let lease = sim.with(|world| world.agent(member).and_then(|agent| agent.core.state().lease));
+            let holding = AskedBy {
+                create_revision: Some(epoch.create_revision),
+                lease,
+            };
             for voucher in members {
-                let (inner, leader) = (Rc::clone(sim), epoch.holder.to_string());
+                let (inner, leader) = (Rc::clone(sim), epoch.holder.clone());
+                let question = VouchQuestion { leader, holding, lasts };
                 sim.spawn(Owner::Agent(member), async move {
-                    let says = ask_vouch(&inner, member, &voucher, leader, lasts, limit).await;
+                    let says = ask_vouch(&inner, member, &voucher, question, limit).await;
                     let input = Input::Vouch {
                         round,
                         member: voucher.name,
@@ -272,30 +280,35 @@ fn spoilt(planted: Option<Planted>, keys: &pgherd_cluster::key::Keys, txn: Txn) 
     txn.otherwise_ops().iter().cloned().fold(with_then, Txn::otherwise)
 }
 
+struct VouchQuestion {
+    leader: MemberName,
+    holding: AskedBy,
+    lasts: Duration,
+}
+
 async fn ask_vouch(
     sim: &Shared,
     from: usize,
     voucher: &Voucher,
-    leader: String,
-    lasts: Duration,
+    question: VouchQuestion,
     limit: Duration,
 ) -> Option<Duration> {
     let address = MemberRecord::new(String::new(), voucher.api_url.clone()).api_address()?;
     let to = sim.with(|world| world.number(&address.host))?;
     ask_member(sim, from, to, limit, async move |sim: Shared| {
-        vouch(&sim, to, &leader, lasts)
+        vouch(&sim, to, &question)
     })
     .await
     .flatten()
 }
 
 /// The REST interface's part: refused while the mode is off as far as this member knows.
-fn vouch(sim: &Shared, member: usize, leader: &str, lasts: Duration) -> Option<Duration> {
+fn vouch(sim: &Shared, member: usize, question: &VouchQuestion) -> Option<Duration> {
+    let VouchQuestion { leader, holding, lasts } = question;
     let (at, now) = (sim.now(), sim.clock(member));
     let given = sim.with(|world| {
         let careless = world.is_planted(Planted::VouchWhileBidding);
-        let number = world.number(leader)?;
-        let name = world.name(number).clone();
+        let number = world.number(leader.as_str())?;
         let agent = world.agent(member)?;
         if !agent
             .view
@@ -306,7 +319,7 @@ fn vouch(sim: &Shared, member: usize, leader: &str, lasts: Duration) -> Option<D
         {
             return None;
         }
-        let lasts = lasts.min(agent.view.timing().ttl());
+        let lasts = agent.view.timing().ttl().min(*lasts);
         let seen = match (agent.in_touch, agent.view.epoch()) {
             (false, _) => KeySeen::Unknown,
             (true, None) => KeySeen::Free,
@@ -315,7 +328,7 @@ fn vouch(sim: &Shared, member: usize, leader: &str, lasts: Duration) -> Option<D
         let given = if careless {
             lasts // And nobody remembers it.
         } else {
-            agent.core.vouch(now, &name, lasts, &seen).ok()?
+            agent.core.vouch_for(now, leader, *holding, lasts, &seen).ok()?
         };
         world.oracle.vouched(member, number, at + given);
         Some(given)
@@ -323,4 +336,23 @@ fn vouch(sim: &Shared, member: usize, leader: &str, lasts: Duration) -> Option<D
     sim.notify(Topic::Agent(member));
     sim.say(member, || format!("vouches for {leader}: {given:?}"));
     given
+}
+
+/// The REST interface's part of a release: what was promised to a holding that has ended is owed to nobody.
+pub(crate) fn withdraw(sim: &Shared, member: usize, holding: &Epoch, lease: Option<i64>) {
+    let withdrawn = sim.with(|world| {
+        let number = world.number(holding.holder.as_str())?;
+        let core = &mut world.agent(member)?.core;
+        let stood = core.state().vouched.is_some();
+        core.withdraw(holding, lease);
+        let withdrawn = stood && core.state().vouched.is_none();
+        if withdrawn {
+            world.oracle.withdrawn(member, number);
+        }
+        Some(withdrawn)
+    });
+    if withdrawn == Some(true) {
+        sim.say(member, || format!("its vouch for {holding} is not needed any more"));
+        sim.notify(Topic::Agent(member));
+    }
 }

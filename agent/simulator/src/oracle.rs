@@ -115,6 +115,11 @@ impl Oracle {
         vouch.until = vouch.until.max(until);
     }
 
+    /// A member has taken back what it said: the leader must have ended PostgreSQL.
+    pub(crate) fn withdrawn(&mut self, by: usize, leader: usize) {
+        self.vouches.remove(&(by, leader));
+    }
+
     /// Nobody overwrites or deletes another's key, but by naming exactly the holding that is to end.
     pub(crate) fn before_commit(
         &mut self,

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::core::{Answer, Ask, BidLoss, Input, KeySeen, LeaseCore, Output, VouchRefusal, Voucher};
-use super::{BidGuards, LeaseParts, LeaseState};
+use super::{AskedBy, BidGuards, LeaseParts, LeaseState};
 use crate::keeper::Arming;
 use crate::vigil::Vigil;
 
@@ -46,12 +46,12 @@ pub(super) enum Command {
     /// Another member asks us to vouch.
     Vouch {
         leader: MemberName,
-        create_revision: Option<i64>,
+        holding: AskedBy,
         lasts: Duration,
         done: oneshot::Sender<Result<Duration, VouchRefusal>>,
     },
     /// A leader that we vouched for has given its holding up.
-    Withdraw { holding: Epoch },
+    Withdraw { holding: Epoch, lease: Option<i64> },
 }
 
 pub(super) struct Thread {
@@ -158,19 +158,17 @@ impl Thread {
             Command::Failsafe(list) => self.take(Input::Failsafe(list)),
             Command::Vouch {
                 leader,
-                create_revision,
+                holding,
                 lasts,
                 done,
             } => {
                 let seen = key_seen(&self.view);
-                let answer = self
-                    .core
-                    .vouch_for(Boottime::now(), &leader, create_revision, lasts, &seen);
+                let answer = self.core.vouch_for(Boottime::now(), &leader, holding, lasts, &seen);
                 self.publish();
                 let _ = done.send(answer); // Who asked may be gone; the vouch stands all the same.
             }
-            Command::Withdraw { holding } => {
-                self.core.withdraw(&holding);
+            Command::Withdraw { holding, lease } => {
+                self.core.withdraw(&holding, lease);
                 self.publish();
             }
         }
@@ -271,7 +269,11 @@ impl Thread {
             "conn_url": record.conn_url,
             "api_url": record.api_url,
             "slots": view.status.slots,
-            "pgherd": { "create_revision": epoch.create_revision, "lasts_ms": millis(lasts) },
+            "pgherd": {
+                "create_revision": epoch.create_revision,
+                "lease": self.core.state().lease,
+                "lasts_ms": millis(lasts),
+            },
         })
     }
 }

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::answer::{Answer, document, error_page, sentence};
 use super::{Api, OUT_OF_TOUCH};
+use crate::lease::AskedBy;
 
 /// `POST /failsafe`: Patroni's request and answers. Ours says for how long it asks, and is told for how long it is given.
 pub(super) async fn vouch(api: &Api, body: &Map<String, Value>) -> Answer {
@@ -32,11 +33,12 @@ pub(super) async fn vouch(api: &Api, body: &Map<String, Value>) -> Answer {
         .and_then(Value::as_u64);
     let ttl = view.timing().ttl();
     let lasts = asked.map_or(ttl, Duration::from_millis).min(ttl);
-    let create_revision = body
-        .get("pgherd")
-        .and_then(|ours| ours.get("create_revision"))
-        .and_then(Value::as_i64);
-    match api.vouches.vouch(leader.clone(), create_revision, lasts).await {
+    let says = |field| body.get("pgherd").and_then(|ours| ours.get(field)?.as_i64());
+    let holding = AskedBy {
+        create_revision: says("create_revision"),
+        lease: says("lease"),
+    };
+    match api.vouches.vouch(leader.clone(), holding, lasts).await {
         Ok(given) if asked.is_some() => {
             let millis = u64::try_from(given.as_millis()).unwrap_or(u64::MAX);
             document(200, &json!({ "pgherd": { "lasts_ms": millis } }))
@@ -51,8 +53,9 @@ pub(super) async fn vouch(api: &Api, body: &Map<String, Value>) -> Answer {
     }
 }
 
-/// `POST /api/v1/release`: deletes the leader key if it is still the asker's very holding. Anybody who may ask could have
-/// deleted it by itself, had it reached etcd: it names what only the holder knows.
+/// `POST /api/v1/release`: deletes the leader key if it is still the asker's very holding, and takes back what this member
+/// has promised to that holding, also when the key has expired by now. Anybody who may ask could have deleted the key by
+/// itself, had it reached etcd: it names what only the holder knows.
 pub(super) async fn release(api: &Api, body: &Map<String, Value>) -> Answer {
     let name = body
         .get("name")
@@ -76,10 +79,17 @@ pub(super) async fn release(api: &Api, body: &Map<String, Value>) -> Answer {
         Ok(outcome) if outcome.succeeded => {
             tracing::info!(leader = %name, "deleted the leader key on behalf of its holder, which cannot reach etcd");
             // It was the very holding: what was promised to it is owed to nobody any more.
-            api.vouches.withdraw(holding).await;
+            api.vouches.withdraw(holding, None).await;
             sentence(200, "released")
         }
-        Ok(_) => sentence(409, "the leader key is not this holding any more"),
-        Err(_) => sentence(503, OUT_OF_TOUCH),
+        Ok(_) => {
+            tracing::info!(leader = %name, "a leader has ended, and its key is gone already: it is vouched for no longer");
+            api.vouches.withdraw(holding, Some(lease)).await;
+            sentence(409, "the leader key is not this holding any more")
+        }
+        Err(_) => {
+            api.vouches.withdraw(holding, Some(lease)).await;
+            sentence(503, OUT_OF_TOUCH)
+        }
     }
 }

@@ -13,6 +13,7 @@ use pgherd_cluster::view::Epoch;
 
 use super::{Undone, etcd, let_go};
 use crate::executor::Owner;
+use crate::lease::withdraw;
 use crate::rpc::ask_member;
 use crate::world::Shared;
 
@@ -107,7 +108,8 @@ pub(super) async fn ask_release(sim: &Shared, member: usize, seen: &Observation,
                 .when(Compare::CreateRevision(key.clone(), epoch.create_revision))
                 .when(Compare::Lease(key.clone(), lease))
                 .then(Op::Delete(key));
-            etcd(&sim, to, txn).await.is_ok_and(|outcome| outcome.succeeded)
+            let deleted = etcd(&sim, to, txn).await.is_ok_and(|outcome| outcome.succeeded);
+            withdraw(&sim, to, &epoch, (!deleted).then_some(lease));
         };
         sim.spawn(Owner::Agent(member), async move {
             ask_member(&asking, member, to, RELEASE_MAX, work).await;

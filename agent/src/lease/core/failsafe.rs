@@ -10,6 +10,7 @@ use pgherd_cluster::name::MemberName;
 use pgherd_cluster::view::Epoch;
 
 use super::{Flow, LeaseCore, Output, Proof, Vouched};
+use crate::lease::AskedBy;
 
 /// A member that may vouch.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -217,7 +218,7 @@ impl LeaseCore {
             .map_or(now + lasts, |given| given.until.max(now + lasts));
         let given = Vouched {
             leader: leader.clone(),
-            create_revision: None,
+            holding: AskedBy::default(),
             until,
         };
         self.failsafe.given = Some(given.clone());
@@ -233,7 +234,7 @@ impl LeaseCore {
         &mut self,
         now: Boottime,
         leader: &MemberName,
-        create_revision: Option<i64>,
+        holding: AskedBy,
         lasts: Duration,
         seen: &KeySeen,
     ) -> Result<Duration, VouchRefusal> {
@@ -242,17 +243,21 @@ impl LeaseCore {
         if let Some(given) = &mut self.failsafe.given {
             // A question may have been long on its way: of two holdings nobody knows which is the later one, and the vouch
             // is owed to either.
-            let same = before.is_none_or(|before| before.create_revision == create_revision);
-            given.create_revision = create_revision.filter(|_| same);
+            let same = before.is_none_or(|before| before.holding.create_revision == holding.create_revision);
+            given.holding = if same { holding } else { AskedBy::default() };
             self.state.vouched = Some(given.clone());
         }
         Ok(lasts)
     }
 
-    /// A leader has given a holding up, and PostgreSQL has ended there. A vouch for another of its holdings stands.
-    pub fn withdraw(&mut self, holding: &Epoch) {
-        let for_it =
-            |given: &Vouched| given.leader == holding.holder && given.create_revision == Some(holding.create_revision);
+    /// A leader has given a holding up, and PostgreSQL has ended there. A vouch for another of its holdings stands. When etcd
+    /// does not confirm it any more, since the key has expired, whoever says so proves by the `lease` that it was the holder.
+    pub fn withdraw(&mut self, holding: &Epoch, lease: Option<i64>) {
+        let for_it = |given: &Vouched| {
+            given.leader == holding.holder
+                && given.holding.create_revision == Some(holding.create_revision)
+                && (lease.is_none() || given.holding.lease == lease)
+        };
         if self.failsafe.given.as_ref().is_some_and(for_it) {
             (self.failsafe.given, self.state.vouched) = (None, None);
         }

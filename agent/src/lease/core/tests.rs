@@ -3,6 +3,7 @@ use pgherd_cluster::name::Scope;
 
 use super::renewal::{may_move, proof_lasts};
 use super::*;
+use crate::lease::AskedBy;
 
 const TTL: Duration = LeaseTiming::DEFAULT.ttl();
 
@@ -297,7 +298,11 @@ fn a_vouch_ends_with_the_holding_that_it_was_for_and_with_no_other() {
     let vouched_for = |asked: &[Option<i64>]| {
         let mut core = with_lease();
         for by in asked {
-            let given = core.vouch_for(at(100), &name("n2"), *by, TTL, &KeySeen::Unknown);
+            let by = AskedBy {
+                create_revision: *by,
+                lease: Some(70),
+            };
+            let given = core.vouch_for(at(100), &name("n2"), by, TTL, &KeySeen::Unknown);
             assert_eq!(given, Ok(TTL));
         }
         core
@@ -310,15 +315,18 @@ fn a_vouch_ends_with_the_holding_that_it_was_for_and_with_no_other() {
         (&[Some(9), Some(12)], 9, true),
         (&[Some(12), Some(9)], 9, true),
     ] {
-        let mut core = vouched_for(asked);
-        core.withdraw(&holding(ended));
-        assert_eq!(core.state().vouched.is_some(), stands, "{asked:?}, {ended}");
+        for (said, stands) in [(None, stands), (Some(70), stands), (Some(71), true)] {
+            let mut core = vouched_for(asked);
+            core.withdraw(&holding(ended), said);
+            assert_eq!(core.state().vouched.is_some(), stands, "{asked:?}, {ended}, {said:?}");
+        }
     }
     let mut core = vouched_for(&[Some(9)]);
-    core.withdraw(&Epoch {
+    let others = Epoch {
         holder: name("n3"),
         create_revision: 9,
-    });
+    };
+    core.withdraw(&others, None);
     assert!(core.state().vouched.is_some());
 }
 
