@@ -344,10 +344,12 @@ fn stop_on_signal(stop: CancellationToken) -> Result<impl Future<Output = ()>, F
 pub(crate) fn proxy_config(section: &ProxySection) -> ProxyConfig {
     let listeners = section.listeners.iter().map(|listener| {
         let address = listener.address.to_string();
-        match listener.role {
+        let mut config = match listener.role {
             Role::Write => ListenerConfig::write(address),
             Role::Read => ListenerConfig::read(address, listener.max_lag_bytes, listener.fallback_to_leader),
-        }
+        };
+        config.tls = listener.tls;
+        config
     });
     ProxyConfig {
         listeners: listeners.collect(),
@@ -361,6 +363,8 @@ pub(crate) fn proxy_config(section: &ProxySection) -> ProxyConfig {
         stats: Some(StatsConfig {
             address: section.stats.to_string(),
         }),
+        client_tls: section.client_tls.clone(),
+        server_tls: section.server_tls.clone(),
         workers: section.workers.unwrap_or_default(),
         drain: section.drain,
     }

@@ -8,7 +8,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::record::Address;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::debug;
@@ -17,6 +16,7 @@ use crate::balance;
 use crate::config::ListenerRole;
 use crate::dial::dial;
 use crate::shared::Shared;
+use crate::stream::Stream;
 use crate::wire::startup::CancelKey;
 
 /// For connecting, sending and the server's close.
@@ -122,7 +122,7 @@ async fn deliver(address: Address, packet: Bytes) -> &'static str {
 }
 
 async fn hand_over(address: &Address, packet: &[u8]) -> io::Result<()> {
-    let mut server = dial(address).await?;
+    let mut server = Stream::Plain(dial(address).await?);
     server.write_all(packet).await?;
     // The server closes once it has signalled the backend. Only then may the client be let go: it takes the close for the
     // end of the matter, and its next query must not be hit.

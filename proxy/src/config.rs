@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::tls::{ClientTlsConfig, ListenerTls, ServerTlsConfig, ServerTlsMode, TlsConfigError};
+
 /// What a listener's clients come for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ListenerRole {
@@ -33,6 +35,8 @@ pub struct ListenerConfig {
     pub max_lag_bytes: Option<u64>,
     /// Whether readers go to the leader when no replica can take them.
     pub fallback_to_leader: bool,
+    /// Whether its clients may speak TLS.
+    pub tls: ListenerTls,
 }
 
 impl ListenerConfig {
@@ -44,6 +48,7 @@ impl ListenerConfig {
             role: ListenerRole::Write,
             max_lag_bytes: None,
             fallback_to_leader: false,
+            tls: ListenerTls::Off,
         }
     }
 
@@ -55,6 +60,7 @@ impl ListenerConfig {
             role: ListenerRole::Read,
             max_lag_bytes,
             fallback_to_leader,
+            tls: ListenerTls::Off,
         }
     }
 }
@@ -108,6 +114,10 @@ pub struct ProxyConfig {
     pub limits: LimitsConfig,
     /// Where the page is; nothing for no page.
     pub stats: Option<StatsConfig>,
+    /// How the proxy shows itself to clients; nothing where TLS does not end here.
+    pub client_tls: Option<ClientTlsConfig>,
+    /// How it connects to members.
+    pub server_tls: ServerTlsConfig,
     /// Threads that carry sessions; 0 for one per CPU.
     pub workers: usize,
     /// How long sessions may go on after a stop was asked for.
@@ -134,6 +144,27 @@ pub enum ConfigError {
         /// The setting.
         setting: &'static str,
     },
+    /// There is nothing to show to clients.
+    #[error("the listener {address} ends TLS, and there is no proxy.tls with a certificate and a private_key")]
+    NoCertificate {
+        /// The listener.
+        address: String,
+    },
+    /// A client that sees TLS binds its SCRAM exchange to the proxy's certificate, and the server to its own.
+    #[error(
+        "the listener {address} ends TLS, and server_tls is {mode}: SCRAM cannot pass from one TLS session into another. \
+         Either let the bytes pass (tls: passthrough), or connect to members in plaintext or as they allow (server_tls: \
+         prefer or disable), or take only plaintext from clients (tls: off)"
+    )]
+    TlsTwice {
+        /// The listener.
+        address: String,
+        /// What is asked of the servers' side.
+        mode: &'static str,
+    },
+    /// A certificate cannot be used.
+    #[error("TLS: {0}")]
+    Tls(#[from] TlsConfigError),
     /// Nobody could connect.
     #[error("limits.connections is 0")]
     NoConnections,
@@ -156,6 +187,8 @@ impl ProxyConfig {
             hold: HoldConfig::default(),
             limits: LimitsConfig::default(),
             stats: None,
+            client_tls: None,
+            server_tls: ServerTlsConfig::default(),
             workers: 0,
             drain: Duration::from_secs(30),
         }
@@ -175,6 +208,18 @@ impl ProxyConfig {
             let earlier = self.listeners.iter().take(index);
             if !asks_for_any_port && earlier.into_iter().any(|other| other.address == listener.address) {
                 return Err(ConfigError::SameAddress { address: address() });
+            }
+            if matches!(listener.tls, ListenerTls::Allow | ListenerTls::Require) {
+                if self.client_tls.is_none() {
+                    return Err(ConfigError::NoCertificate { address: address() });
+                }
+                let mode = self.server_tls.mode;
+                if mode >= ServerTlsMode::Require {
+                    return Err(ConfigError::TlsTwice {
+                        address: address(),
+                        mode: mode.as_str(),
+                    });
+                }
             }
             if listener.role == ListenerRole::Write {
                 let setting = match listener {

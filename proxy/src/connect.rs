@@ -2,6 +2,7 @@
 //! patience is over.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +11,6 @@ use bytes::Bytes;
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::name::MemberName;
 use pgherd_cluster::view::View;
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -26,8 +25,10 @@ use crate::events::EventKind;
 use crate::look::look;
 use crate::refusal;
 use crate::route::{self, Decision, Footing, Policy, Target, Why};
+use crate::secure::secure;
 use crate::sessions::{Ending, Registration};
 use crate::shared::{ListenerState, Shared, count};
+use crate::stream::Stream;
 use crate::wire::error_response::Fatal;
 use crate::wire::first_answer::FirstAnswer;
 
@@ -40,7 +41,7 @@ const FORWARD_MAX: Duration = Duration::from_secs(2);
 
 /// A server that has the client's startup message and did not turn it away.
 pub(crate) struct Connected {
-    pub(crate) server: TcpStream,
+    pub(crate) server: Stream,
     /// What was received of its answer.
     pub(crate) early: Vec<u8>,
     pub(crate) target: Target,
@@ -68,8 +69,11 @@ pub(crate) struct Connector<'a> {
     pub(crate) listener: &'a ListenerState,
     /// As it was when the client came.
     pub(crate) config: &'a ListenerConfig,
-    pub(crate) client: &'a TcpStream,
+    pub(crate) client: &'a Stream,
+    /// What the server gets first.
     pub(crate) startup: &'a Bytes,
+    /// The startup message is in it, and not the client's request for TLS with the server.
+    pub(crate) in_clear: bool,
     pub(crate) cut: &'a CancellationToken,
 }
 
@@ -230,7 +234,7 @@ impl Connector<'_> {
         look_until: Boottime,
     ) -> Dialled {
         let still_leads_there = || route::still_leads_to(target, policy, self.shared.seen().evidence(), avoid);
-        let dialling = dial(&target.address);
+        let dialling = self.reach(target);
         tokio::pin!(dialling);
         let dialled = loop {
             tokio::select! {
@@ -244,8 +248,7 @@ impl Connector<'_> {
                 () = self.cut.cancelled() => return Dialled::Stopping,
             }
         };
-        let peer = dialled.and_then(|server| server.peer_addr().map(|address| (server, address)));
-        let (server, address): (TcpStream, SocketAddr) = match peer {
+        let (server, address): (Stream, SocketAddr) = match dialled {
             Ok(connected) => connected,
             Err(error) => {
                 debug!(member = %target.member, address = %target.address, %error, "cannot connect to a member");
@@ -276,6 +279,18 @@ impl Connector<'_> {
         self.ask(connected, look_until).await
     }
 
+    /// Connects, and speaks TLS where that is wanted.
+    async fn reach(&self, target: &Target) -> io::Result<(Stream, SocketAddr)> {
+        let socket = dial(&target.address).await?;
+        let address = socket.peer_address()?;
+        let tls = self.shared.tls.load_full();
+        let server = match self.in_clear {
+            true => secure(socket, &target.address, &tls, self.client).await?,
+            false => Stream::Plain(socket),
+        };
+        Ok((server, address))
+    }
+
     /// Forwards the startup message and looks at the first word of the answer: a server that takes no connections now is as
     /// good as one that does not answer. Nothing has been said to the client yet, so it can still go elsewhere.
     async fn ask(&self, mut connected: Connected, look_until: Boottime) -> Dialled {
@@ -292,7 +307,7 @@ impl Connector<'_> {
                     Ok(Ending::Outlived(_)) | Err(_) => Dialled::Overtaken,
                 };
             }
-            looked = look(&connected.server, &mut connected.early) => looked,
+            looked = look(&mut connected.server, &mut connected.early) => looked,
             () = gone(self.client) => return Dialled::ClientGone,
             () = self.cut.cancelled() => return Dialled::Stopping,
             // A server may think for long before its first word; the relay waits on.
@@ -345,7 +360,7 @@ async fn changed<T>(changes: &mut watch::Receiver<T>) {
 }
 
 /// Waits for the client to go away. One that sends something instead is there, and not listened to any further.
-async fn gone(client: &TcpStream) {
+async fn gone(client: &Stream) {
     let mut byte = [0; 1];
     if matches!(client.peek(&mut byte).await, Ok(1..)) {
         std::future::pending::<()>().await;

@@ -1,10 +1,10 @@
 //! One client's life: startup, then a cancellation or a session; what it is told at the end, and how its sockets close.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -13,13 +13,15 @@ use tracing::debug;
 use crate::cancel;
 use crate::connect::{Connected, Connector, Denied};
 use crate::events::EventKind;
-use crate::handshake::{self, HandshakeError};
+use crate::handshake::{self, Arrived, HandshakeError, Offer, Wish};
 use crate::listener::Accepted;
 use crate::refusal;
 use crate::relay::{Counters, Outcome, Relay};
+use crate::secure::common_name;
 use crate::sessions::Ending;
 use crate::shared::{ListenerState, Shared, count};
-use crate::socket;
+use crate::stream::Stream;
+use crate::stream::socket::Socket;
 use crate::wire::error_response::Fatal;
 use crate::wire::startup::FirstPacket;
 
@@ -43,12 +45,17 @@ impl Connection {
     pub(crate) async fn serve(self, accepted: Accepted) {
         let listener = &*accepted.listener;
         let _counted = listener.connections.enter();
-        let Ok(mut client) = TcpStream::from_std(accepted.stream) else {
+        let Ok(client) = TcpStream::from_std(accepted.stream).map(Socket::Tcp) else {
             return;
         };
-        if socket::tune(&client).is_err() {
+        if client.tune().is_err() {
             return; // Reset before it was looked at.
         }
+        let tls = self.shared.tls.load_full();
+        let offer = Offer {
+            tls: listener.config.load().tls,
+            accept: tls.accept.clone(),
+        };
         let over_limit = accepted.admission.over_limit;
         let startup_max = if over_limit {
             STARTUP_OVER_LIMIT_MAX
@@ -56,40 +63,78 @@ impl Connection {
             STARTUP_MAX
         };
         let read = tokio::select! {
-            read = timeout(startup_max, handshake::read(&mut client)) => read,
+            read = timeout(startup_max, Box::pin(handshake::read(client, offer))) => read,
             () = self.cut.cancelled() => return,
         };
         match read {
-            Ok(Ok(FirstPacket::Startup { .. })) if over_limit => {
+            Ok(Ok(arrived)) => {
+                let arrival = Arrival {
+                    peer: accepted.peer,
+                    index: accepted.index,
+                    over_limit,
+                    map_users: tls.map_users,
+                };
+                drop(tls);
+                self.answer(arrived, &arrival, listener).await;
+            }
+            Ok(Err(error @ HandshakeError::Tls(_))) => {
+                debug!(peer = %accepted.peer, %error, "a client and the proxy do not agree on TLS");
+                count(&listener.refused);
+                self.shared.limited.count("tls", "");
+            }
+            // It left, or said too little in time: a check of the port, most likely.
+            Ok(Err(_)) | Err(_) => {}
+        }
+        drop((accepted.admission, accepted.load));
+    }
+
+    /// Does what a client came for, or says why not.
+    async fn answer(&self, arrived: Arrived, arrival: &Arrival, listener: &ListenerState) {
+        let Arrived { stream: client, wish } = arrived;
+        match wish {
+            Wish::Packet(FirstPacket::Cancel { key, bytes }) => {
+                let role = listener.config.load().role;
+                cancel::forward(&self.shared, role, &key, &bytes).await;
+            }
+            Wish::Packet(FirstPacket::Startup { .. }) | Wish::Passthrough(_) if arrival.over_limit => {
                 self.shared.limited.count("connections", "");
                 count(&listener.refused);
                 let limit = self.shared.config.load().limits.connections;
                 farewell(client, &refusal::too_many_connections(limit)).await;
             }
-            Ok(Ok(FirstPacket::Startup { user, bytes })) => {
-                debug!(peer = %accepted.peer, user, "a session is asked for");
-                self.session(client, accepted.index, listener, &bytes).await;
+            Wish::Packet(FirstPacket::Startup { user, bytes }) => {
+                debug!(peer = %arrival.peer, user, "a session is asked for");
+                match arrival.certified(&client, user.as_deref()) {
+                    Ok(()) => self.session(client, arrival.index, listener, (&bytes, true)).await,
+                    Err(fatal) => {
+                        count(&listener.refused);
+                        farewell(client, &fatal).await;
+                    }
+                }
             }
-            Ok(Ok(FirstPacket::Cancel { key, bytes })) => {
-                let role = listener.config.load().role;
-                cancel::forward(&self.shared, role, &key, &bytes).await;
+            Wish::Passthrough(bytes) => {
+                debug!(peer = %arrival.peer, "a session by TLS with the server is asked for");
+                self.session(client, arrival.index, listener, (&bytes, false)).await;
             }
             // Answered when they were read.
-            Ok(Ok(FirstPacket::Ssl | FirstPacket::GssEnc)) => {}
-            Ok(Err(HandshakeError::Malformed(what))) => {
-                debug!(peer = %accepted.peer, %what, "a connection is refused");
+            Wish::Packet(FirstPacket::Ssl | FirstPacket::GssEnc) => {}
+            Wish::Refused(why) => {
+                debug!(peer = %arrival.peer, %why, "a connection is refused");
                 count(&listener.refused);
-                if let Some(fatal) = refusal::malformed(&what) {
+                if let Some(fatal) = refusal::unwelcome(&why) {
                     farewell(client, &fatal).await;
                 }
             }
-            // It left, or said too little in time: a check of the port, most likely.
-            Ok(Err(HandshakeError::Io(_))) | Err(_) => {}
         }
-        drop((accepted.admission, accepted.load));
     }
 
-    async fn session(&self, client: TcpStream, index: usize, listener: &ListenerState, startup: &Bytes) {
+    async fn session(
+        &self,
+        client: Stream,
+        index: usize,
+        listener: &ListenerState,
+        (startup, in_clear): (&Bytes, bool),
+    ) {
         let connector = Connector {
             shared: &self.shared,
             worker: self.worker,
@@ -98,11 +143,14 @@ impl Connection {
             config: &listener.config.load_full(),
             client: &client,
             startup,
+            in_clear,
             cut: &self.cut,
         };
         // In a box of its own, which is gone while the session goes on.
         match Box::pin(connector.connect()).await {
-            Ok(connected) => self.relay(client, listener, connected).await,
+            Ok(connected) => self.relay(client, listener, connected, in_clear).await,
+            // Who waits for the beginning of TLS with a server takes one byte only; closing says as much.
+            Err(Denied::Refused(_) | Denied::Stopping) if !in_clear => client.reset(),
             Err(Denied::Refused(fatal)) => {
                 debug!(why = fatal.message(), "a client is refused");
                 farewell(client, &fatal).await;
@@ -112,7 +160,7 @@ impl Connection {
         }
     }
 
-    async fn relay(&self, client: TcpStream, listener: &ListenerState, connected: Connected) {
+    async fn relay(&self, client: Stream, listener: &ListenerState, connected: Connected, in_clear: bool) {
         let Connected {
             server,
             early,
@@ -126,7 +174,7 @@ impl Connection {
             to_server: &moved.to_server,
             to_client: &moved.to_client,
         });
-        let mut relay = Relay::new(client, server, early, registration, ended, counters);
+        let mut relay = Relay::new(client, server, early, registration, ended, counters, in_clear);
         let outcome = relay.run().await;
         let can_speak = relay.can_speak();
         let Relay { client, server, .. } = relay;
@@ -134,16 +182,16 @@ impl Connection {
             Outcome::Finished => ("finished", ""),
             Outcome::ClientStayed => ("client_stayed", ""),
             Outcome::ClientBroke => {
-                socket::reset(server);
+                server.reset();
                 ("client_broke", "")
             }
             Outcome::ServerBroke => {
-                socket::reset(client);
+                client.reset();
                 ("server_broke", "")
             }
             Outcome::Ended(ending) => {
                 // The server goes first and at once: nothing more may reach it.
-                socket::reset(server);
+                server.reset();
                 count(&listener.ended);
                 let reason = ending.label();
                 self.shared.events.record(EventKind::SessionsEnded { reason });
@@ -154,11 +202,37 @@ impl Connection {
     }
 }
 
+/// What is known of a client before it is served.
+struct Arrival {
+    peer: SocketAddr,
+    /// The listener's number.
+    index: usize,
+    over_limit: bool,
+    /// A certificate is for the user only whom it names.
+    map_users: bool,
+}
+
+impl Arrival {
+    /// Whether the client may be this user, as far as its certificate says.
+    fn certified(&self, client: &Stream, user: Option<&str>) -> Result<(), Fatal> {
+        let Stream::Tls(tls) = client else { return Ok(()) };
+        let Some(certificate) = tls.peer_certificate().filter(|_| self.map_users) else {
+            return Ok(());
+        };
+        let name = common_name(certificate);
+        if name.is_some() && name.as_deref() == user {
+            Ok(())
+        } else {
+            Err(refusal::not_your_certificate(name.as_deref(), user))
+        }
+    }
+}
+
 /// Ends a client's session by a message where one can be understood, otherwise by a reset without a word. Answers with the
 /// SQLSTATE that was sent.
-async fn end_client(client: TcpStream, ending: &Ending, can_speak: bool) -> &'static str {
+async fn end_client(client: Stream, ending: &Ending, can_speak: bool) -> &'static str {
     if !can_speak {
-        socket::reset(client);
+        client.reset();
         return "";
     }
     let fatal = match ending {
@@ -171,10 +245,10 @@ async fn end_client(client: TcpStream, ending: &Ending, can_speak: bool) -> &'st
 
 /// Sends a last message and closes so that it arrives: closing with something unread would reset the connection, and the
 /// message with it.
-async fn farewell(mut client: TcpStream, fatal: &Fatal) {
+async fn farewell(mut client: Stream, fatal: &Fatal) {
     let said = async {
         client.write_all(&fatal.encode()).await?;
-        socket::finish_sending(&client)?;
+        client.finish().await?;
         let mut ignored = [0; 1024];
         while client.read(&mut ignored).await? > 0 {}
         Ok::<(), std::io::Error>(())

@@ -21,14 +21,16 @@ mod refusal;
 mod relay;
 mod reload;
 pub mod route;
+mod secure;
 mod sessions;
 mod shared;
 mod silence;
-mod socket;
 mod stats;
+mod stream;
 #[cfg(test)]
 mod testing;
 mod timer;
+pub mod tls;
 mod vouch;
 pub mod warrant;
 pub mod wire;

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use crate::handshake::HandshakeError;
 use crate::route::{Outlived, Why};
 use crate::wire::error_response::Fatal;
 use crate::wire::startup::Malformed;
@@ -13,6 +14,7 @@ const CANNOT_CONNECT_NOW: &str = "57P03";
 const ADMIN_SHUTDOWN: &str = "57P01";
 const TOO_MANY_CONNECTIONS: &str = "53300";
 const PROTOCOL_VIOLATION: &str = "08P01";
+const INVALID_AUTHORIZATION: &str = "28000";
 const FEATURE_NOT_SUPPORTED: &str = "0A000";
 
 fn seconds(duration: Duration) -> String {
@@ -122,8 +124,35 @@ pub(crate) fn outlived(why: &Outlived) -> Fatal {
     Fatal::new(ADMIN_SHUTDOWN, message).detail(detail).hint(RECONNECT)
 }
 
+/// A client whose certificate is another user's.
+pub(crate) fn not_your_certificate(name: Option<&str>, user: Option<&str>) -> Fatal {
+    let user = user.unwrap_or_default();
+    let detail = match name {
+        Some(name) => format!("The certificate is for {name}."),
+        None => "The certificate names nobody: it has no common name.".to_owned(),
+    };
+    Fatal::new(
+        INVALID_AUTHORIZATION,
+        format!("the client's certificate is not for user \"{user}\""),
+    )
+    .detail(detail)
+    .hint("Connect as the user whom the certificate names, or with another certificate.")
+}
+
+/// A client that did not come in a way that is taken here, or nothing for one who would not understand an answer.
+pub(crate) fn unwelcome(why: &HandshakeError) -> Option<Fatal> {
+    match why {
+        HandshakeError::Malformed(what) => malformed(what),
+        HandshakeError::TlsRequired => Some(
+            Fatal::new(INVALID_AUTHORIZATION, "this address takes connections by TLS only")
+                .hint("Connect with sslmode=require, or better, with sslmode=verify-full."),
+        ),
+        HandshakeError::Io(_) | HandshakeError::Tls(_) => None,
+    }
+}
+
 /// A first packet that is not understood, or nothing for one whose sender would not understand an answer.
-pub(crate) fn malformed(what: &Malformed) -> Option<Fatal> {
+fn malformed(what: &Malformed) -> Option<Fatal> {
     let sqlstate = match what {
         Malformed::DirectTls => return None,
         Malformed::Protocol { .. } => FEATURE_NOT_SUPPORTED,

@@ -14,12 +14,13 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::config::{ListenerConfig, ProxyConfig};
+use crate::config::{ConfigError, ListenerConfig, ProxyConfig};
 use crate::events::EventKind;
 use crate::listener::{self, Acceptor, BindError, Inbox};
 use crate::proxy::{Addresses, Parts};
 use crate::shared::{ListenerState, Shared};
 use crate::stats;
+use crate::tls::TlsSettings;
 
 /// What a reload came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +79,6 @@ pub(crate) struct Bound {
 
 impl Bound {
     pub(crate) fn new(config: &ProxyConfig) -> Result<Self, BindError> {
-        config.check()?;
         let bind = |config: &ListenerConfig| Ok((config.clone(), listener::bind(&config.address)?));
         let page = match &config.stats {
             Some(stats) => listener::bind(&stats.address)?,
@@ -227,6 +227,9 @@ impl Doors {
 
     async fn reload(&mut self, mut config: ProxyConfig) -> Result<Reloaded, ReloadError> {
         config.check().map_err(BindError::from)?;
+        // Also when only the files have changed.
+        let tls = TlsSettings::load(config.client_tls.as_ref(), &config.server_tls)
+            .map_err(|error| BindError::from(ConfigError::from(error)))?;
         let before = self.shared.config.load_full();
         let page_stays = config.stats == before.stats;
         // Bound before anything is changed.
@@ -250,6 +253,7 @@ impl Doors {
             at_next_start.push("workers");
             config.workers = before.workers;
         }
+        self.shared.tls.store(Arc::new(tls));
         self.shared.config.store(Arc::new(config.clone()));
         let mut open: Vec<Option<Door>> = std::mem::take(&mut self.open).into_iter().map(Some).collect();
         let plans: Vec<Plan> = staying

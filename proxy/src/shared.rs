@@ -19,6 +19,7 @@ use crate::counters::{Counted, Gauge, Routes, Tally};
 use crate::events::EventLog;
 use crate::route::Evidence;
 use crate::sessions::Sessions;
+use crate::tls::TlsSettings;
 use crate::warrant::{Vouch, Warrant, Words, with_leader};
 
 /// One listener and what was counted on it.
@@ -115,6 +116,8 @@ struct Completed {
 pub(crate) struct Shared {
     /// As last read.
     pub(crate) config: ArcSwap<ProxyConfig>,
+    /// As read with it.
+    pub(crate) tls: ArcSwap<TlsSettings>,
     /// What the store says. Whoever routes or ends sessions asks [`Shared::seen`].
     pub(crate) view: ViewHandle,
     /// Only who asks leaders' agents changes them.
@@ -151,10 +154,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(config: ProxyConfig, view: ViewHandle, workers: usize) -> Self {
+    pub(crate) fn new(config: ProxyConfig, tls: TlsSettings, view: ViewHandle, workers: usize) -> Self {
         let started = Boottime::now();
         Self {
             config: ArcSwap::from_pointee(config),
+            tls: ArcSwap::from_pointee(tls),
             view,
             words: ArcSwap::default(),
             completed: ArcSwapOption::empty(),

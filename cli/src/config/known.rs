@@ -73,8 +73,15 @@ const LOGIN: &str = "username password sslmode sslcert sslkey sslpassword sslroo
 
 /// Our own sections and their keys, `[]` standing for the elements of a list.
 const OURS: &[(&str, &str)] = &[
-    ("proxy", "source listeners server_tls hold limits stats workers drain"),
+    (
+        "proxy",
+        "source listeners tls server_tls server_ca server_certificate server_key hold limits stats workers drain",
+    ),
     ("proxy.listeners[]", "address role tls max_lag fallback"),
+    (
+        "proxy.tls",
+        "certificate private_key client_ca client_certificate map_users min_version",
+    ),
     ("proxy.hold", "timeout clients"),
     ("proxy.limits", "connections per_client_address"),
     ("proxy.stats", "address username password password_file"),

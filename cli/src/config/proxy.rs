@@ -1,8 +1,11 @@
 //! The `proxy` section: what DESIGN calls the proxy's part of the file, with defaults for all of it.
 
+mod tls;
+
 use std::time::Duration;
 
 use pgherd_cluster::record::Address;
+use pgherd_proxy::tls::{ClientTlsConfig, ListenerTls, ServerTlsConfig};
 use serde_json::Value;
 
 use super::section::Section;
@@ -19,6 +22,8 @@ pub(crate) struct ProxySection {
     /// As many as there are processors when absent.
     pub(crate) workers: Option<usize>,
     pub(crate) drain: Duration,
+    pub(crate) client_tls: Option<ClientTlsConfig>,
+    pub(crate) server_tls: ServerTlsConfig,
 }
 
 /// One port for clients.
@@ -28,6 +33,7 @@ pub(crate) struct Listener {
     pub(crate) role: Role,
     pub(crate) max_lag_bytes: Option<u64>,
     pub(crate) fallback_to_leader: bool,
+    pub(crate) tls: ListenerTls,
 }
 
 /// Where a listener's clients are led.
@@ -54,12 +60,6 @@ fn everywhere(port: u16) -> Address {
 pub(crate) fn read(root: &Section<'_>) -> Option<ProxySection> {
     let section = root.section("proxy");
     one_of(&section, "source", &["etcd"], &["agents", "static"]);
-    one_of(
-        &section,
-        "server_tls",
-        &["prefer", "allow", "disable"],
-        &["require", "verify-ca", "verify-full"],
-    );
     let hold = section.section("hold");
     let limits = section.section("limits");
     if limits.integer("per_client_address", 0).is_some_and(|limit| limit > 0) {
@@ -78,6 +78,14 @@ pub(crate) fn read(root: &Section<'_>) -> Option<ProxySection> {
     }
     let listeners = listeners(&section);
     let stats = stats(&section.section("stats"));
+    let client_tls = tls::clients(&section);
+    let server_tls = tls::servers(&section);
+    tls::check_listeners(
+        &section,
+        listeners.as_deref().unwrap_or_default(),
+        &client_tls,
+        &server_tls,
+    );
     // All of them are read, for their findings, before one that is missing ends this.
     let hold_timeout = hold.duration("timeout").unwrap_or(Duration::from_secs(10));
     let workers = workers(&section);
@@ -90,6 +98,8 @@ pub(crate) fn read(root: &Section<'_>) -> Option<ProxySection> {
         stats: stats?,
         workers,
         drain,
+        client_tls,
+        server_tls,
     })
 }
 
@@ -129,12 +139,14 @@ fn listeners(section: &Section<'_>) -> Option<Vec<Listener>> {
                 role: Role::Write,
                 max_lag_bytes: None,
                 fallback_to_leader: false,
+                tls: ListenerTls::Off,
             },
             Listener {
                 address: everywhere(READ_PORT),
                 role: Role::Read,
                 max_lag_bytes: None,
                 fallback_to_leader: true,
+                tls: ListenerTls::Off,
             },
         ]);
     };
@@ -186,12 +198,7 @@ fn listener(section: &Section<'_>) -> Option<Listener> {
         Some("read") => Some(Role::Read),
         _ => None,
     };
-    one_of(
-        section,
-        "tls",
-        &["off", "allow"],
-        &["require", "on", "verify-ca", "verify-full"],
-    );
+    let tls = tls::of_listener(section);
     let max_lag_bytes = section.size("max_lag");
     let fallback = one_of(section, "fallback", &["leader", "none", "off"], &[]);
     if role == Some(Role::Write) {
@@ -204,6 +211,7 @@ fn listener(section: &Section<'_>) -> Option<Listener> {
         role: role?,
         max_lag_bytes,
         fallback_to_leader: fallback == Some("leader"),
+        tls,
     })
 }
 
@@ -268,7 +276,7 @@ mod tests {
         let (config, errors) = read_from(json!({
             "source": "etcd",
             "listeners": [
-                {"address": "*:6432", "role": "write", "tls": "allow"},
+                {"address": "*:6432", "role": "write", "tls": "passthrough"},
                 {"address": "127.0.0.1:6433", "role": "read", "max_lag": "16MB", "fallback": "leader", "tls": false},
             ],
             "server_tls": "prefer",
