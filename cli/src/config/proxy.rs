@@ -335,7 +335,27 @@ mod tests {
             ),
             (
                 json!({"listeners": [{"address": "a:1", "role": "write", "tls": "require"}]}),
-                "proxy.listeners[0].tls: \"require\" is not in this version; write off or allow",
+                "proxy.tls: missing; write {certificate: FILE, private_key: FILE}: the listener a:1 ends TLS and needs something to show",
+            ),
+            (
+                json!({"listeners": [{"address": "a:1", "role": "write", "tls": "verify-full"}]}),
+                "proxy.listeners[0].tls: \"verify-full\" is not known here; write off or allow or require or passthrough",
+            ),
+            (
+                json!({
+                    "listeners": [{"address": "a:1", "role": "write", "tls": "allow"}],
+                    "tls": {"certificate": "c", "private_key": "k"},
+                    "server_tls": "require",
+                }),
+                "proxy.server_tls: require together with a listener that ends TLS (a:1) lets nobody log in by SCRAM: the client binds its password exchange to the proxy's certificate, and the member to its own. Write tls: passthrough on the listener, or server_tls: prefer or disable, or tls: off on the listener",
+            ),
+            (
+                json!({"server_tls": "verify-full"}),
+                "proxy.server_ca: missing; write the file of the CAs that members' certificates lead to",
+            ),
+            (
+                json!({"tls": {"certificate": "c", "private_key": "k", "client_certificate": "required"}}),
+                "proxy.tls.client_ca: missing; write the file of the CAs that clients' certificates lead to",
             ),
             (
                 json!({"listeners": [{"address": "a:1", "role": "write", "max_lag": 1}]}),

@@ -457,9 +457,12 @@ impl Step<'_> {
     }
 }
 
+/// Gives ciphertext to one side's protocol, and notes what came of it.
+type OneStep<'a> = dyn FnMut(&mut [u8], &mut Step<'_>) -> Result<(), rustls::Error> + 'a;
+
 /// Steps until the protocol waits for more or for data to send.
 fn drive(
-    step: &mut dyn FnMut(&mut [u8], &mut Step<'_>) -> Result<(), rustls::Error>,
+    step: &mut OneStep<'_>,
     ciphertext: &mut [u8],
     plain: &mut [u8],
     looked: &mut Looked,
