@@ -37,6 +37,6 @@ pub mod wire;
 mod worker;
 
 pub use config::{HoldConfig, LimitsConfig, ListenerConfig, ListenerRole, ProxyConfig, StatsConfig};
-pub use listener::BindError;
+pub use listener::{BindError, Inherited};
 pub use proxy::{Addresses, Proxy, ProxyError};
 pub use reload::{ReloadError, Reloaded, Reloader};

@@ -17,6 +17,7 @@ use crate::cancel::Limiter;
 use crate::config::{ListenerConfig, ProxyConfig};
 use crate::counters::{Counted, Gauge, Routes, Tally};
 use crate::events::EventLog;
+use crate::reload::ReloadCounts;
 use crate::route::Evidence;
 use crate::sessions::Sessions;
 use crate::tls::TlsSettings;
@@ -150,6 +151,7 @@ pub(crate) struct Shared {
     pub(crate) opened: watch::Sender<u64>,
     pub(crate) leadership: Mutex<Leadership>,
     pub(crate) panics: AtomicU64,
+    pub(crate) reloads: Arc<ReloadCounts>,
     pub(crate) started: Boottime,
 }
 
@@ -186,6 +188,7 @@ impl Shared {
                 writable: false,
             }),
             panics: AtomicU64::new(0),
+            reloads: Arc::default(),
             started,
         }
     }

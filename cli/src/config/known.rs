@@ -75,7 +75,7 @@ const LOGIN: &str = "username password sslmode sslcert sslkey sslpassword sslroo
 const OURS: &[(&str, &str)] = &[
     (
         "proxy",
-        "source listeners tls server_tls server_ca server_certificate server_key hold limits stats workers drain",
+        "source listeners tls server_tls server_ca server_certificate server_key hold limits stats workers drain takeover",
     ),
     ("proxy.listeners[]", "address role tls max_lag fallback"),
     (

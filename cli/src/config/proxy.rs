@@ -2,6 +2,7 @@
 
 mod tls;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use pgherd_cluster::record::Address;
@@ -22,6 +23,8 @@ pub(crate) struct ProxySection {
     /// As many as there are processors when absent.
     pub(crate) workers: Option<usize>,
     pub(crate) drain: Duration,
+    /// The socket through which a new proxy takes this one over; a default place when absent.
+    pub(crate) takeover: Option<PathBuf>,
     pub(crate) client_tls: Option<ClientTlsConfig>,
     pub(crate) server_tls: ServerTlsConfig,
 }
@@ -98,6 +101,7 @@ pub(crate) fn read(root: &Section<'_>) -> Option<ProxySection> {
         stats: stats?,
         workers,
         drain,
+        takeover: section.text("takeover").map(PathBuf::from),
         client_tls,
         server_tls,
     })
@@ -252,7 +256,7 @@ mod tests {
     use super::*;
     use crate::config::section::Findings;
 
-    fn read_from(section: Value) -> (Option<ProxySection>, Vec<String>) {
+    pub(super) fn read_from(section: Value) -> (Option<ProxySection>, Vec<String>) {
         let tree = json!({ "proxy": section });
         let findings = Findings::default();
         let config = read(&Section::root(tree.as_object().expect("a map"), &findings));
@@ -340,22 +344,6 @@ mod tests {
             (
                 json!({"listeners": [{"address": "a:1", "role": "write", "tls": "verify-full"}]}),
                 "proxy.listeners[0].tls: \"verify-full\" is not known here; write off or allow or require or passthrough",
-            ),
-            (
-                json!({
-                    "listeners": [{"address": "a:1", "role": "write", "tls": "allow"}],
-                    "tls": {"certificate": "c", "private_key": "k"},
-                    "server_tls": "require",
-                }),
-                "proxy.server_tls: require together with a listener that ends TLS (a:1) lets nobody log in by SCRAM: the client binds its password exchange to the proxy's certificate, and the member to its own. Write tls: passthrough on the listener, or server_tls: prefer or disable, or tls: off on the listener",
-            ),
-            (
-                json!({"server_tls": "verify-full"}),
-                "proxy.server_ca: missing; write the file of the CAs that members' certificates lead to",
-            ),
-            (
-                json!({"tls": {"certificate": "c", "private_key": "k", "client_certificate": "required"}}),
-                "proxy.tls.client_ca: missing; write the file of the CAs that clients' certificates lead to",
             ),
             (
                 json!({"listeners": [{"address": "a:1", "role": "write", "max_lag": 1}]}),

@@ -69,6 +69,19 @@ fn process(scrape: &Scrape, shared: &Shared, state: &State) -> prometheus::Resul
         "Since the proxy started.",
         state.uptime_seconds,
     )?;
+    let reloads = scrape.counter(
+        "pgherd_config_reloads_total",
+        "New configurations, by whether they were applied.",
+        &["result"],
+    )?;
+    for (result, count) in [
+        ("applied", &shared.reloads.applied),
+        ("refused", &shared.reloads.refused),
+    ] {
+        reloads
+            .with_label_values(&[result])
+            .inc_by(count.load(Ordering::Relaxed));
+    }
     let panics = shared.panics.load(Ordering::Relaxed);
     scrape.total(
         "pgherd_panics_total",

@@ -130,3 +130,35 @@ pub(super) fn check_listeners(
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::tests::read_from;
+
+    #[test]
+    fn what_cannot_work_together_is_told_with_the_ways_out() {
+        for (section, expected) in [
+            (
+                json!({
+                    "listeners": [{"address": "a:1", "role": "write", "tls": "allow"}],
+                    "tls": {"certificate": "c", "private_key": "k"},
+                    "server_tls": "require",
+                }),
+                "proxy.server_tls: require together with a listener that ends TLS (a:1) lets nobody log in by SCRAM: the client binds its password exchange to the proxy's certificate, and the member to its own. Write tls: passthrough on the listener, or server_tls: prefer or disable, or tls: off on the listener",
+            ),
+            (
+                json!({"server_tls": "verify-full"}),
+                "proxy.server_ca: missing; write the file of the CAs that members' certificates lead to",
+            ),
+            (
+                json!({"tls": {"certificate": "c", "private_key": "k", "client_certificate": "required"}}),
+                "proxy.tls.client_ca: missing; write the file of the CAs that clients' certificates lead to",
+            ),
+        ] {
+            let found = read_from(section.clone()).1;
+            assert_eq!(found.first().map(String::as_str), Some(expected), "{section}");
+        }
+    }
+}
