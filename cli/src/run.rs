@@ -10,7 +10,7 @@ use pgherd_agent::config::AgentConfig;
 use pgherd_cluster::etcd::{Budget, Etcd, StoreError};
 use pgherd_cluster::source::{EtcdSource, SourceHealth, ViewHandle};
 use pgherd_keeper::{KeeperConfig, KeeperError, KeeperLink, KeeperOutcome, LINK_ENV};
-use pgherd_proxy::{BindError, HoldConfig, LimitsConfig, ListenerConfig, Proxy, ProxyConfig, ProxyError, StatsConfig};
+use pgherd_proxy::{BindError, HoldConfig, ListenerConfig, Proxy, ProxyConfig, ProxyError, StatsConfig};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
@@ -355,9 +355,7 @@ pub(crate) fn proxy_config(section: &ProxySection) -> ProxyConfig {
             timeout: section.hold_timeout,
             clients: section.hold_clients,
         },
-        limits: LimitsConfig {
-            connections: section.connections,
-        },
+        limits: section.limits.clone(),
         stats: Some(StatsConfig {
             address: section.stats.to_string(),
         }),

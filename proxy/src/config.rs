@@ -1,6 +1,10 @@
 //! What a proxy is told. Plain data; the command line reads it from files and environment.
 
+mod limits;
+
 use std::time::Duration;
+
+pub use self::limits::{LimitsConfig, QueueConfig};
 
 /// What a listener's clients come for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,19 +78,6 @@ impl Default for HoldConfig {
             timeout: Duration::from_secs(10),
             clients: 1000,
         }
-    }
-}
-
-/// How much a proxy takes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LimitsConfig {
-    /// Client connections at a time, over all listeners.
-    pub connections: usize,
-}
-
-impl Default for LimitsConfig {
-    fn default() -> Self {
-        Self { connections: 10_000 }
     }
 }
 

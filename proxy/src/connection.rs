@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use crate::admission::{Of, Places, Reached, Who};
 use crate::cancel;
 use crate::connect::{Connected, Connector, Denied};
 use crate::events::EventKind;
@@ -60,15 +61,21 @@ impl Connection {
             () = self.cut.cancelled() => return,
         };
         match read {
-            Ok(Ok(FirstPacket::Startup { .. })) if over_limit => {
-                self.shared.limited.count("connections", "");
-                count(&listener.refused);
-                let limit = self.shared.config.load().limits.connections;
-                farewell(client, &refusal::too_many_connections(limit)).await;
-            }
-            Ok(Ok(FirstPacket::Startup { user, bytes })) => {
-                debug!(peer = %accepted.peer, user, "a session is asked for");
-                self.session(client, accepted.index, listener, &bytes).await;
+            Ok(Ok(FirstPacket::Startup { user, database, bytes })) => {
+                let address = Some(accepted.peer.ip().to_canonical());
+                let who = Who {
+                    user,
+                    database,
+                    address,
+                };
+                debug!(peer = %accepted.peer, ?who, "a session is asked for");
+                match self.admit(&who, over_limit) {
+                    Ok(_places) => self.session(client, accepted.index, listener, &bytes).await,
+                    Err(reached) => {
+                        count(&listener.refused);
+                        farewell(client, &refusal::limit_reached(&reached)).await;
+                    }
+                }
             }
             Ok(Ok(FirstPacket::Cancel { key, bytes })) => {
                 let role = listener.config.load().role;
@@ -87,6 +94,26 @@ impl Connection {
             Ok(Err(HandshakeError::Io(_))) | Err(_) => {}
         }
         drop((accepted.admission, accepted.load));
+    }
+
+    /// Places under the limits for whoever wants a session.
+    fn admit(&self, who: &Who, over_limit: bool) -> Result<Places, Reached> {
+        let limits = &self.shared.config.load().limits;
+        let admitted = if over_limit {
+            Err(Reached {
+                of: Of::Connections,
+                open: self.shared.admitted.get(),
+                limit: limits.connections,
+            })
+        } else {
+            self.shared.occupancy.enter(who, limits)
+        };
+        if let Err(reached) = &admitted {
+            let limit = reached.of.key();
+            self.shared.limited.count(limit, "");
+            self.shared.events.record(EventKind::Limited { limit });
+        }
+        admitted
     }
 
     async fn session(&self, client: TcpStream, index: usize, listener: &ListenerState, startup: &Bytes) {
@@ -120,6 +147,7 @@ impl Connection {
             registration,
             ended,
             route,
+            place: _place,
         } = connected;
         debug!(member = %target.member, listener = listener.name, "a session begins");
         let counters = route.0.moved(self.worker).map(|moved| Counters {

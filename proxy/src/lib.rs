@@ -3,6 +3,7 @@
 //! Knows nothing of how a leader is made: it reads a view of the cluster, and the proof of how current that is.
 //! [`route`], [`balance`], [`warrant`] and [`wire`] are pure: no clock, no socket, no log.
 
+mod admission;
 pub mod balance;
 mod cancel;
 pub mod config;
@@ -13,6 +14,7 @@ mod dial;
 mod draw;
 mod events;
 mod fence;
+mod gate;
 mod handshake;
 mod listener;
 mod look;
@@ -29,12 +31,13 @@ mod stats;
 #[cfg(test)]
 mod testing;
 mod timer;
+mod turn;
 mod vouch;
 pub mod warrant;
 pub mod wire;
 mod worker;
 
-pub use config::{HoldConfig, LimitsConfig, ListenerConfig, ListenerRole, ProxyConfig, StatsConfig};
+pub use config::{HoldConfig, LimitsConfig, ListenerConfig, ListenerRole, ProxyConfig, QueueConfig, StatsConfig};
 pub use listener::BindError;
 pub use proxy::{Addresses, Proxy, ProxyError};
 pub use reload::{ReloadError, Reloaded, Reloader};

@@ -250,7 +250,7 @@ impl Doors {
             at_next_start.push("workers");
             config.workers = before.workers;
         }
-        self.shared.config.store(Arc::new(config.clone()));
+        self.shared.set_config(config.clone());
         let mut open: Vec<Option<Door>> = std::mem::take(&mut self.open).into_iter().map(Some).collect();
         let plans: Vec<Plan> = staying
             .drain(..)

@@ -76,7 +76,11 @@ const OURS: &[(&str, &str)] = &[
     ("proxy", "source listeners server_tls hold limits stats workers drain"),
     ("proxy.listeners[]", "address role tls max_lag fallback"),
     ("proxy.hold", "timeout clients"),
-    ("proxy.limits", "connections per_client_address"),
+    (
+        "proxy.limits",
+        "connections per_user per_database per_client_address per_member queue",
+    ),
+    ("proxy.limits.queue", "clients timeout"),
     ("proxy.stats", "address username password password_file"),
     ("pgherd", "runtime_dir"),
 ];

@@ -4,6 +4,7 @@ pub(crate) mod agent;
 mod environment;
 mod etcd;
 mod known;
+mod limits;
 mod locate;
 mod not_yet;
 mod postgresql;
