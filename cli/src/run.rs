@@ -13,8 +13,7 @@ use pgherd_cluster::etcd::{Budget, Etcd, StoreError};
 use pgherd_cluster::source::{EtcdSource, SourceHealth, ViewHandle};
 use pgherd_keeper::{KeeperConfig, KeeperError, KeeperLink, KeeperOutcome, LINK_ENV};
 use pgherd_proxy::{
-    BindError, HoldConfig, Inherited, LimitsConfig, ListenerConfig, Proxy, ProxyConfig, ProxyError, Reloader,
-    StatsConfig,
+    BindError, HoldConfig, Inherited, ListenerConfig, Proxy, ProxyConfig, ProxyError, Reloader, StatsConfig,
 };
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -476,9 +475,7 @@ pub(crate) fn proxy_config(section: &ProxySection) -> ProxyConfig {
             timeout: section.hold_timeout,
             clients: section.hold_clients,
         },
-        limits: LimitsConfig {
-            connections: section.connections,
-        },
+        limits: section.limits.clone(),
         stats: Some(StatsConfig {
             address: section.stats.to_string(),
         }),

@@ -1,7 +1,10 @@
 //! What a proxy is told. Plain data; the command line reads it from files and environment.
 
+mod limits;
+
 use std::time::Duration;
 
+pub use self::limits::{LimitsConfig, QueueConfig};
 use crate::tls::{ClientTlsConfig, ListenerTls, ServerTlsConfig, ServerTlsMode, TlsConfigError};
 
 /// What a listener's clients come for.
@@ -80,19 +83,6 @@ impl Default for HoldConfig {
             timeout: Duration::from_secs(10),
             clients: 1000,
         }
-    }
-}
-
-/// How much a proxy takes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LimitsConfig {
-    /// Client connections at a time, over all listeners.
-    pub connections: usize,
-}
-
-impl Default for LimitsConfig {
-    fn default() -> Self {
-        Self { connections: 10_000 }
     }
 }
 

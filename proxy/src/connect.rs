@@ -22,6 +22,7 @@ use crate::counters::OpenRoute;
 use crate::dial::dial;
 use crate::draw::draws;
 use crate::events::EventKind;
+use crate::gate::Pass;
 use crate::look::look;
 use crate::refusal;
 use crate::route::{self, Decision, Footing, Policy, Target, Why};
@@ -29,6 +30,7 @@ use crate::secure::secure;
 use crate::sessions::{Ending, Registration};
 use crate::shared::{ListenerState, Shared, count};
 use crate::stream::Stream;
+use crate::turn::{NoTurn, Waits};
 use crate::wire::error_response::Fatal;
 use crate::wire::first_answer::FirstAnswer;
 
@@ -48,6 +50,8 @@ pub(crate) struct Connected {
     pub(crate) registration: Registration,
     pub(crate) ended: oneshot::Receiver<Ending>,
     pub(crate) route: OpenRoute,
+    /// Kept while the session goes on.
+    pub(crate) place: Pass,
 }
 
 /// Why there is none.
@@ -85,6 +89,19 @@ enum Dialled {
     Overtaken,
     ClientGone,
     Stopping,
+    /// The member has no place for it.
+    Refused(Fatal),
+}
+
+impl From<NoTurn> for Dialled {
+    fn from(why: NoTurn) -> Self {
+        match why {
+            NoTurn::Overtaken => Self::Overtaken,
+            NoTurn::ClientGone => Self::ClientGone,
+            NoTurn::Stopping => Self::Stopping,
+            NoTurn::Refused(fatal) => Self::Refused(fatal),
+        }
+    }
 }
 
 impl Dialled {
@@ -110,6 +127,7 @@ impl Connector<'_> {
         let look_until = policy.hold_until.max(tried_until);
         let mut failed = None;
         let mut answered = None;
+        let mut waits = Waits::new(started);
         loop {
             // Before the evidence is read, so that no change after it is missed.
             changes.mark_unchanged();
@@ -119,13 +137,20 @@ impl Connector<'_> {
                 Decision::Refuse(why) => (why, true),
                 Decision::Hold(why) => (why, false),
                 Decision::To(target) => match self
-                    .dial(policy, &target, &avoid, (&mut changes, &mut rechecks), look_until)
+                    .dial(
+                        policy,
+                        &target,
+                        &avoid,
+                        (&mut changes, &mut rechecks),
+                        (look_until, &mut waits),
+                    )
                     .await
                 {
                     Dialled::Connected(connected) => return Ok(*connected),
                     Dialled::Overtaken => continue,
                     Dialled::ClientGone => return Err(Denied::ClientGone),
                     Dialled::Stopping => return Err(Denied::Stopping),
+                    Dialled::Refused(fatal) => return Err(Denied::Refused(fatal)),
                     Dialled::Failed(why) if self.config.role == ListenerRole::Read && Boottime::now() < look_until => {
                         avoid.push(target.member);
                         failed = Some(why);
@@ -182,7 +207,31 @@ impl Connector<'_> {
         }
     }
 
+    /// Where a client goes; of replicas, to one that has room, if there is one.
     fn decide(&self, policy: Policy, avoid: &[MemberName]) -> Decision {
+        let decision = self.route(policy, avoid);
+        let Decision::To(first) = &decision else {
+            return decision;
+        };
+        let has_room = |target: &Target| target.epoch.is_some() || self.shared.places.of(&target.member).has_room();
+        let mut full = avoid.to_vec();
+        let mut next = first.clone();
+        while !has_room(&next) {
+            full.push(next.member);
+            next = match self.route(policy, &full) {
+                Decision::To(next) if next.epoch.is_none() && !full.contains(&next.member) => next,
+                // All are full: it waits where it was sent first.
+                _ => return decision,
+            };
+        }
+        // The last resorts are for when the others do not answer, not for when they are full.
+        if route::still_leads_to(&next, policy, self.shared.seen().evidence(), avoid) {
+            return Decision::To(next);
+        }
+        decision
+    }
+
+    fn route(&self, policy: Policy, avoid: &[MemberName]) -> Decision {
         let seen = self.shared.seen();
         let open = match policy.role {
             ListenerRole::Write => HashMap::new(), // There is nothing to choose.
@@ -231,22 +280,29 @@ impl Connector<'_> {
         target: &Target,
         avoid: &[MemberName],
         (changes, rechecks): (&mut watch::Receiver<Arc<View>>, &mut watch::Receiver<u64>),
-        look_until: Boottime,
+        (look_until, waits): (Boottime, &mut Waits),
     ) -> Dialled {
         let still_leads_there = || route::still_leads_to(target, policy, self.shared.seen().evidence(), avoid);
-        let dialling = self.reach(target);
-        tokio::pin!(dialling);
-        let dialled = loop {
-            tokio::select! {
-                dialled = &mut dialling => break dialled,
-                () = changed(changes) => if !still_leads_there() {
-                    return Dialled::Overtaken;
-                },
-                () = changed(rechecks) => if !still_leads_there() {
-                    return Dialled::Overtaken;
-                },
-                () = self.cut.cancelled() => return Dialled::Stopping,
+        let overtaken = async {
+            loop {
+                tokio::select! {
+                    () = changed(changes) => {}
+                    () = changed(rechecks) => {}
+                }
+                if !still_leads_there() {
+                    break;
+                }
             }
+        };
+        tokio::pin!(overtaken);
+        let place = match self.turn(target, waits, overtaken.as_mut()).await {
+            Ok(place) => place,
+            Err(why) => return why.into(),
+        };
+        let dialled = tokio::select! {
+            dialled = self.reach(target) => dialled,
+            () = overtaken => return Dialled::Overtaken,
+            () = self.cut.cancelled() => return Dialled::Stopping,
         };
         let (server, address): (Stream, SocketAddr) = match dialled {
             Ok(connected) => connected,
@@ -275,6 +331,7 @@ impl Connector<'_> {
             registration,
             ended,
             route,
+            place,
         };
         self.ask(connected, look_until).await
     }
@@ -360,7 +417,7 @@ async fn changed<T>(changes: &mut watch::Receiver<T>) {
 }
 
 /// Waits for the client to go away. One that sends something instead is there, and not listened to any further.
-async fn gone(client: &Stream) {
+pub(crate) async fn gone(client: &Stream) {
     let mut byte = [0; 1];
     if matches!(client.peek(&mut byte).await, Ok(1..)) {
         std::future::pending::<()>().await;

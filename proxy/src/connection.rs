@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use crate::admission::{Of, Places, Reached, Who};
 use crate::cancel;
 use crate::connect::{Connected, Connector, Denied};
 use crate::events::EventKind;
@@ -96,16 +97,16 @@ impl Connection {
                 let role = listener.config.load().role;
                 cancel::forward(&self.shared, role, &key, &bytes).await;
             }
-            Wish::Packet(FirstPacket::Startup { .. }) | Wish::Passthrough(_) if arrival.over_limit => {
-                self.shared.limited.count("connections", "");
-                count(&listener.refused);
-                let limit = self.shared.config.load().limits.connections;
-                farewell(client, &refusal::too_many_connections(limit)).await;
-            }
-            Wish::Packet(FirstPacket::Startup { user, bytes }) => {
-                debug!(peer = %arrival.peer, user, "a session is asked for");
-                match arrival.certified(&client, user.as_deref()) {
-                    Ok(()) => self.session(client, arrival.index, listener, (&bytes, true)).await,
+            Wish::Packet(FirstPacket::Startup { user, database, bytes }) => {
+                let who = arrival.who(user, database);
+                debug!(peer = %arrival.peer, ?who, "a session is asked for");
+                let certified = arrival.certified(&client, who.user.as_deref());
+                let admitted = certified.and_then(|()| {
+                    let admitted = self.admit(&who, arrival.over_limit);
+                    admitted.map_err(|reached| refusal::limit_reached(&reached))
+                });
+                match admitted {
+                    Ok(_places) => self.session(client, arrival.index, listener, (&bytes, true)).await,
                     Err(fatal) => {
                         count(&listener.refused);
                         farewell(client, &fatal).await;
@@ -114,7 +115,14 @@ impl Connection {
             }
             Wish::Passthrough(bytes) => {
                 debug!(peer = %arrival.peer, "a session by TLS with the server is asked for");
-                self.session(client, arrival.index, listener, (&bytes, false)).await;
+                // Who they are is the server's to learn: only their number and their address can be limited.
+                match self.admit(&arrival.who(None, None), arrival.over_limit) {
+                    Ok(_places) => self.session(client, arrival.index, listener, (&bytes, false)).await,
+                    Err(_) => {
+                        count(&listener.refused);
+                        client.reset();
+                    }
+                }
             }
             // Answered when they were read.
             Wish::Packet(FirstPacket::Ssl | FirstPacket::GssEnc) => {}
@@ -126,6 +134,26 @@ impl Connection {
                 }
             }
         }
+    }
+
+    /// Places under the limits for whoever wants a session.
+    fn admit(&self, who: &Who, over_limit: bool) -> Result<Places, Reached> {
+        let limits = &self.shared.config.load().limits;
+        let admitted = if over_limit {
+            Err(Reached {
+                of: Of::Connections,
+                open: self.shared.admitted.get(),
+                limit: limits.connections,
+            })
+        } else {
+            self.shared.occupancy.enter(who, limits)
+        };
+        if let Err(reached) = &admitted {
+            let limit = reached.of.key();
+            self.shared.limited.count(limit, "");
+            self.shared.events.record(EventKind::Limited { limit });
+        }
+        admitted
     }
 
     async fn session(
@@ -168,6 +196,7 @@ impl Connection {
             registration,
             ended,
             route,
+            place: _place,
         } = connected;
         debug!(member = %target.member, listener = listener.name, "a session begins");
         let counters = route.0.moved(self.worker).map(|moved| Counters {
@@ -213,6 +242,14 @@ struct Arrival {
 }
 
 impl Arrival {
+    fn who(&self, user: Option<String>, database: Option<String>) -> Who {
+        Who {
+            user,
+            database,
+            address: Some(self.peer.ip().to_canonical()),
+        }
+    }
+
     /// Whether the client may be this user, as far as its certificate says.
     fn certified(&self, client: &Stream, user: Option<&str>) -> Result<(), Fatal> {
         let Stream::Tls(tls) = client else { return Ok(()) };

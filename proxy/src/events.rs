@@ -40,6 +40,10 @@ pub(crate) enum EventKind {
         listener: String,
     },
     HoldFull,
+    /// A client was refused by a limit; the key under `limits`.
+    Limited {
+        limit: &'static str,
+    },
     WarrantLapsed,
     WarrantBack,
     StoreLost(String),
@@ -70,6 +74,7 @@ impl EventKind {
             Self::SessionsEnded { .. } => "sessions_ended",
             Self::HoldExpired { .. } => "hold_expired",
             Self::HoldFull => "hold_full",
+            Self::Limited { .. } => "limited",
             Self::WarrantLapsed => "warrant_lapsed",
             Self::WarrantBack => "warrant_back",
             Self::StoreLost(_) => "store_lost",
@@ -132,6 +137,7 @@ impl fmt::Display for EventKind {
                 "a held client on {listener} was refused: nobody could serve it in time"
             ),
             Self::HoldFull => f.write_str("a client was refused: too many are held already"),
+            Self::Limited { limit } => write!(f, "a client was refused: limits.{limit} is reached"),
             Self::WarrantLapsed => f.write_str("it is no longer certain who leads: writes are held"),
             Self::WarrantBack => f.write_str("it is certain again who leads"),
             Self::StoreLost(error) => write!(f, "the cluster's store does not answer: {error}"),

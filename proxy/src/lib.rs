@@ -3,6 +3,7 @@
 //! Knows nothing of how a leader is made: it reads a view of the cluster, and the proof of how current that is.
 //! [`route`], [`balance`], [`warrant`] and [`wire`] are pure: no clock, no socket, no log.
 
+mod admission;
 pub mod balance;
 mod cancel;
 pub mod config;
@@ -13,6 +14,7 @@ mod dial;
 mod draw;
 mod events;
 mod fence;
+mod gate;
 mod handshake;
 mod listener;
 mod look;
@@ -31,12 +33,13 @@ mod stream;
 mod testing;
 mod timer;
 pub mod tls;
+mod turn;
 mod vouch;
 pub mod warrant;
 pub mod wire;
 mod worker;
 
-pub use config::{HoldConfig, LimitsConfig, ListenerConfig, ListenerRole, ProxyConfig, StatsConfig};
+pub use config::{HoldConfig, LimitsConfig, ListenerConfig, ListenerRole, ProxyConfig, QueueConfig, StatsConfig};
 pub use listener::{BindError, Inherited};
 pub use proxy::{Addresses, Proxy, ProxyError};
 pub use reload::{ReloadError, Reloaded, Reloader};

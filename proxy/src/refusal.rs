@@ -4,6 +4,11 @@
 
 use std::time::Duration;
 
+use pgherd_cluster::name::MemberName;
+
+use crate::admission::{Of, Reached};
+use crate::config::LimitsConfig;
+use crate::gate::Crowd;
 use crate::handshake::HandshakeError;
 use crate::route::{Outlived, Why};
 use crate::wire::error_response::Fatal;
@@ -87,10 +92,52 @@ pub(crate) fn hold_full(why: &Why, limit: usize, leaderless_for: Option<Duration
     .hint("Try again later.")
 }
 
-pub(crate) fn too_many_connections(limit: usize) -> Fatal {
-    Fatal::new(TOO_MANY_CONNECTIONS, "too many connections to the proxy")
-        .detail(format!("The proxy takes at most {limit} client connections."))
-        .hint("Close connections that are not used, or raise limits.connections.")
+/// A client for whom a limit leaves no place.
+pub(crate) fn limit_reached(reached: &Reached) -> Fatal {
+    let Reached { of, open, limit } = reached;
+    let (message, one) = match of {
+        Of::Connections => (
+            "too many connections to the proxy".to_owned(),
+            "client connections".to_owned(),
+        ),
+        Of::User(user) => (
+            format!("too many connections for user {user:?}"),
+            "connections of one user".to_owned(),
+        ),
+        Of::Database(database) => (
+            format!("too many connections for database {database:?}"),
+            "connections to one database".to_owned(),
+        ),
+        Of::Address(address) => (
+            format!("too many connections from address {address}"),
+            "connections from one address".to_owned(),
+        ),
+    };
+    Fatal::new(TOO_MANY_CONNECTIONS, format!("{message}: {open} are open"))
+        .detail(format!("The proxy takes at most {limit} {one}."))
+        .hint(format!(
+            "Close connections that are not used, or raise limits.{}.",
+            of.key()
+        ))
+}
+
+/// A client for whom a member has no place: none to wait at either, or none in the time that it `waited`.
+pub(crate) fn member_full(member: &MemberName, crowd: Crowd, limits: &LimitsConfig, waited: Option<Duration>) -> Fatal {
+    let Crowd { inside, waiting } = crowd;
+    let message = match waited {
+        None => format!("too many sessions on {member}: {inside} are open, and {waiting} clients wait already"),
+        Some(waited) => format!(
+            "too many sessions on {member}: {inside} are open, and none ended in {}",
+            seconds(waited)
+        ),
+    };
+    let sessions = limits.per_member.unwrap_or(inside);
+    let (clients, timeout) = (limits.queue.clients, seconds(limits.queue.timeout));
+    Fatal::new(TOO_MANY_CONNECTIONS, message)
+        .detail(format!(
+            "The proxy opens at most {sessions} sessions on one member, and lets at most {clients} clients wait for one, for {timeout}."
+        ))
+        .hint("Close connections that are not used, or raise limits.per_member or limits.queue.")
 }
 
 /// Said when sessions are cut at the end of a drain, and to clients that have no session yet.

@@ -310,7 +310,7 @@ impl Doors {
             config.workers = before.workers;
         }
         self.shared.tls.store(Arc::new(tls));
-        self.shared.config.store(Arc::new(config.clone()));
+        self.shared.set_config(config.clone());
         let mut open: Vec<Option<Door>> = std::mem::take(&mut self.open).into_iter().map(Some).collect();
         let plans: Vec<Plan> = staying
             .drain(..)

@@ -13,10 +13,12 @@ use pgherd_cluster::source::ViewHandle;
 use pgherd_cluster::view::{Epoch, View};
 use tokio::sync::{Notify, watch};
 
+use crate::admission::Occupancy;
 use crate::cancel::Limiter;
 use crate::config::{ListenerConfig, ProxyConfig};
 use crate::counters::{Counted, Gauge, Routes, Tally};
 use crate::events::EventLog;
+use crate::gate::Gates;
 use crate::reload::ReloadCounts;
 use crate::route::Evidence;
 use crate::sessions::Sessions;
@@ -145,6 +147,10 @@ pub(crate) struct Shared {
     /// Client connections, and those beyond the limit.
     pub(crate) admitted: Gauge,
     pub(crate) over_limit: Gauge,
+    /// Connections by user, database and client address.
+    pub(crate) occupancy: Occupancy,
+    /// Sessions by member, and who waits for one.
+    pub(crate) places: Gates,
     pub(crate) unknown_cancels: Limiter,
     pub(crate) events: EventLog,
     /// Changes when a route may have opened that no change of the view tells of.
@@ -158,6 +164,7 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(config: ProxyConfig, tls: TlsSettings, view: ViewHandle, workers: usize) -> Self {
         let started = Boottime::now();
+        let places = Gates::new(config.limits.per_member);
         Self {
             config: ArcSwap::from_pointee(config),
             tls: ArcSwap::from_pointee(tls),
@@ -176,6 +183,8 @@ impl Shared {
             held: Gauge::default(),
             admitted: Gauge::default(),
             over_limit: Gauge::default(),
+            occupancy: Occupancy::default(),
+            places,
             unknown_cancels: Limiter::new(started),
             events: EventLog::new(),
             opened: watch::Sender::new(0),
@@ -191,6 +200,12 @@ impl Shared {
             reloads: Arc::default(),
             started,
         }
+    }
+
+    /// Takes a new configuration. For one writer.
+    pub(crate) fn set_config(&self, config: ProxyConfig) {
+        self.places.set_limit(config.limits.per_member);
+        self.config.store(Arc::new(config));
     }
 
     /// What is known now.

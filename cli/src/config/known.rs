@@ -83,7 +83,11 @@ const OURS: &[(&str, &str)] = &[
         "certificate private_key client_ca client_certificate map_users min_version",
     ),
     ("proxy.hold", "timeout clients"),
-    ("proxy.limits", "connections per_client_address"),
+    (
+        "proxy.limits",
+        "connections per_user per_database per_client_address per_member queue",
+    ),
+    ("proxy.limits.queue", "clients timeout"),
     ("proxy.stats", "address username password password_file"),
     ("pgherd", "runtime_dir"),
 ];

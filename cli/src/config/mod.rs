@@ -5,6 +5,7 @@ mod environment;
 mod etcd;
 pub(crate) mod files;
 mod known;
+mod limits;
 mod locate;
 mod not_yet;
 mod postgresql;

@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pgherd_cluster::record::Address;
+use pgherd_proxy::LimitsConfig;
 use pgherd_proxy::tls::{ClientTlsConfig, ListenerTls, ServerTlsConfig};
 use serde_json::Value;
 
+use super::limits::{self, count};
 use super::section::Section;
 use super::value;
 
@@ -18,7 +20,7 @@ pub(crate) struct ProxySection {
     pub(crate) listeners: Vec<Listener>,
     pub(crate) hold_timeout: Duration,
     pub(crate) hold_clients: usize,
-    pub(crate) connections: usize,
+    pub(crate) limits: LimitsConfig,
     pub(crate) stats: Address,
     /// As many as there are processors when absent.
     pub(crate) workers: Option<usize>,
@@ -64,14 +66,8 @@ pub(crate) fn read(root: &Section<'_>) -> Option<ProxySection> {
     let section = root.section("proxy");
     one_of(&section, "source", &["etcd"], &["agents", "static"]);
     let hold = section.section("hold");
-    let limits = section.section("limits");
-    if limits.integer("per_client_address", 0).is_some_and(|limit| limit > 0) {
-        limits.error(
-            "per_client_address",
-            "a limit per client is not in this version; write 0, or remove it",
-        );
-    }
-    let connections = count(&limits, "connections", 1).unwrap_or(10_000);
+    let limits = limits::read(&section.section("limits"));
+    let connections = limits.connections;
     let hold_clients = count(&hold, "clients", 0).unwrap_or(1000.min(connections));
     if hold_clients > connections {
         hold.error(
@@ -97,7 +93,7 @@ pub(crate) fn read(root: &Section<'_>) -> Option<ProxySection> {
         listeners: listeners?,
         hold_timeout,
         hold_clients,
-        connections,
+        limits,
         stats: stats?,
         workers,
         drain,
@@ -105,10 +101,6 @@ pub(crate) fn read(root: &Section<'_>) -> Option<ProxySection> {
         client_tls,
         server_tls,
     })
-}
-
-fn count(section: &Section<'_>, key: &str, min: i64) -> Option<usize> {
-    section.integer(key, min).and_then(|count| usize::try_from(count).ok())
 }
 
 fn workers(section: &Section<'_>) -> Option<usize> {
@@ -305,7 +297,7 @@ mod tests {
             (Duration::from_millis(500), 5)
         );
         assert_eq!(
-            (config.connections, config.workers, config.drain),
+            (config.limits.connections, config.workers, config.drain),
             (7, Some(2), Duration::from_secs(3))
         );
     }
@@ -352,10 +344,6 @@ mod tests {
             (
                 json!({"listeners": [{"address": "a:1", "role": "write"}, {"address": "a:1", "role": "read"}]}),
                 "proxy.listeners: \"a:1\" is listed twice; give each its own port",
-            ),
-            (
-                json!({"limits": {"per_client_address": 5}}),
-                "proxy.limits.per_client_address: a limit per client is not in this version; write 0, or remove it",
             ),
             (
                 json!({"stats": {"password_file": "/x"}}),

@@ -54,6 +54,7 @@ pub(crate) fn render(shared: &Shared) -> prometheus::Result<String> {
     process(&scrape, shared, &state)?;
     listeners(&scrape, &state)?;
     routes(&scrape, shared)?;
+    queues(&scrape, shared)?;
     outcomes(&scrape, shared)?;
     cluster(&scrape, &state)?;
     members(&scrape, &state)?;
@@ -150,6 +151,24 @@ fn routes(scrape: &Scrape, shared: &Shared) -> prometheus::Result<()> {
         bytes
             .with_label_values(&[listener, node, "to_client"])
             .inc_by(route.bytes_to_client);
+    }
+    Ok(())
+}
+
+fn queues(scrape: &Scrape, shared: &Shared) -> prometheus::Result<()> {
+    let places = scrape.gauge(
+        "pgherd_node_places",
+        "Sessions on a member, those that are being opened included.",
+        &["node"],
+    )?;
+    let queued = scrape.gauge(
+        "pgherd_node_queue_clients",
+        "Clients that wait for a place at a member that has as many sessions as it may have.",
+        &["node"],
+    )?;
+    for (member, crowd) in shared.places.crowds() {
+        places.with_label_values(&[member.as_str()]).set(whole(crowd.inside));
+        queued.with_label_values(&[member.as_str()]).set(whole(crowd.waiting));
     }
     Ok(())
 }

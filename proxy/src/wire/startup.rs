@@ -13,6 +13,8 @@ pub const STARTUP_BYTES_MIN: usize = 8;
 const SECRET_BYTES_MIN: usize = 4;
 /// The longest, protocol 3.2: <https://www.postgresql.org/docs/18/protocol-message-formats.html>.
 const SECRET_BYTES_MAX: usize = 256;
+/// `NAMEDATALEN` less its terminator.
+const NAME_BYTES_MAX: usize = 63;
 /// Length, code and process id.
 const CANCEL_HEAD_BYTES: usize = 12;
 
@@ -71,8 +73,10 @@ pub enum FirstPacket {
     },
     /// A session is asked for.
     Startup {
-        /// As whom, for our log.
+        /// As whom, so far as that is text and no longer than a name can be.
         user: Option<String>,
+        /// Where to; the user's own name unless another was given. Nothing for physical replication.
+        database: Option<String>,
         /// The packet.
         bytes: Bytes,
     },
@@ -197,12 +201,60 @@ fn decode_startup(bytes: Bytes) -> Result<FirstPacket, Malformed> {
     if bytes.len() == STARTUP_BYTES_MIN || bytes.last() != Some(&0) {
         return Err(Malformed::Layout);
     }
-    let decoded = Startup::decode(&mut BytesMut::from(&bytes[..]), &DecodeContext::default());
-    let Ok(Some(mut startup)) = decoded else {
-        return Err(Malformed::Layout);
+    let parameters = parameters(&bytes)?;
+    // PostgreSQL goes by the last, and by no more of it than a name may have.
+    let last = |name: &[u8]| {
+        let mut named = parameters.iter().rev().filter(|(key, _)| key == name);
+        let (_, value) = named.next()?;
+        (!value.is_empty()).then_some(value)
     };
-    let user = startup.parameters.remove("user");
-    Ok(FirstPacket::Startup { user, bytes })
+    let text = |value: &Bytes| {
+        let cut = value.get(..NAME_BYTES_MAX).unwrap_or(value);
+        String::from_utf8_lossy(cut).into_owned()
+    };
+    let user = last(b"user").map(text);
+    let physical = last(b"replication").is_some_and(|value| is_true(value));
+    let database = last(b"database").map(text).or_else(|| user.clone());
+    Ok(FirstPacket::Startup {
+        user,
+        database: database.filter(|_| !physical),
+        bytes,
+    })
+}
+
+/// The parameters of a startup message, in their order, as they came.
+///
+/// # Errors
+/// When they are not pairs of texts with a terminator behind them.
+pub fn parameters(packet: &Bytes) -> Result<Vec<(Bytes, Bytes)>, Malformed> {
+    let mut rest = packet.get(STARTUP_BYTES_MIN..).ok_or(Malformed::Layout)?;
+    let mut parameters = Vec::new();
+    loop {
+        let (name, after) = text(rest).ok_or(Malformed::Layout)?;
+        if name.is_empty() {
+            return if after.is_empty() {
+                Ok(parameters)
+            } else {
+                Err(Malformed::Layout)
+            };
+        }
+        let (value, after) = text(after).ok_or(Malformed::Layout)?;
+        parameters.push((packet.slice_ref(name), packet.slice_ref(value)));
+        rest = after;
+    }
+}
+
+/// What precedes the first NUL, and what follows it.
+fn text(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = bytes.iter().position(|byte| *byte == 0)?;
+    let (text, after) = bytes.split_at(end);
+    Some((text, after.get(1..)?))
+}
+
+/// PostgreSQL's yes, in all its words; `database` asks for replication that is of one.
+fn is_true(value: &[u8]) -> bool {
+    let value = value.to_ascii_lowercase();
+    value == b"on" || value == b"1" || b"true".starts_with(&value) || b"yes".starts_with(&value)
 }
 
 #[cfg(test)]
@@ -225,6 +277,7 @@ mod tests {
         let startup = packet(196_608, b"user\0ann\0database\0d\0\0");
         let expected = FirstPacket::Startup {
             user: Some("ann".to_owned()),
+            database: Some("d".to_owned()),
             bytes: startup.clone(),
         };
         assert_eq!(FirstPacket::decode(startup), Ok(expected));
@@ -241,6 +294,52 @@ mod tests {
             Err(Malformed::Layout)
         );
         assert_eq!(FirstPacket::decode(packet(196_608, b"")), Err(Malformed::Layout));
+    }
+
+    #[test]
+    fn user_and_database_are_read_as_postgresql_reads_them() {
+        let cases: [(&[u8], Option<&str>, Option<&str>); 8] = [
+            (b"user\0ann\0\0", Some("ann"), Some("ann")),
+            (b"user\0ann\0database\0\0\0", Some("ann"), Some("ann")),
+            (b"user\0ann\0database\0d\0user\0bob\0\0", Some("bob"), Some("d")),
+            (b"database\0d\0user\0ann\0\0", Some("ann"), Some("d")),
+            (b"user\0ann\0replication\0tr\0\0", Some("ann"), None),
+            (b"user\0ann\0replication\0database\0\0", Some("ann"), Some("ann")),
+            (b"user\0\xff\0database\0d\0\0", Some("\u{FFFD}"), Some("d")),
+            (b"database\0d\0\0", None, Some("d")),
+        ];
+        for (body, expected_user, expected_database) in cases {
+            match FirstPacket::decode(packet(196_608, body)) {
+                Ok(FirstPacket::Startup { user, database, .. }) => {
+                    assert_eq!(
+                        (user.as_deref(), database.as_deref()),
+                        (expected_user, expected_database)
+                    );
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        let long = [b"user\0", &[b'x'; 100][..], b"\0\0"].concat();
+        match FirstPacket::decode(packet(196_608, &long)) {
+            Ok(FirstPacket::Startup { user, .. }) => assert_eq!(user.map(|user| user.len()), Some(NAME_BYTES_MAX)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn nothing_follows_the_terminator_and_every_name_has_a_value() {
+        for body in [
+            &b"user\0ann\0\0x\0"[..],
+            b"user\0\0",
+            b"user\0ann\0database\0\0",
+            b"\0\0",
+        ] {
+            assert_eq!(
+                FirstPacket::decode(packet(196_608, body)),
+                Err(Malformed::Layout),
+                "{body:?}"
+            );
+        }
     }
 
     #[test]
@@ -286,6 +385,18 @@ mod tests {
                 Ok(FirstPacket::Startup { bytes, .. } | FirstPacket::Cancel { bytes, .. }) => prop_assert_eq!(&bytes[8..], &body),
                 Ok(FirstPacket::Ssl | FirstPacket::GssEnc) | Err(_) => {}
             }
+        }
+
+        #[test]
+        fn parameters_are_what_was_sent(pairs in proptest::collection::vec(("[^\0]{1,9}", "[^\0]{0,9}"), 0..9)) {
+            let texts = pairs.iter().flat_map(|(name, value)| [name.as_bytes(), b"\0", value.as_bytes(), b"\0"]);
+            let body = [texts.collect::<Vec<_>>().concat(), b"\0".to_vec()].concat();
+            let read = parameters(&packet(196_608, &body)).expect("well formed");
+            let read: Vec<(String, String)> = read
+                .iter()
+                .map(|(name, value)| (String::from_utf8_lossy(name).into(), String::from_utf8_lossy(value).into()))
+                .collect();
+            prop_assert_eq!(read, pairs);
         }
 
         #[test]
