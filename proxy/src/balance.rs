@@ -1,14 +1,42 @@
 //! Which replica a reader goes to. Pure: the view, the sessions that are open and random draws in, a member out.
 
+use std::time::Duration;
+
 use pgherd_cluster::name::MemberName;
 use pgherd_cluster::record::{PgState, Role};
 use pgherd_cluster::view::{Member, View};
+use serde_json::Value;
+
+use crate::config::{ListenerRole, ReadRules};
+use crate::refusal;
+use crate::route::Why;
+
+/// What a listener asks of a member before its readers go there.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// The listener's role.
+    pub role: ListenerRole,
+    /// Its rules.
+    pub rules: &'a ReadRules,
+}
+
+static NO_RULES: ReadRules = ReadRules::none();
+
+impl Wanted<'static> {
+    /// Any replica.
+    pub const ANY_REPLICA: Self = Self {
+        role: ListenerRole::Read,
+        rules: &NO_RULES,
+    };
+}
 
 /// Why a member gets no reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LeftOut {
     /// It holds the leader key, whatever its own record still says.
     Leads,
+    /// It leads and is none of the members that readers go to, for this reason.
+    LeadsAnd(Box<Why>),
     /// Its PostgreSQL is in this state.
     NotRunning(PgState),
     /// It is not a standby, whether it streams or not.
@@ -17,6 +45,19 @@ pub enum LeftOut {
     NotStreaming(Option<String>),
     /// It is tagged so.
     NoLoadBalance,
+    /// The listener is for synchronous replicas, and it is none.
+    NotSync,
+    /// The listener is for asynchronous replicas, and it is synchronous.
+    IsSync,
+    /// The listener asks for a tag that it does not have, or not with this value.
+    OtherTag {
+        /// The tag.
+        key: String,
+        /// What is asked for.
+        wanted: String,
+        /// What it has.
+        found: Option<String>,
+    },
     /// It is further behind the leader than the listener allows.
     Lags {
         /// How far, in bytes.
@@ -36,11 +77,18 @@ impl std::fmt::Display for LeftOut {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Leads => f.write_str("it leads"),
+            Self::LeadsAnd(why) => f.write_str(refusal::cannot_route(why, Duration::ZERO, None).message()),
             Self::NotRunning(state) => write!(f, "PostgreSQL is {}", state.as_str()),
             Self::NotStandby(role) => write!(f, "its role is {}", role.as_str()),
             Self::NotStreaming(None) => f.write_str("it does not stream"),
             Self::NotStreaming(Some(state)) => write!(f, "it does not stream: {state}"),
             Self::NoLoadBalance => f.write_str("tagged noloadbalance"),
+            Self::NotSync => f.write_str("it is not synchronous"),
+            Self::IsSync => f.write_str("it is synchronous"),
+            Self::OtherTag { key, wanted, found } => match found {
+                Some(found) => write!(f, "its tag {key} is {found}, not {wanted}"),
+                None => write!(f, "it has no tag {key}, {wanted} is asked for"),
+            },
             Self::Lags { bytes, bytes_max } => write!(f, "{bytes} bytes behind, {bytes_max} allowed"),
             Self::LagUnknown => f.write_str("its lag is not known"),
             Self::NoAddress => f.write_str("it has no address"),
@@ -61,7 +109,7 @@ pub fn lag_bytes(view: &View, member: &Member) -> Option<u64> {
 ///
 /// # Errors
 /// The first reason found.
-pub fn readable(view: &View, member: &Member, max_lag_bytes: Option<u64>) -> Result<(), LeftOut> {
+pub fn readable(view: &View, member: &Member, wanted: Wanted<'_>) -> Result<(), LeftOut> {
     let record = &member.record;
     if view.epoch().is_some_and(|epoch| epoch.holder == member.name) {
         return Err(LeftOut::Leads);
@@ -72,7 +120,7 @@ pub fn readable(view: &View, member: &Member, max_lag_bytes: Option<u64>) -> Res
     if record.replication_state.as_deref() != Some("streaming") {
         return Err(LeftOut::NotStreaming(record.replication_state.clone()));
     }
-    fit(view, member, max_lag_bytes)
+    fit(view, member, wanted)
 }
 
 /// Whether readers may go to `member` rather than nowhere, while [`nobody_to_stream_from`], or why not. A former leader's
@@ -80,7 +128,7 @@ pub fn readable(view: &View, member: &Member, max_lag_bytes: Option<u64>) -> Res
 ///
 /// # Errors
 /// The first reason found.
-pub fn last_resort(view: &View, member: &Member, max_lag_bytes: Option<u64>) -> Result<(), LeftOut> {
+pub fn last_resort(view: &View, member: &Member, wanted: Wanted<'_>) -> Result<(), LeftOut> {
     let record = &member.record;
     if view.epoch().is_some_and(|epoch| epoch.holder == member.name) {
         return Err(LeftOut::Leads);
@@ -91,7 +139,7 @@ pub fn last_resort(view: &View, member: &Member, max_lag_bytes: Option<u64>) -> 
     if record.role != Role::Replica {
         return Err(LeftOut::NotStandby(record.role));
     }
-    fit(view, member, max_lag_bytes)
+    fit(view, member, wanted)
 }
 
 /// Whether standbys cannot stream because nobody leads, the leader is down by its own word, or it is among those that did
@@ -105,19 +153,53 @@ pub fn nobody_to_stream_from(view: &View, did_not_answer: &[MemberName]) -> bool
 }
 
 /// What is asked of every member that is read from.
-fn fit(view: &View, member: &Member, max_lag_bytes: Option<u64>) -> Result<(), LeftOut> {
+fn fit(view: &View, member: &Member, wanted: Wanted<'_>) -> Result<(), LeftOut> {
     let record = &member.record;
     if record.tag("noloadbalance") {
         return Err(LeftOut::NoLoadBalance);
     }
+    let is_sync = view.sync.value.is_active() && view.sync.value.lists(&member.name);
+    match wanted.role {
+        ListenerRole::Sync if !is_sync => return Err(LeftOut::NotSync),
+        ListenerRole::Async if is_sync => return Err(LeftOut::IsSync),
+        _ => {}
+    }
+    has_tags(member, wanted.rules)?;
     if record.postgres_address().is_none() {
         return Err(LeftOut::NoAddress);
     }
-    match (max_lag_bytes, lag_bytes(view, member)) {
+    match (wanted.rules.max_lag_bytes, lag_bytes(view, member)) {
         (None, _) => Ok(()),
         (Some(_), None) => Err(LeftOut::LagUnknown),
         (Some(bytes_max), Some(bytes)) if bytes > bytes_max => Err(LeftOut::Lags { bytes, bytes_max }),
         (Some(_), Some(_)) => Ok(()),
+    }
+}
+
+/// Whether a member has the tags that the rules ask for.
+///
+/// # Errors
+/// The first tag that is missing or other.
+pub fn has_tags(member: &Member, rules: &ReadRules) -> Result<(), LeftOut> {
+    for (key, wanted) in &rules.tags {
+        let found = member.record.tags.get(key).and_then(tag_text);
+        if found.as_ref() != Some(wanted) {
+            return Err(LeftOut::OtherTag {
+                key: key.clone(),
+                wanted: wanted.clone(),
+                found,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// As Patroni compares tags: texts as they are, anything else as it is written.
+fn tag_text(value: &Value) -> Option<String> {
+    match value {
+        Value::Null => None,
+        Value::String(text) => Some(text.clone()),
+        other => Some(other.to_string()),
     }
 }
 
@@ -165,10 +247,26 @@ mod tests {
     use super::*;
     use crate::testing::{Cluster, name};
 
+    fn limited(max_lag_bytes: Option<u64>) -> ReadRules {
+        ReadRules {
+            max_lag_bytes,
+            ..ReadRules::none()
+        }
+    }
+
     fn why(cluster: &Cluster, member: &str, max_lag_bytes: Option<u64>) -> Option<LeftOut> {
         let view = cluster.view();
         let member = view.members.get(&name(member)).expect("the test made it");
-        readable(&view, member, max_lag_bytes).err()
+        let rules = &limited(max_lag_bytes);
+        readable(
+            &view,
+            member,
+            Wanted {
+                rules,
+                ..Wanted::ANY_REPLICA
+            },
+        )
+        .err()
     }
 
     #[test]
@@ -247,7 +345,12 @@ mod tests {
                 .status(r#"{"optime":1000}"#)
                 .member("n2", role, state, more);
             let view = cluster.view();
-            let told = last_resort(&view, &view.members[&name("n2")], max_lag_bytes);
+            let rules = &limited(max_lag_bytes);
+            let wanted = Wanted {
+                rules,
+                ..Wanted::ANY_REPLICA
+            };
+            let told = last_resort(&view, &view.members[&name("n2")], wanted);
             assert_eq!(told, expected, "{role} {state} {more} {max_lag_bytes:?}");
         }
     }
@@ -287,6 +390,40 @@ mod tests {
         assert_eq!(why(&cluster, "n2", Some(99)), Some(lags));
         let unknown = Cluster::new().replica("n2");
         assert_eq!(why(&unknown, "n2", Some(99)), Some(LeftOut::LagUnknown));
+    }
+
+    #[test]
+    fn a_member_needs_every_tag_with_the_value_that_is_asked_for() {
+        let cluster = Cluster::new().member(
+            "n2",
+            "replica",
+            "running",
+            r#""replication_state":"streaming","tags":{"dc":"a","fast":true,"size":2,"none":null}"#,
+        );
+        let view = cluster.view();
+        let member = &view.members[&name("n2")];
+        let told = |tags: &[(&str, &str)]| {
+            let tags = tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+            let rules = &ReadRules {
+                tags: tags.collect(),
+                ..ReadRules::none()
+            };
+            let told = readable(
+                &view,
+                member,
+                Wanted {
+                    rules,
+                    ..Wanted::ANY_REPLICA
+                },
+            );
+            told.map_err(|left_out| left_out.to_string())
+        };
+        assert_eq!(told(&[("dc", "a"), ("fast", "true"), ("size", "2")]), Ok(()));
+        let other = Err("its tag dc is a, not b".to_owned());
+        assert_eq!(told(&[("dc", "b"), ("fast", "true")]), other);
+        for key in ["zone", "none"] {
+            assert_eq!(told(&[(key, "x")]), Err(format!("it has no tag {key}, x is asked for")));
+        }
     }
 
     proptest! {

@@ -122,7 +122,7 @@ impl Connector<'_> {
                     Dialled::Overtaken => continue,
                     Dialled::ClientGone => return Err(Denied::ClientGone),
                     Dialled::Stopping => return Err(Denied::Stopping),
-                    Dialled::Failed(why) if self.config.role == ListenerRole::Read && Boottime::now() < look_until => {
+                    Dialled::Failed(why) if self.config.role.is_balanced() && Boottime::now() < look_until => {
                         avoid.push(target.member);
                         failed = Some(why);
                         continue;
@@ -163,7 +163,7 @@ impl Connector<'_> {
         }
     }
 
-    fn policy(&self, started: Boottime) -> Policy {
+    fn policy(&self, started: Boottime) -> Policy<'_> {
         let hold = self.shared.config.load().hold;
         let patience = if hold.clients == 0 {
             Duration::ZERO
@@ -172,17 +172,17 @@ impl Connector<'_> {
         };
         Policy {
             role: self.config.role,
-            max_lag_bytes: self.config.max_lag_bytes,
-            fallback_to_leader: self.config.fallback_to_leader,
+            rules: &self.config.reads,
             hold_until: started + patience,
         }
     }
 
-    fn decide(&self, policy: Policy, avoid: &[MemberName]) -> Decision {
+    fn decide(&self, policy: Policy<'_>, avoid: &[MemberName]) -> Decision {
         let seen = self.shared.seen();
-        let open = match policy.role {
-            ListenerRole::Write => HashMap::new(), // There is nothing to choose.
-            ListenerRole::Read => self.shared.routes.open_by_member(),
+        let open = if policy.role.is_balanced() {
+            self.shared.routes.open_by_member()
+        } else {
+            HashMap::new() // There is nothing to choose.
         };
         let load = Load {
             open: &|member| open.get(member).copied().unwrap_or_default(),
@@ -196,7 +196,7 @@ impl Connector<'_> {
     /// not asked again for this client, since each question costs it a connection.
     async fn silent_leader(
         &self,
-        policy: Policy,
+        policy: Policy<'_>,
         avoid: &[MemberName],
         answered: &mut Option<MemberName>,
     ) -> Option<MemberName> {
@@ -223,7 +223,7 @@ impl Connector<'_> {
     /// from then on the fence knows of it.
     async fn dial(
         &self,
-        policy: Policy,
+        policy: Policy<'_>,
         target: &Target,
         avoid: &[MemberName],
         (changes, rechecks): (&mut watch::Receiver<Arc<View>>, &mut watch::Receiver<u64>),
@@ -258,7 +258,7 @@ impl Connector<'_> {
         let footing = Footing {
             member: target.member.clone(),
             epoch: target.epoch.clone(),
-            may_be_led: policy.fallback_to_leader,
+            may_be_led: policy.role == ListenerRole::Any || policy.rules.fallback_to_leader,
         };
         let (registration, ended) = self.shared.sessions.enter(self.worker, footing, address);
         if !still_leads_there() {
@@ -320,7 +320,7 @@ impl Connector<'_> {
     fn refuse(&self, why: &Why, started: Boottime) -> Denied {
         let waited = Boottime::now().since(started);
         count(&self.listener.refused);
-        if !matches!(why, Why::StandbyCluster { .. }) {
+        if !matches!(why, Why::StandbyCluster { .. } | Why::NoStandbyCluster { .. }) {
             count(&self.listener.hold_expired);
             let listener = self.listener.name.clone();
             self.shared.events.record(EventKind::HoldExpired { listener });

@@ -34,7 +34,7 @@ pub mod warrant;
 pub mod wire;
 mod worker;
 
-pub use config::{HoldConfig, LimitsConfig, ListenerConfig, ListenerRole, ProxyConfig, StatsConfig};
+pub use config::{HoldConfig, LimitsConfig, ListenerConfig, ListenerRole, ProxyConfig, ReadRules, StatsConfig};
 pub use listener::BindError;
 pub use proxy::{Addresses, Proxy, ProxyError};
 pub use reload::{ReloadError, Reloaded, Reloader};

@@ -50,6 +50,10 @@ impl Cluster {
         self.put("status", json.to_owned(), 1, 1)
     }
 
+    pub(crate) fn sync(self, json: &str) -> Self {
+        self.put("sync", json.to_owned(), 1, 1)
+    }
+
     pub(crate) fn primary(self, member: &str, mod_revision: i64) -> Self {
         self.with_role(member, "primary", mod_revision)
     }

@@ -10,8 +10,8 @@ use pgherd_cluster::source::SourceHealth;
 use pgherd_cluster::view::Member;
 use serde::Serialize;
 
-use crate::balance::{self, LeftOut, Load};
-use crate::config::ListenerRole;
+use crate::balance::{self, LeftOut, Load, Wanted};
+use crate::config::{ListenerConfig, ListenerRole, ReadRules};
 use crate::counters::RouteCounts;
 use crate::refusal;
 use crate::route::{self, Decision, Policy, Why};
@@ -125,8 +125,7 @@ impl State {
 fn where_writes_go(seen: &Seen) -> Decision {
     let policy = Policy {
         role: ListenerRole::Write,
-        max_lag_bytes: None,
-        fallback_to_leader: false,
+        rules: &ReadRules::none(),
         hold_until: Boottime::from_nanos(u64::MAX),
     };
     let load = Load {
@@ -221,18 +220,21 @@ fn members(shared: &Shared, seen: &Seen, decision: &Decision, counts: &[RouteCou
             .get(route.listener)
             .map(|listener| listener.config.load().role)
     };
-    let sessions = |name: &MemberName, role| {
-        let routes = counts
-            .iter()
-            .filter(|route| route.member == *name && role_of(route) == Some(role));
+    let sessions = |name: &MemberName, writers: bool| {
+        let routes = counts.iter().filter(|route| {
+            let role = role_of(route);
+            route.member == *name && role.is_some_and(|role| (role == ListenerRole::Write) == writers)
+        });
         routes.map(|route| route.open).sum()
     };
     let open = listeners.iter().filter(|listener| listener.is_open());
-    let mut configs = open.map(|listener| listener.config.load_full());
-    let readers = configs.find(|config| config.role == ListenerRole::Read);
-    let max_lag_bytes = readers.and_then(|config| config.max_lag_bytes);
+    let configs = open.map(|listener| listener.config.load_full());
+    let mut readers: Vec<Arc<ListenerConfig>> = configs.filter(|config| config.role.is_balanced()).collect();
+    if readers.is_empty() {
+        readers.push(Arc::new(ListenerConfig::new("", ListenerRole::Read)));
+    }
     let row = |member: &Member| {
-        let (takes, left_out) = takes(seen, member, decision, max_lag_bytes);
+        let (takes, left_out) = takes(seen, member, decision, &readers);
         MemberState {
             name: member.name.to_string(),
             role: seen.view.shown_role(member).as_str(),
@@ -244,8 +246,8 @@ fn members(shared: &Shared, seen: &Seen, decision: &Decision, counts: &[RouteCou
                 .or(member.record.xlog_location)
                 .map(|lsn| lsn.to_string()),
             lag_bytes: balance::lag_bytes(&seen.view, member),
-            sessions_write: sessions(&member.name, ListenerRole::Write),
-            sessions_read: sessions(&member.name, ListenerRole::Read),
+            sessions_write: sessions(&member.name, true),
+            sessions_read: sessions(&member.name, false),
             takes,
             left_out,
         }
@@ -253,12 +255,12 @@ fn members(shared: &Shared, seen: &Seen, decision: &Decision, counts: &[RouteCou
     seen.view.members.values().map(row).collect()
 }
 
-/// What a member takes, or why nothing.
+/// What a member takes, from any of the listeners for readers, or why nothing from the first of them.
 fn takes(
     seen: &Seen,
     member: &Member,
     decision: &Decision,
-    max_lag_bytes: Option<u64>,
+    readers: &[Arc<ListenerConfig>],
 ) -> (Option<&'static str>, Option<String>) {
     if seen.view.epoch().is_some_and(|epoch| epoch.holder == member.name) {
         return match decision {
@@ -272,17 +274,22 @@ fn takes(
     if seen.silent.contains(&member.name) {
         return (None, Some(LeftOut::Silent.to_string()));
     }
-    let readable = balance::readable(&seen.view, member, max_lag_bytes);
-    match readable {
-        Ok(()) => (Some("read"), None),
-        Err(_)
-            if balance::nobody_to_stream_from(&seen.view, &[])
-                && balance::last_resort(&seen.view, member, max_lag_bytes).is_ok() =>
-        {
-            (Some("read"), None)
+    let last_resort = balance::nobody_to_stream_from(&seen.view, &[]);
+    let mut why = None;
+    for reader in readers {
+        let wanted = Wanted {
+            role: reader.role,
+            rules: &reader.reads,
+        };
+        match balance::readable(&seen.view, member, wanted) {
+            Ok(()) => return (Some("read"), None),
+            Err(_) if last_resort && balance::last_resort(&seen.view, member, wanted).is_ok() => {
+                return (Some("read"), None);
+            }
+            Err(left_out) => why = why.or(Some(left_out)),
         }
-        Err(left_out) => (None, Some(left_out.to_string())),
     }
+    (None, why.map(|left_out| left_out.to_string()))
 }
 
 fn listeners(shared: &Shared, counts: &[RouteCounts]) -> Vec<ListenerRow> {

@@ -210,6 +210,13 @@ impl Cluster {
         self
     }
 
+    /// Writes the record of synchronous replication.
+    pub(crate) fn sync(&mut self, json: &str) -> &mut Self {
+        self.put("sync", json.to_owned());
+        self.publish();
+        self
+    }
+
     pub(crate) fn replica(&mut self, member: &str, address: SocketAddr) -> &mut Self {
         self.record(member, address, "replica", r#","replication_state":"streaming""#)
     }
