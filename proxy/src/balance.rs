@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use pgherd_cluster::name::MemberName;
+use pgherd_cluster::clock::Boottime;
+use pgherd_cluster::name::{Lsn, MemberName};
 use pgherd_cluster::record::{PgState, Role};
 use pgherd_cluster::view::{Member, View};
 use serde_json::Value;
 
 use crate::config::{ListenerRole, ReadRules};
+use crate::lag::{Behind, LeaderPositions};
 use crate::refusal;
 use crate::route::Why;
 
@@ -18,15 +20,22 @@ pub struct Wanted<'a> {
     pub role: ListenerRole,
     /// Its rules.
     pub rules: &'a ReadRules,
+    /// How far the leader was, and when.
+    pub positions: &'a LeaderPositions,
+    /// As of when the view is known to be right. While the store does not answer, nobody falls further behind by that.
+    pub as_of: Boottime,
 }
 
 static NO_RULES: ReadRules = ReadRules::none();
+static NO_POSITIONS: LeaderPositions = LeaderPositions::none();
 
 impl Wanted<'static> {
     /// Any replica.
     pub const ANY_REPLICA: Self = Self {
         role: ListenerRole::Read,
         rules: &NO_RULES,
+        positions: &NO_POSITIONS,
+        as_of: Boottime::from_nanos(0),
     };
 }
 
@@ -65,6 +74,13 @@ pub enum LeftOut {
         /// How far it may be.
         bytes_max: u64,
     },
+    /// The leader has been past it for longer than the listener allows.
+    LagsFor {
+        /// For how long, at least.
+        time: Duration,
+        /// How long it may be.
+        time_max: Duration,
+    },
     /// The listener limits the lag and this member's is not known.
     LagUnknown,
     /// Its record has no address that could be read.
@@ -90,6 +106,12 @@ impl std::fmt::Display for LeftOut {
                 None => write!(f, "it has no tag {key}, {wanted} is asked for"),
             },
             Self::Lags { bytes, bytes_max } => write!(f, "{bytes} bytes behind, {bytes_max} allowed"),
+            Self::LagsFor { time, time_max } => write!(
+                f,
+                "{:.1} s behind, {:.1} s allowed",
+                time.as_secs_f64(),
+                time_max.as_secs_f64()
+            ),
             Self::LagUnknown => f.write_str("its lag is not known"),
             Self::NoAddress => f.write_str("it has no address"),
             Self::Silent => f.write_str("it does not answer"),
@@ -101,8 +123,17 @@ impl std::fmt::Display for LeftOut {
 /// greater of received and replayed, which is the nearest that there is.
 #[must_use]
 pub fn lag_bytes(view: &View, member: &Member) -> Option<u64> {
-    let replayed = member.record.replay_lsn.or(member.record.xlog_location)?;
-    Some(replayed.behind(view.status.optime?))
+    Some(replayed(member)?.behind(view.status.optime?))
+}
+
+/// How long the leader has been past what a member has replayed.
+#[must_use]
+pub fn lag_time(member: &Member, positions: &LeaderPositions, as_of: Boottime) -> Option<Behind> {
+    positions.behind(replayed(member)?, as_of)
+}
+
+fn replayed(member: &Member) -> Option<Lsn> {
+    member.record.replay_lsn.or(member.record.xlog_location)
 }
 
 /// Whether readers may go to `member`, or why not.
@@ -173,6 +204,15 @@ fn fit(view: &View, member: &Member, wanted: Wanted<'_>) -> Result<(), LeftOut> 
         (Some(_), None) => Err(LeftOut::LagUnknown),
         (Some(bytes_max), Some(bytes)) if bytes > bytes_max => Err(LeftOut::Lags { bytes, bytes_max }),
         (Some(_), Some(_)) => Ok(()),
+    }?;
+    let Some(time_max) = wanted.rules.max_lag_time else {
+        return Ok(());
+    };
+    match lag_time(member, wanted.positions, wanted.as_of) {
+        Some(Behind::For(time) | Behind::AtLeast(time)) if time > time_max => Err(LeftOut::LagsFor { time, time_max }),
+        Some(Behind::For(_)) => Ok(()),
+        // It may have been behind for long when this proxy began to look.
+        Some(Behind::AtLeast(_)) | None => Err(LeftOut::LagUnknown),
     }
 }
 
@@ -252,6 +292,45 @@ mod tests {
             max_lag_bytes,
             ..ReadRules::none()
         }
+    }
+
+    #[test]
+    fn the_time_limit_counts_from_when_the_leader_was_past_it() {
+        let at = |seconds: u64| Boottime::from_nanos(seconds * 1_000_000_000);
+        let mut positions = LeaderPositions::none();
+        for (time, position) in [(10, 100), (20, 200), (30, 300)] {
+            positions.note(Lsn(position), at(time));
+        }
+        let time_max = Duration::from_secs(5);
+        let rules = ReadRules {
+            max_lag_time: Some(time_max),
+            ..ReadRules::none()
+        };
+        let told = |more: &str, positions: &LeaderPositions, as_of: u64| {
+            let more = format!(r#""replication_state":"streaming",{more}"#);
+            let view = Cluster::new().member("n2", "replica", "running", &more).view();
+            let wanted = Wanted {
+                rules: &rules,
+                positions,
+                as_of: at(as_of),
+                ..Wanted::ANY_REPLICA
+            };
+            readable(&view, &view.members[&name("n2")], wanted)
+        };
+        assert_eq!(told(r#""replay_lsn":300"#, &positions, 99), Ok(()));
+        assert_eq!(told(r#""replay_lsn":200"#, &positions, 35), Ok(()));
+        let time = Duration::from_secs(6);
+        let lags = Err(LeftOut::LagsFor { time, time_max });
+        assert_eq!(told(r#""replay_lsn":200"#, &positions, 36), lags);
+        assert_eq!(told(r#""replay_lsn":50"#, &positions, 12), Err(LeftOut::LagUnknown));
+        let time = Duration::from_secs(26);
+        assert_eq!(
+            told(r#""replay_lsn":50"#, &positions, 36),
+            Err(LeftOut::LagsFor { time, time_max })
+        );
+        assert_eq!(told(r#""tags":{}"#, &positions, 36), Err(LeftOut::LagUnknown));
+        let nothing = LeaderPositions::none();
+        assert_eq!(told(r#""replay_lsn":300"#, &nothing, 36), Err(LeftOut::LagUnknown));
     }
 
     fn why(cluster: &Cluster, member: &str, max_lag_bytes: Option<u64>) -> Option<LeftOut> {

@@ -51,6 +51,8 @@ pub struct ReadRules {
     pub tags: BTreeMap<String, String>,
     /// How far behind the leader a replica may be, in bytes; nothing for any distance.
     pub max_lag_bytes: Option<u64>,
+    /// How long the leader may have been past a replica; nothing for any time.
+    pub max_lag_time: Option<Duration>,
     /// Whether readers go to the leader when no replica can take them.
     pub fallback_to_leader: bool,
 }
@@ -62,6 +64,7 @@ impl ReadRules {
         Self {
             tags: BTreeMap::new(),
             max_lag_bytes: None,
+            max_lag_time: None,
             fallback_to_leader: false,
         }
     }
@@ -110,6 +113,7 @@ impl ListenerConfig {
         let settings = [
             ("tags", !reads.tags.is_empty()),
             ("max_lag", reads.max_lag_bytes.is_some()),
+            ("max_lag_time", reads.max_lag_time.is_some()),
             ("fallback", reads.fallback_to_leader),
         ];
         let is_set = |(setting, set): (&'static str, bool)| set.then_some(setting);

@@ -1,7 +1,7 @@
 //! From a client's socket to a member's socket: listeners, startup, routing, hold, relay, fence, cancel; page and metrics.
 //!
 //! Knows nothing of how a leader is made: it reads a view of the cluster, and the proof of how current that is.
-//! [`route`], [`balance`], [`warrant`] and [`wire`] are pure: no clock, no socket, no log.
+//! [`route`], [`balance`], [`lag`], [`warrant`] and [`wire`] are pure: no clock, no socket, no log.
 
 pub mod balance;
 mod cancel;
@@ -14,6 +14,7 @@ mod draw;
 mod events;
 mod fence;
 mod handshake;
+pub mod lag;
 mod listener;
 mod look;
 mod proxy;

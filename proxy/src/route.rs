@@ -10,6 +10,7 @@ use pgherd_cluster::view::{Epoch, Member, View};
 
 use crate::balance::{self, LeftOut, Load, Wanted};
 use crate::config::{ListenerRole, ReadRules};
+use crate::lag::LeaderPositions;
 use crate::warrant::{Warrant, Words};
 
 /// What is known, and when.
@@ -23,6 +24,8 @@ pub struct Evidence<'a> {
     pub words: &'a Words,
     /// Members that do not answer, whatever the view says of them.
     pub silent: &'a BTreeSet<MemberName>,
+    /// How far the leader was, and when.
+    pub positions: &'a LeaderPositions,
     /// The time of asking.
     pub now: Boottime,
 }
@@ -38,12 +41,23 @@ pub struct Policy<'a> {
     pub hold_until: Boottime,
 }
 
-impl<'a> Policy<'a> {
-    const fn wanted(&self) -> Wanted<'a> {
+impl<'a> Evidence<'a> {
+    /// What a listener with this role and these rules asks of members.
+    #[must_use]
+    pub fn wanted(&self, role: ListenerRole, rules: &'a ReadRules) -> Wanted<'a> {
+        let age = self.warrant.age(self.now).unwrap_or_default();
         Wanted {
-            role: self.role,
-            rules: self.rules,
+            role,
+            rules,
+            positions: self.positions,
+            as_of: self.now - age,
         }
+    }
+}
+
+impl Policy<'_> {
+    fn wanted<'b>(&'b self, evidence: Evidence<'b>) -> Wanted<'b> {
+        evidence.wanted(self.role, self.rules)
     }
 }
 
@@ -292,7 +306,7 @@ fn as_one_of_them(policy: Policy<'_>, evidence: Evidence<'_>, member: &Member) -
 
 /// Whether readers may go to `member`: one that does not answer is no choice, and is said to be none for that.
 fn readable(policy: Policy<'_>, evidence: Evidence<'_>, member: &Member) -> Result<(), LeftOut> {
-    balance::readable(evidence.view, member, policy.wanted())?;
+    balance::readable(evidence.view, member, policy.wanted(evidence))?;
     if evidence.silent.contains(&member.name) {
         return Err(LeftOut::Silent);
     }
@@ -311,7 +325,7 @@ fn standby(member: &Member) -> Option<Target> {
 fn stranded<'a>(policy: Policy<'_>, evidence: Evidence<'a>) -> Vec<&'a Member> {
     let view = evidence.view;
     let may = |member: &&Member| {
-        let last_resort = balance::last_resort(view, member, policy.wanted());
+        let last_resort = balance::last_resort(view, member, policy.wanted(evidence));
         last_resort.is_ok() && !evidence.silent.contains(&member.name)
     };
     view.members.values().filter(may).collect()
@@ -353,7 +367,7 @@ pub fn still_leads_to(target: &Target, policy: Policy<'_>, evidence: Evidence<'_
     let readable = || readable(policy, evidence, member).is_ok();
     let is_last_resort = || {
         balance::nobody_to_stream_from(view, avoid)
-            && balance::last_resort(view, member, policy.wanted()).is_ok()
+            && balance::last_resort(view, member, policy.wanted(evidence)).is_ok()
             && !evidence.silent.contains(&member.name)
     };
     same_address && (readable() || is_last_resort())

@@ -74,7 +74,10 @@ const LOGIN: &str = "username password sslmode sslcert sslkey sslpassword sslroo
 /// Our own sections and their keys, `[]` standing for the elements of a list.
 const OURS: &[(&str, &str)] = &[
     ("proxy", "source listeners server_tls hold limits stats workers drain"),
-    ("proxy.listeners[]", "address role tls tags max_lag fallback"),
+    (
+        "proxy.listeners[]",
+        "address role tls tags max_lag max_lag_time fallback",
+    ),
     ("proxy.hold", "timeout clients"),
     ("proxy.limits", "connections per_client_address"),
     ("proxy.stats", "address username password password_file"),

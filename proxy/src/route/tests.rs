@@ -3,7 +3,7 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Cluster, NO_WORDS, NOBODY, name};
+use crate::testing::{Cluster, NO_POSITIONS, NO_WORDS, NOBODY, name};
 use crate::warrant::{Vouch, with_leader};
 
 const SECOND: u64 = 1_000_000_000;
@@ -46,6 +46,7 @@ fn evidence(view: &View, now: Boottime) -> Evidence<'_> {
         warrant: Warrant::new(view, Some(ASKED)),
         words: &NO_WORDS,
         silent: &NOBODY,
+        positions: &NO_POSITIONS,
         now,
     }
 }

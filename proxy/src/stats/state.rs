@@ -10,9 +10,10 @@ use pgherd_cluster::source::SourceHealth;
 use pgherd_cluster::view::Member;
 use serde::Serialize;
 
-use crate::balance::{self, LeftOut, Load, Wanted};
+use crate::balance::{self, LeftOut, Load};
 use crate::config::{ListenerConfig, ListenerRole, ReadRules};
 use crate::counters::RouteCounts;
+use crate::lag::Behind;
 use crate::refusal;
 use crate::route::{self, Decision, Policy, Why};
 use crate::shared::{ListenerState, Seen, Shared};
@@ -69,6 +70,8 @@ pub(crate) struct MemberState {
     pub(crate) timeline: Option<u32>,
     pub(crate) lsn: Option<String>,
     pub(crate) lag_bytes: Option<u64>,
+    /// Since when the leader is past it; nothing when that is not known.
+    pub(crate) lag_seconds: Option<f64>,
     pub(crate) sessions_write: usize,
     pub(crate) sessions_read: usize,
     /// `write`, `read`, or nothing.
@@ -246,6 +249,7 @@ fn members(shared: &Shared, seen: &Seen, decision: &Decision, counts: &[RouteCou
                 .or(member.record.xlog_location)
                 .map(|lsn| lsn.to_string()),
             lag_bytes: balance::lag_bytes(&seen.view, member),
+            lag_seconds: lag_seconds(seen, member),
             sessions_write: sessions(&member.name, true),
             sessions_read: sessions(&member.name, false),
             takes,
@@ -253,6 +257,14 @@ fn members(shared: &Shared, seen: &Seen, decision: &Decision, counts: &[RouteCou
         }
     };
     seen.view.members.values().map(row).collect()
+}
+
+fn lag_seconds(seen: &Seen, member: &Member) -> Option<f64> {
+    let as_of = seen.now - seen.warrant.age(seen.now)?;
+    match balance::lag_time(member, &seen.positions, as_of)? {
+        Behind::For(time) => Some(time.as_secs_f64()),
+        Behind::AtLeast(_) => None,
+    }
 }
 
 /// What a member takes, from any of the listeners for readers, or why nothing from the first of them.
@@ -277,10 +289,7 @@ fn takes(
     let last_resort = balance::nobody_to_stream_from(&seen.view, &[]);
     let mut why = None;
     for reader in readers {
-        let wanted = Wanted {
-            role: reader.role,
-            rules: &reader.reads,
-        };
+        let wanted = seen.evidence().wanted(reader.role, &reader.reads);
         match balance::readable(&seen.view, member, wanted) {
             Ok(()) => return (Some("read"), None),
             Err(_) if last_resort && balance::last_resort(&seen.view, member, wanted).is_ok() => {

@@ -1,5 +1,7 @@
 //! Listeners for other kinds of readers than those who take any replica.
 
+use std::time::Duration;
+
 use pgherd_proxy::{ListenerConfig, ListenerRole};
 
 use crate::fake::*;
@@ -99,4 +101,33 @@ async fn the_leader_of_a_standby_cluster_is_reached_by_a_listener_of_its_own() {
     expect_hello(&mut client).await;
     cluster.no_leader();
     assert_eq!(expect_fatal(&mut client).await.sqlstate, "57P01");
+}
+
+#[tokio::test]
+async fn a_replica_that_the_leader_has_been_past_for_too_long_gets_nobody() {
+    let (mut stuck, mut other) = (Server::start().await, Server::start().await);
+    let mut cluster = Cluster::new();
+    cluster.optime(100).replica_at("n2", stuck.address, 100);
+    cluster.confirmed().await;
+    let mut limited = listener(ListenerRole::Read);
+    limited.reads.max_lag_time = Some(Duration::from_millis(300));
+    let mut config = config(vec![limited]);
+    config.hold.clients = 0;
+    let proxy = Running::start(config, &cluster);
+    expect_hello(&mut proxy.client().await).await;
+    stuck.session().await;
+    cluster.optime(200);
+    let refusal = until("the time is up", async || {
+        let mut client = proxy.client().await;
+        let (kind, body) = read_message(&mut client).await.expect("an answer");
+        (kind == b'E').then(|| String::from_utf8_lossy(&body).into_owned())
+    })
+    .await;
+    assert!(refusal.contains("s behind, 0.3 s allowed"), "{refusal}");
+    // Another one that has come far enough is read from, and so is this one, when it has.
+    cluster.replica_at("n3", other.address, 200);
+    expect_hello(&mut proxy.client().await).await;
+    other.session().await;
+    cluster.member_leaves("n3").replica_at("n2", stuck.address, 200);
+    expect_hello(&mut proxy.client().await).await;
 }

@@ -9,7 +9,7 @@ use super::one_of;
 use crate::config::section::{Section, shown};
 
 /// The keys that are for roles whose clients are spread over members.
-const FOR_READERS: &[&str] = &["tags", "max_lag", "fallback"];
+const FOR_READERS: &[&str] = &["tags", "max_lag", "max_lag_time", "fallback"];
 /// Of those, the keys that have no meaning where the leader is one of the members.
 const NOT_FOR_ANY: &[&str] = &["fallback"];
 
@@ -28,10 +28,12 @@ pub(super) fn read(section: &Section<'_>, role: Option<ListenerRole>) -> Option<
     }
     let tags = tags(&section.section("tags"));
     let max_lag_bytes = section.size("max_lag");
+    let max_lag_time = section.duration("max_lag_time");
     let fallback = one_of(section, "fallback", &["leader", "none", "off"], &[]);
     Some(ReadRules {
         tags: tags?,
         max_lag_bytes,
+        max_lag_time,
         fallback_to_leader: fallback == Some("leader"),
     })
 }
@@ -56,6 +58,8 @@ fn tags(section: &Section<'_>) -> Option<BTreeMap<String, String>> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::json;
 
     use super::*;
@@ -84,6 +88,17 @@ mod tests {
     }
 
     #[test]
+    fn a_lag_is_limited_in_bytes_and_in_time() {
+        let (rules, errors) = read_as(ListenerRole::Any, &json!({"max_lag": "16MB", "max_lag_time": "10s"}));
+        assert_eq!(errors, Vec::<String>::new());
+        let rules = rules.expect("no errors");
+        assert_eq!(
+            (rules.max_lag_bytes, rules.max_lag_time),
+            (Some(16 << 20), Some(Duration::from_secs(10)))
+        );
+    }
+
+    #[test]
     fn what_has_no_meaning_and_what_is_no_value_is_refused() {
         for (role, listener, expected) in [
             (
@@ -95,6 +110,11 @@ mod tests {
                 ListenerRole::StandbyLeader,
                 json!({"max_lag": "1MB"}),
                 "max_lag: has no meaning for role: standby_leader; remove it here",
+            ),
+            (
+                ListenerRole::Read,
+                json!({"max_lag_time": "16MB"}),
+                "max_lag_time: \"16MB\" is not a duration; write one such as 10s, 500ms or 2min",
             ),
             (
                 ListenerRole::Any,
