@@ -22,7 +22,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::command::store_failure;
-use crate::config::proxy::{ProxySection, Role};
+use crate::config::proxy::ProxySection;
 use crate::config::{ClusterConfig, Document, Source, runtime_dir};
 use crate::failure::Failure;
 use crate::logging;
@@ -461,11 +461,8 @@ fn stop_on_signal(stop: CancellationToken, end: CancellationToken) -> Result<imp
 /// In the proxy's own types.
 pub(crate) fn proxy_config(section: &ProxySection) -> ProxyConfig {
     let listeners = section.listeners.iter().map(|listener| {
-        let address = listener.address.to_string();
-        let mut config = match listener.role {
-            Role::Write => ListenerConfig::write(address),
-            Role::Read => ListenerConfig::read(address, listener.max_lag_bytes, listener.fallback_to_leader),
-        };
+        let mut config = ListenerConfig::new(listener.address.to_string(), listener.role);
+        config.reads = listener.reads.clone();
         config.tls = listener.tls;
         config
     });

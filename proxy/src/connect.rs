@@ -151,7 +151,7 @@ impl Connector<'_> {
                     Dialled::ClientGone => return Err(Denied::ClientGone),
                     Dialled::Stopping => return Err(Denied::Stopping),
                     Dialled::Refused(fatal) => return Err(Denied::Refused(fatal)),
-                    Dialled::Failed(why) if self.config.role == ListenerRole::Read && Boottime::now() < look_until => {
+                    Dialled::Failed(why) if self.config.role.is_balanced() && Boottime::now() < look_until => {
                         avoid.push(target.member);
                         failed = Some(why);
                         continue;
@@ -192,7 +192,7 @@ impl Connector<'_> {
         }
     }
 
-    fn policy(&self, started: Boottime) -> Policy {
+    fn policy(&self, started: Boottime) -> Policy<'_> {
         let hold = self.shared.config.load().hold;
         let patience = if hold.clients == 0 {
             Duration::ZERO
@@ -201,14 +201,13 @@ impl Connector<'_> {
         };
         Policy {
             role: self.config.role,
-            max_lag_bytes: self.config.max_lag_bytes,
-            fallback_to_leader: self.config.fallback_to_leader,
+            rules: &self.config.reads,
             hold_until: started + patience,
         }
     }
 
     /// Where a client goes; of replicas, to one that has room, if there is one.
-    fn decide(&self, policy: Policy, avoid: &[MemberName]) -> Decision {
+    fn decide(&self, policy: Policy<'_>, avoid: &[MemberName]) -> Decision {
         let decision = self.route(policy, avoid);
         let Decision::To(first) = &decision else {
             return decision;
@@ -231,11 +230,12 @@ impl Connector<'_> {
         decision
     }
 
-    fn route(&self, policy: Policy, avoid: &[MemberName]) -> Decision {
+    fn route(&self, policy: Policy<'_>, avoid: &[MemberName]) -> Decision {
         let seen = self.shared.seen();
-        let open = match policy.role {
-            ListenerRole::Write => HashMap::new(), // There is nothing to choose.
-            ListenerRole::Read => self.shared.routes.open_by_member(),
+        let open = if policy.role.is_balanced() {
+            self.shared.routes.open_by_member()
+        } else {
+            HashMap::new() // There is nothing to choose.
         };
         let load = Load {
             open: &|member| open.get(member).copied().unwrap_or_default(),
@@ -249,7 +249,7 @@ impl Connector<'_> {
     /// not asked again for this client, since each question costs it a connection.
     async fn silent_leader(
         &self,
-        policy: Policy,
+        policy: Policy<'_>,
         avoid: &[MemberName],
         answered: &mut Option<MemberName>,
     ) -> Option<MemberName> {
@@ -276,7 +276,7 @@ impl Connector<'_> {
     /// from then on the fence knows of it.
     async fn dial(
         &self,
-        policy: Policy,
+        policy: Policy<'_>,
         target: &Target,
         avoid: &[MemberName],
         (changes, rechecks): (&mut watch::Receiver<Arc<View>>, &mut watch::Receiver<u64>),
@@ -317,7 +317,7 @@ impl Connector<'_> {
         let footing = Footing {
             member: target.member.clone(),
             epoch: target.epoch.clone(),
-            may_be_led: policy.fallback_to_leader,
+            may_be_led: policy.role == ListenerRole::Any || policy.rules.fallback_to_leader,
         };
         let (registration, ended) = self.shared.sessions.enter(self.worker, footing, address);
         if !still_leads_there() {
@@ -392,7 +392,7 @@ impl Connector<'_> {
     fn refuse(&self, why: &Why, started: Boottime) -> Denied {
         let waited = Boottime::now().since(started);
         count(&self.listener.refused);
-        if !matches!(why, Why::StandbyCluster { .. }) {
+        if !matches!(why, Why::StandbyCluster { .. } | Why::NoStandbyCluster { .. }) {
             count(&self.listener.hold_expired);
             let listener = self.listener.name.clone();
             self.shared.events.record(EventKind::HoldExpired { listener });

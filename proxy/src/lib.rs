@@ -1,7 +1,7 @@
 //! From a client's socket to a member's socket: listeners, startup, routing, hold, relay, fence, cancel; page and metrics.
 //!
 //! Knows nothing of how a leader is made: it reads a view of the cluster, and the proof of how current that is.
-//! [`route`], [`balance`], [`warrant`] and [`wire`] are pure: no clock, no socket, no log.
+//! [`route`], [`balance`], [`lag`], [`warrant`] and [`wire`] are pure: no clock, no socket, no log.
 
 mod admission;
 pub mod balance;
@@ -16,6 +16,7 @@ mod events;
 mod fence;
 mod gate;
 mod handshake;
+pub mod lag;
 mod listener;
 mod look;
 mod proxy;
@@ -39,7 +40,9 @@ pub mod warrant;
 pub mod wire;
 mod worker;
 
-pub use config::{HoldConfig, LimitsConfig, ListenerConfig, ListenerRole, ProxyConfig, QueueConfig, StatsConfig};
+pub use config::{
+    HoldConfig, LimitsConfig, ListenerConfig, ListenerRole, ProxyConfig, QueueConfig, ReadRules, StatsConfig,
+};
 pub use listener::{BindError, Inherited};
 pub use proxy::{Addresses, Proxy, ProxyError};
 pub use reload::{ReloadError, Reloaded, Reloader};

@@ -58,6 +58,14 @@ pub(crate) fn cannot_route(why: &Why, waited: Duration, leaderless_for: Option<D
             seconds(*age)
         ),
         Why::StandbyCluster { leader } => format!("this is a standby cluster: {leader} leads it and takes no writes"),
+        Why::NoStandbyCluster { leader } => {
+            format!("this is no standby cluster: {leader} leads it and takes writes")
+        }
+        Why::NotUp { leader, role, state } => format!(
+            "leader {leader} of the standby cluster is not up yet: role {}, state {}",
+            role.as_str(),
+            state.as_str()
+        ),
         Why::NoAddress { leader } => format!("leader {leader} has announced no address"),
         Why::NoReplica { members } if members.is_empty() => {
             "no replica can be read from: the cluster has no members".to_owned()
@@ -71,6 +79,7 @@ pub(crate) fn cannot_route(why: &Why, waited: Duration, leaderless_for: Option<D
     };
     let hint = match why {
         Why::StandbyCluster { .. } => "Write to the cluster that this one follows.",
+        Why::NoStandbyCluster { .. } => "Connect to a listener for writers or readers.",
         _ => "Try again: the cluster recovers by itself if it can.",
     };
     Fatal::new(CANNOT_CONNECT_NOW, message)

@@ -19,6 +19,7 @@ use crate::config::{ListenerConfig, ProxyConfig};
 use crate::counters::{Counted, Gauge, Routes, Tally};
 use crate::events::EventLog;
 use crate::gate::Gates;
+use crate::lag::{self, LeaderPositions};
 use crate::reload::ReloadCounts;
 use crate::route::Evidence;
 use crate::sessions::Sessions;
@@ -94,6 +95,7 @@ pub(crate) struct Seen {
     pub(crate) warrant: Warrant,
     pub(crate) words: Arc<Words>,
     pub(crate) silent: Arc<BTreeSet<MemberName>>,
+    pub(crate) positions: Arc<LeaderPositions>,
     pub(crate) now: Boottime,
 }
 
@@ -104,6 +106,7 @@ impl Seen {
             warrant: self.warrant,
             words: &self.words,
             silent: &self.silent,
+            positions: &self.positions,
             now: self.now,
         }
     }
@@ -129,6 +132,8 @@ pub(crate) struct Shared {
     completed: ArcSwapOption<Completed>,
     /// Members that have sessions or might get some, and do not answer.
     silent: ArcSwap<BTreeSet<MemberName>>,
+    /// How far the leader was, and when.
+    positions: ArcSwap<LeaderPositions>,
     /// Changes when something else than the view does that may end sessions or open routes.
     recheck: watch::Sender<u64>,
     /// Told when a client begins to wait.
@@ -172,6 +177,7 @@ impl Shared {
             words: ArcSwap::default(),
             completed: ArcSwapOption::empty(),
             silent: ArcSwap::default(),
+            positions: ArcSwap::default(),
             recheck: watch::Sender::new(0),
             waits: Notify::new(),
             listeners: ArcSwap::default(),
@@ -225,6 +231,7 @@ impl Shared {
             view,
             warrant,
             silent: self.silent.load_full(),
+            positions: self.positions.load_full(),
             now,
             words,
         }
@@ -259,6 +266,16 @@ impl Shared {
         if *known != changed {
             self.words.store(Arc::new(changed));
             self.recheck.send_modify(|times| *times += 1);
+        }
+    }
+
+    /// Notes how far the leader of a new view is. For one writer.
+    pub(crate) fn note_position(&self, seen: &Seen) {
+        let known = self.positions.load();
+        if let Some(position) = lag::leader_position(&seen.view).filter(|position| known.newest() != Some(*position)) {
+            let mut positions = LeaderPositions::clone(&known);
+            positions.note(position, seen.now);
+            self.positions.store(Arc::new(positions));
         }
     }
 

@@ -77,7 +77,10 @@ const OURS: &[(&str, &str)] = &[
         "proxy",
         "source listeners tls server_tls server_ca server_certificate server_key hold limits stats workers drain takeover",
     ),
-    ("proxy.listeners[]", "address role tls max_lag fallback"),
+    (
+        "proxy.listeners[]",
+        "address role tls tags max_lag max_lag_time fallback",
+    ),
     (
         "proxy.tls",
         "certificate private_key client_ca client_certificate map_users min_version",

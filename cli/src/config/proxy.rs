@@ -1,13 +1,14 @@
 //! The `proxy` section: what DESIGN calls the proxy's part of the file, with defaults for all of it.
 
+mod reading;
 mod tls;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use pgherd_cluster::record::Address;
-use pgherd_proxy::LimitsConfig;
 use pgherd_proxy::tls::{ClientTlsConfig, ListenerTls, ServerTlsConfig};
+use pgherd_proxy::{LimitsConfig, ListenerRole, ReadRules};
 use serde_json::Value;
 
 use super::limits::{self, count};
@@ -35,21 +36,19 @@ pub(crate) struct ProxySection {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Listener {
     pub(crate) address: Address,
-    pub(crate) role: Role,
-    pub(crate) max_lag_bytes: Option<u64>,
-    pub(crate) fallback_to_leader: bool,
+    pub(crate) role: ListenerRole,
+    pub(crate) reads: ReadRules,
     pub(crate) tls: ListenerTls,
 }
 
-/// Where a listener's clients are led.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
-    /// To the leader.
-    Write,
-    /// To replicas.
-    Read,
-}
-
+const ROLES: [ListenerRole; 6] = [
+    ListenerRole::Write,
+    ListenerRole::Read,
+    ListenerRole::Sync,
+    ListenerRole::Async,
+    ListenerRole::Any,
+    ListenerRole::StandbyLeader,
+];
 const WRITE_PORT: u16 = 5432;
 const READ_PORT: u16 = 5433;
 const STATS_PORT: u16 = 8080;
@@ -132,16 +131,17 @@ fn listeners(section: &Section<'_>) -> Option<Vec<Listener>> {
         return Some(vec![
             Listener {
                 address: everywhere(WRITE_PORT),
-                role: Role::Write,
-                max_lag_bytes: None,
-                fallback_to_leader: false,
+                role: ListenerRole::Write,
+                reads: ReadRules::none(),
                 tls: ListenerTls::Off,
             },
             Listener {
                 address: everywhere(READ_PORT),
-                role: Role::Read,
-                max_lag_bytes: None,
-                fallback_to_leader: true,
+                role: ListenerRole::Read,
+                reads: ReadRules {
+                    fallback_to_leader: true,
+                    ..ReadRules::none()
+                },
                 tls: ListenerTls::Off,
             },
         ]);
@@ -182,37 +182,23 @@ fn listener(section: &Section<'_>) -> Option<Listener> {
     }
     let address = section.address("address", WRITE_PORT).map(bindable);
     if !section.has("role") {
-        section.missing("role", "write or read");
+        section.missing("role", &ROLES.map(ListenerRole::as_str).join(" or "));
     }
-    let role = match one_of(
-        section,
-        "role",
-        &["write", "read"],
-        &["sync", "async", "any", "standby_leader"],
-    ) {
-        Some("write") => Some(Role::Write),
-        Some("read") => Some(Role::Read),
-        _ => None,
-    };
+    let words = ROLES.map(ListenerRole::as_str);
+    let role = one_of(section, "role", &words, &[]);
+    let role = role.and_then(|word| ROLES.into_iter().find(|role| role.as_str() == word));
     let tls = tls::of_listener(section);
-    let max_lag_bytes = section.size("max_lag");
-    let fallback = one_of(section, "fallback", &["leader", "none", "off"], &[]);
-    if role == Some(Role::Write) {
-        for key in ["max_lag", "fallback"].into_iter().filter(|key| section.has(key)) {
-            section.error(key, "has a meaning for role: read only; remove it here");
-        }
-    }
+    let reads = reading::read(section, role);
     Some(Listener {
         address: address?,
         role: role?,
-        max_lag_bytes,
-        fallback_to_leader: fallback == Some("leader"),
+        reads: reads?,
         tls,
     })
 }
 
 /// A word out of a few. YAML takes some of them for yes or no.
-fn one_of<'w>(section: &Section<'_>, key: &str, words: &[&'w str], not_yet: &[&str]) -> Option<&'w str> {
+pub(super) fn one_of<'w>(section: &Section<'_>, key: &str, words: &[&'w str], not_yet: &[&str]) -> Option<&'w str> {
     let found = section.get(key)?;
     let text = match found {
         Value::Bool(true) => "on".to_owned(),
@@ -287,8 +273,8 @@ mod tests {
         assert_eq!(config.listeners[0].address.to_string(), "0.0.0.0:6432");
         assert_eq!(
             (
-                config.listeners[1].max_lag_bytes,
-                config.listeners[1].fallback_to_leader
+                config.listeners[1].reads.max_lag_bytes,
+                config.listeners[1].reads.fallback_to_leader
             ),
             (Some(16 << 20), true)
         );
@@ -322,8 +308,8 @@ mod tests {
                 "proxy.listeners[0]: 5 is not a section; write { key: value, ... }",
             ),
             (
-                json!({"listeners": [{"address": "a:1", "role": "sync"}]}),
-                "proxy.listeners[0].role: \"sync\" is not in this version; write write or read",
+                json!({"listeners": [{"address": "a:1", "role": "reed"}]}),
+                "proxy.listeners[0].role: \"reed\" is not known here; write write or read or sync or async or any or standby_leader",
             ),
             (
                 json!({"listeners": [{"role": "write"}]}),
@@ -339,7 +325,7 @@ mod tests {
             ),
             (
                 json!({"listeners": [{"address": "a:1", "role": "write", "max_lag": 1}]}),
-                "proxy.listeners[0].max_lag: has a meaning for role: read only; remove it here",
+                "proxy.listeners[0].max_lag: has no meaning for role: write; remove it here",
             ),
             (
                 json!({"listeners": [{"address": "a:1", "role": "write"}, {"address": "a:1", "role": "read"}]}),

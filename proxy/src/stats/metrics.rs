@@ -249,6 +249,14 @@ fn members(scrape: &Scrape, state: &State) -> prometheus::Result<()> {
         "How far a member is behind the leader's last known position.",
         &["node", "kind"],
     )?;
+    let lag_time = GaugeVec::new(
+        Opts::new(
+            "pgherd_replication_lag_seconds",
+            "How long the leader is known to be past a member.",
+        ),
+        &["node"],
+    )?;
+    scrape.0.register(Box::new(lag_time.clone()))?;
     if let Some(held_by) = &state.leader {
         scrape.single(
             "pgherd_leader_epoch",
@@ -266,6 +274,9 @@ fn members(scrape: &Scrape, state: &State) -> prometheus::Result<()> {
         if let Some(bytes) = member.lag_bytes.filter(|_| !leads) {
             lag.with_label_values(&[member.name.as_str(), "replay"])
                 .set(whole(bytes));
+        }
+        if let Some(seconds) = member.lag_seconds.filter(|_| !leads) {
+            lag_time.with_label_values(&[&member.name]).set(seconds);
         }
     }
     Ok(())
