@@ -78,7 +78,7 @@ fn between(earlier: Option<Usage>, later: Option<Usage>) -> Option<Usage> {
 
 fn ping_pong(form: Form, door: &Door, pid: Option<Pid>, server: Pid) -> Result<Sample> {
     let _pinned = Pinned::new(pid.into_iter().chain([server]).collect())?;
-    let mut client = Client::connect(&door)?;
+    let mut client = Client::connect(door)?;
     let request = match form {
         Form::Simple => client::simple(QUERY),
         Form::Prepared => {
@@ -121,7 +121,7 @@ fn crowd(size: usize, door: &Door, pid: Option<Pid>) -> Result<Sample> {
 
 /// One client that moves much; what `transfer` gives is how many bytes.
 fn bulk(door: &Door, pid: Option<Pid>, transfer: impl Fn(&mut Client) -> Result<usize>) -> Result<Sample> {
-    let mut client = Client::connect(&door)?;
+    let mut client = Client::connect(door)?;
     let before = used(pid)?;
     let began = Instant::now();
     let bytes = transfer(&mut client)?;
@@ -203,7 +203,7 @@ async fn idle(size: usize, bed: &Bed, way: &Way) -> Result<Sample> {
 fn beside(door: &Door) -> Result<Sample> {
     let over = AtomicBool::new(false);
     let stream = || -> Result<usize> {
-        let mut client = Client::connect(&door)?;
+        let mut client = Client::connect(door)?;
         let mut bytes = 0;
         while !over.load(Ordering::Relaxed) {
             bytes += client.ask(&client::simple(BESIDE_ROWS))?;
@@ -215,7 +215,7 @@ fn beside(door: &Door) -> Result<Sample> {
         let streams: Vec<ScopedJoinHandle<'_, Result<usize>>> =
             (0..BESIDE_STREAMS).map(|_| threads.spawn(stream)).collect();
         let small = || -> Result<Vec<u64>> {
-            let mut client = Client::connect(&door)?;
+            let mut client = Client::connect(door)?;
             client.ask(&client::prepare(QUERY))?;
             client.ping_pong(&client::prepared(), BESIDE)
         };
