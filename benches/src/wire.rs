@@ -4,6 +4,7 @@
 //! things to do slows all of them. Processor time is the steadiest; of the times on the clock, those with everything on one
 //! processor. Each process has one thread that matters.
 
+mod certificate;
 mod client;
 mod crowd;
 mod measure;
@@ -27,7 +28,7 @@ use pgherd_testkit::{Etcd, Site, address, eventually, program};
 use tokio::task::spawn_blocking;
 
 use crate::number;
-use client::Client;
+use client::{Client, Door};
 use measure::{Before, MEASURES, Measure};
 use tally::Tally;
 use way::{Bed, Kind, Way};
@@ -78,7 +79,11 @@ async fn stub(site: &Arc<Site>) -> Result<(SocketAddr, Pid)> {
     command.arg(STUB).arg(here.to_string());
     let daemon: Daemon = site.start("stub", command)?;
     eventually("the stub answers", UP_MAX, async || {
-        spawn_blocking(move || Client::connect(here)?.end()).await?
+        let door = Door {
+            address: here,
+            tls: None,
+        };
+        spawn_blocking(move || Client::connect(&door)?.end()).await?
     })
     .await
     .with_context(|| daemon.output())?;
@@ -92,28 +97,45 @@ async fn measure_on(
     rounds: usize,
     tallies: &mut Vec<Tally>,
 ) -> Result<()> {
-    let mut ways = Vec::new();
-    for kind in Kind::ALL {
-        match bed.way(kind).await? {
-            Some(way) => ways.push(way),
-            None => println!("{} is not installed, and not measured", kind.name()),
+    for tls in [false, true] {
+        let wanted = wanted
+            .iter()
+            .filter(|measure| measure.before == before && measure.tls == tls);
+        let wanted: Vec<&Measure> = wanted.copied().collect();
+        if wanted.is_empty() {
+            continue;
         }
-    }
-    for measure in wanted.iter().filter(|measure| measure.before == before) {
-        let ways: Vec<&Way> = ways.iter().filter(|way| measure.takes(way.kind)).collect();
-        let mut tally = Tally::new(measure, ways.iter().map(|way| way.kind));
-        for _ in 0..rounds.min(measure.rounds_max) {
-            tally.begin_round(usage::load());
-            for way in &ways {
-                let sample = work::sample(measure.work, bed, way).await;
-                let sample = sample.with_context(|| format!("{} through {}", measure.name, way.kind.name()))?;
-                let (sample, remark) = sample;
-                tally.remarks.extend(remark);
-                tally.add(way.kind, sample);
+        let mut ways = Vec::new();
+        for kind in Kind::ALL {
+            match bed.way(kind, tls).await? {
+                Some(way) => ways.push(way),
+                None => println!("{} is not installed, and not measured", kind.name()),
             }
         }
-        println!("{}", table::table(&tally));
-        tallies.push(tally);
+        for measure in wanted {
+            let ways: Vec<&Way> = ways.iter().filter(|way| measure.takes(way.kind)).collect();
+            let tally = in_turns(measure, bed, &ways, rounds).await?;
+            println!("{}", table::table(&tally));
+            tallies.push(tally);
+        }
+        for way in ways {
+            way.end().await?;
+        }
     }
     Ok(())
+}
+
+async fn in_turns(measure: &'static Measure, bed: &Bed, ways: &[&Way], rounds: usize) -> Result<Tally> {
+    let mut tally = Tally::new(measure, ways.iter().map(|way| way.kind));
+    for _ in 0..rounds.min(measure.rounds_max) {
+        tally.begin_round(usage::load());
+        for way in ways {
+            let sample = work::sample(measure.work, bed, way).await;
+            let sample = sample.with_context(|| format!("{} through {}", measure.name, way.kind.name()))?;
+            let (sample, remark) = sample;
+            tally.remarks.extend(remark);
+            tally.add(way.kind, sample);
+        }
+    }
+    Ok(tally)
 }

@@ -1,11 +1,15 @@
 //! A client of its own, without a library between the measurement and the socket: whole requests are bytes made beforehand,
 //! and an answer is over with the server's word that it is ready.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+
+use super::certificate;
 
 const READ_BYTES: usize = 256 * 1024;
 /// For anything that should take far less.
@@ -55,22 +59,95 @@ pub(crate) fn startup() -> Vec<u8> {
     bytes
 }
 
+/// Where to connect to, and how.
+#[derive(Clone)]
+pub(crate) struct Door {
+    pub(crate) address: SocketAddr,
+    /// With TLS, and then whether the server is asked for it in plaintext first.
+    pub(crate) tls: Option<(Arc<ClientConfig>, Asked)>,
+}
+
+/// How TLS begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// By PostgreSQL's question.
+    First,
+    /// At once.
+    Never,
+}
+
+/// An open connection, whatever carries it.
+pub(crate) enum Stream {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Stream {
+    fn open(door: &Door) -> Result<Self> {
+        let mut stream = TcpStream::connect(door.address).with_context(|| format!("connecting to {}", door.address))?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let Some((config, asked)) = &door.tls else {
+            return Ok(Self::Plain(stream));
+        };
+        if *asked == Asked::First {
+            stream.write_all(b"\0\0\0\x08\x04\xd2\x16\x2f")?;
+            let mut answer = [0];
+            stream.read_exact(&mut answer)?;
+            ensure!(&answer == b"S", "{} takes no TLS", door.address);
+        }
+        let connection = ClientConnection::new(Arc::clone(config), certificate::NAME.try_into()?)?;
+        Ok(Self::Tls(Box::new(StreamOwned::new(connection, stream))))
+    }
+
+    /// What is left of it when it carries no TLS.
+    pub(crate) fn plain(self) -> Option<TcpStream> {
+        match self {
+            Self::Plain(stream) => Some(stream),
+            Self::Tls(_) => None,
+        }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.read(buffer),
+            Self::Tls(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.write(bytes),
+            Self::Tls(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(stream) => stream.flush(),
+            Self::Tls(stream) => stream.flush(),
+        }
+    }
+}
+
 /// A connection on which the server is ready.
 pub(crate) struct Client {
-    stream: TcpStream,
+    stream: Stream,
     buffer: Vec<u8>,
 }
 
 impl Client {
-    pub(crate) fn connect(address: SocketAddr) -> Result<Self> {
-        let stream = TcpStream::connect(address).with_context(|| format!("connecting to {address}"))?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+    pub(crate) fn connect(door: &Door) -> Result<Self> {
         let mut client = Self {
-            stream,
+            stream: Stream::open(door)?,
             buffer: vec![0; READ_BYTES],
         };
+        let address = door.address;
         client
             .ask(&startup())
             .with_context(|| format!("startup at {address}"))?;
@@ -78,8 +155,8 @@ impl Client {
     }
 
     /// As [`Client::connect`], for the many that stay idle: without a buffer of its own once it is open.
-    pub(crate) fn connect_idle(address: SocketAddr, request: &[u8]) -> Result<TcpStream> {
-        let mut client = Self::connect(address)?;
+    pub(crate) fn connect_idle(door: &Door, request: &[u8]) -> Result<Stream> {
+        let mut client = Self::connect(door)?;
         client.ask(request)?;
         Ok(client.stream)
     }
@@ -87,6 +164,7 @@ impl Client {
     /// Sends a request and takes the whole answer. How many bytes that had.
     pub(crate) fn ask(&mut self, request: &[u8]) -> Result<usize> {
         self.stream.write_all(request)?;
+        self.stream.flush()?;
         self.answer()
     }
 
@@ -124,6 +202,7 @@ impl Client {
     /// Copies at least so many MiB in. How many bytes those were.
     pub(crate) fn copy_in(&mut self, statement: &[u8], mebibytes: usize) -> Result<usize> {
         self.stream.write_all(statement)?;
+        self.stream.flush()?;
         let mut head = [0; 5];
         self.stream.read_exact(&mut head)?;
         ensure!(
@@ -143,13 +222,15 @@ impl Client {
             self.stream.write_all(&several)?;
         }
         self.stream.write_all(&message(b'c', b""))?;
+        self.stream.flush()?;
         self.answer()?;
         Ok(times * several.len())
     }
 
     /// Says that it ends, and closes.
     pub(crate) fn end(mut self) -> Result<()> {
-        Ok(self.stream.write_all(&message(b'X', b""))?)
+        self.stream.write_all(&message(b'X', b""))?;
+        Ok(self.stream.flush()?)
     }
 
     /// Asks the same again and again for a time. How long each took, in nanoseconds.

@@ -1,7 +1,7 @@
 //! Many clients in one thread, each with one question under way.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +9,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
-use super::client::{Client, READY};
+use super::client::{Client, Door, READY};
 
 const ANSWER_BYTES: usize = 4096;
 const WAIT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -22,8 +22,12 @@ pub(crate) struct Crowd {
 
 impl Crowd {
     /// Connects so many; `first` is said by each once, and answered.
-    pub(crate) fn gather(address: SocketAddr, size: usize, first: &[u8], request: &[u8]) -> Result<Self> {
-        let clients = (0..size).map(|_| Client::connect_idle(address, first));
+    pub(crate) fn gather(door: &Door, size: usize, first: &[u8], request: &[u8]) -> Result<Self> {
+        let client = |_| {
+            let stream = Client::connect_idle(door, first)?;
+            stream.plain().context("a crowd speaks without TLS")
+        };
+        let clients = (0..size).map(client);
         Ok(Self {
             clients: clients.collect::<Result<_>>()?,
             request: request.to_vec(),

@@ -43,6 +43,7 @@ pub(crate) enum Work {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Traced {
     Messages,
+    Connections,
     Rows(&'static str, usize),
 }
 
@@ -85,6 +86,8 @@ pub(crate) struct Measure {
     pub(crate) before: Before,
     pub(crate) work: Work,
     pub(crate) figures: &'static [Figure],
+    /// With TLS between the client and the proxy.
+    pub(crate) tls: bool,
     /// HAProxy's splice too.
     pub(crate) splice: bool,
     /// What hardly varies needs fewer.
@@ -183,7 +186,27 @@ const POSTGRES_IN: &[Figure] = &[
     whole("GB/s", Goal::RatioMin(1.0)),
     whole("switches/MB", Goal::None),
 ];
+/// With TLS no goal is set, and the server that is spoken to directly has none.
+const TLS_ASKING: &[Figure] = &[
+    whole("p50 us", Goal::None),
+    alone("p99 us", Goal::None),
+    alone("p99.9 us", Goal::None),
+    whole("CPU us/query", Goal::None),
+    whole("switches/1000 queries", Goal::None),
+];
+const TLS_CONNECTING: &[Figure] = &[
+    whole("CPU us/connection", Goal::None),
+    whole("p50 us", Goal::None),
+    whole("connections/s", Goal::None),
+];
+const TLS_IDLING: &[Figure] = &[
+    whole("own KiB/connection", Goal::None),
+    alone("kernel KiB/connection, all ends", Goal::None),
+    alone("files/connection", Goal::None),
+    alone("CPU ms/s", Goal::None),
+];
 const CALLS_MESSAGES: &[Figure] = &[alone("calls/message", Goal::Max(3.1))];
+const CALLS_CONNECTIONS: &[Figure] = &[alone("calls/connection", Goal::None)];
 const CALLS_ROWS: &[Figure] = &[alone("calls/MiB", Goal::None)];
 
 const fn before_stub(name: &'static str, title: &'static str, work: Work, figures: &'static [Figure]) -> Measure {
@@ -193,12 +216,21 @@ const fn before_stub(name: &'static str, title: &'static str, work: Work, figure
         before: Before::Stub,
         work,
         figures,
+        tls: false,
         splice: matches!(work, Work::Rows(_) | Work::CopyIn(..) | Work::Calls(_)),
         rounds_max: match work {
             Work::Calls(_) => 1,
             Work::Idle(_) => 3,
             _ => usize::MAX,
         },
+    }
+}
+
+const fn with_tls(name: &'static str, title: &'static str, work: Work, figures: &'static [Figure]) -> Measure {
+    Measure {
+        tls: true,
+        splice: false,
+        ..before_stub(name, title, work, figures)
     }
 }
 
@@ -253,6 +285,12 @@ pub(crate) static MEASURES: &[Measure] = &[
         CALLS_MESSAGES,
     ),
     before_stub(
+        "calls-connections",
+        "stub, system calls of connect, query, close",
+        Work::Calls(Traced::Connections),
+        CALLS_CONNECTIONS,
+    ),
+    before_stub(
         "calls-rows",
         "stub, system calls of rows out, large writes",
         Work::Calls(Traced::Rows("bulk 128", 128)),
@@ -264,9 +302,39 @@ pub(crate) static MEASURES: &[Measure] = &[
         Work::Calls(Traced::Rows("bulk8k 128", 128)),
         CALLS_ROWS,
     ),
+    with_tls(
+        "tls-prepared",
+        "stub, TLS to the proxy, one client, prepared, one CPU",
+        Work::PingPong(Form::Prepared),
+        TLS_ASKING,
+    ),
+    with_tls(
+        "tls-rows",
+        "stub, TLS to the proxy, rows out, large writes",
+        Work::Rows("bulk 256"),
+        ROWS_OUT_8K,
+    ),
+    with_tls(
+        "tls-copy-in",
+        "stub, TLS to the proxy, COPY in",
+        Work::CopyIn("COPY t FROM STDIN", 256),
+        ROWS_OUT_8K,
+    ),
+    with_tls(
+        "tls-connect",
+        "stub, TLS to the proxy (ECDSA), connect, query, close",
+        Work::Connect,
+        TLS_CONNECTING,
+    ),
+    with_tls(
+        "tls-idle-1000",
+        "stub, TLS to the proxy, 1000 idle connections",
+        Work::Idle(1000),
+        TLS_IDLING,
+    ),
     before_postgres(
         "pgbench",
-        "PostgreSQL, pgbench -S -M prepared, one client, one CPU",
+        "PostgreSQL, pgbench -S, one client, one CPU",
         Work::Pgbench,
         PGBENCH,
     ),

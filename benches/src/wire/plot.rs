@@ -1,14 +1,14 @@
-//! The figures that have a goal, as a picture: one bar for each way, its length the ratio to HAProxy.
+//! The figures that have a goal, and those with TLS, as a picture: one bar for each way, its length the ratio to HAProxy.
 
 use std::fmt::Write as _;
 
-use super::measure::Goal;
+use super::measure::{Compare, Figure, Goal};
 use super::tally::{Spread, Tally};
 use super::way::Kind;
 
 const WIDTH: f64 = 860.0;
-const LEFT: f64 = 330.0;
-const RIGHT: f64 = 40.0;
+const LEFT: f64 = 350.0;
+const RIGHT: f64 = 110.0;
 const TOP: f64 = 70.0;
 const BAR: f64 = 11.0;
 const GAP: f64 = 14.0;
@@ -54,6 +54,7 @@ fn groups(tally: &Tally) -> Vec<Group> {
     let figures = tally.figures().filter_map(|(index, figure)| {
         let goal = match figure.goal {
             Goal::RatioMax(goal) | Goal::RatioMin(goal) => Some(goal),
+            Goal::None if tally.measure.tls && has_a_place(figure) => None,
             Goal::None | Goal::Max(_) => return None,
         };
         let shown = |kind: &Kind| !matches!(kind, Kind::Direct | Kind::HaProxy);
@@ -70,6 +71,11 @@ fn groups(tally: &Tally) -> Vec<Group> {
         (!bars.is_empty()).then_some(Group { title, goal, bars })
     });
     figures.collect()
+}
+
+/// With TLS no goals are set.
+fn has_a_place(figure: &Figure) -> bool {
+    figure.compare == Compare::Whole && ["p50", "CPU", "own"].iter().any(|start| figure.name.starts_with(start))
 }
 
 fn x(ratio: f64) -> f64 {
@@ -101,7 +107,7 @@ fn draw(group: &Group, y: f64, body: &mut String) -> f64 {
             "<text x=\"{}\" y=\"{middle}\" text-anchor=\"end\" fill=\"#222\">{label}</text>\
              <rect x=\"{LEFT}\" y=\"{at}\" width=\"{:.1}\" height=\"{}\" fill=\"{}\"/>\
              <line x1=\"{low:.1}\" y1=\"{m:.1}\" x2=\"{high:.1}\" y2=\"{m:.1}\" stroke=\"#000\"/>\
-             <text x=\"{:.1}\" y=\"{middle}\" fill=\"#222\">{:.2} {}</text>",
+             <text x=\"{:.1}\" y=\"{middle}\" fill=\"#222\" stroke=\"#fff\" stroke-width=\"3\" paint-order=\"stroke\">{:.2} {}</text>",
             LEFT - 8.0,
             end - LEFT,
             BAR - 1.0,

@@ -49,7 +49,7 @@ pub(crate) async fn pgbench(bed: &Bed, way: &Way) -> Result<Sample> {
     let server = bed.server_pid;
     // The thread that starts pgbench is pinned too, and with it what it starts.
     let _pinned = Pinned::new(pid.into_iter().chain([server]).collect())?;
-    let mut command = libpq(&bed.site, "pgbench", way.address);
+    let mut command = libpq(&bed.site, "pgbench", way.door.address);
     command.args(["-n", "-S", "-M", "prepared", "-c", "1", "-T", SECONDS]);
     let before = used(pid)?;
     let report = bed.site.run(command, RUN_MAX).await?.success()?;

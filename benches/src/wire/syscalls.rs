@@ -9,7 +9,7 @@ use pgherd_testkit::eventually;
 use pgherd_testkit::process::{self, Pid, Signal};
 use tokio::task::spawn_blocking;
 
-use super::client::{self, Client};
+use super::client::{self, Client, Door};
 use super::measure::Traced;
 use super::tally::Sample;
 use super::usage::is_traced;
@@ -17,6 +17,7 @@ use super::way::{Bed, Way, installed};
 use super::work::{QUERY, float};
 
 const QUERIES: u32 = 3000;
+const CONNECTIONS: u32 = 300;
 const BEGIN_MAX: Duration = Duration::from_secs(10);
 const END_MAX: Duration = Duration::from_secs(20);
 /// What is rarer than this share of all is the control plane's.
@@ -41,7 +42,8 @@ pub(crate) async fn count(traced: Traced, bed: &Bed, way: &Way) -> Result<(Sampl
         Ok(())
     })
     .await?;
-    let (done, units) = spawn_blocking(move || work(traced, &mut client).map(|units| (client, units))).await??;
+    let door = way.door.clone();
+    let (done, units) = spawn_blocking(move || work(traced, &door, &mut client).map(|units| (client, units))).await??;
     process::signal(tracer.pid(), Signal::INT)?;
     tracer.end(END_MAX).await?;
     untraced(pid).await?;
@@ -60,23 +62,33 @@ pub(crate) async fn count(traced: Traced, bed: &Bed, way: &Way) -> Result<(Sampl
 }
 
 async fn connected(way: &Way) -> Result<Client> {
-    let address = way.address;
+    let door = way.door.clone();
     let connecting = move || {
-        let mut client = Client::connect(address)?;
+        let mut client = Client::connect(&door)?;
         client.ask(&client::prepare(QUERY))?;
         Ok(client)
     };
     spawn_blocking(connecting).await?
 }
 
-/// Does what is counted. How many messages or MiB that was.
-fn work(traced: Traced, client: &mut Client) -> Result<f64> {
+/// Does what is counted. How many messages, connections or MiB that was.
+fn work(traced: Traced, door: &Door, client: &mut Client) -> Result<f64> {
     match traced {
         Traced::Messages => {
             for _ in 0..QUERIES {
                 client.ask(&client::prepared())?;
             }
             Ok(f64::from(2 * QUERIES))
+        }
+        Traced::Connections => {
+            for _ in 0..CONNECTIONS {
+                let mut one = Client::connect(door)?;
+                one.ask(&client::simple(QUERY))?;
+                one.end()?;
+            }
+            // The proxy is heard once more when it has seen the last of them end.
+            client.ask(&client::prepared())?;
+            Ok(f64::from(CONNECTIONS))
         }
         Traced::Rows(text, mebibytes) => {
             client.ask(&client::simple(text))?;

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use pgherd_testkit::process::{self, Daemon, Pid, Signal};
-use pgherd_testkit::{Etcd, Site, address, eventually, program, yaml};
+use pgherd_testkit::{Etcd, Site, address, config, eventually, program, yaml};
 use serde_json::json;
 use tokio::task::spawn_blocking;
 
-use super::client::Client;
+use super::certificate::Certificate;
+use super::client::{Asked, Client, Door};
 
 const UP_MAX: Duration = Duration::from_secs(10);
 const END_MAX: Duration = Duration::from_secs(10);
@@ -40,6 +41,14 @@ impl Kind {
         Self::PgBouncer,
     ];
 
+    /// HAProxy knows nothing of PostgreSQL, so that there TLS begins at once.
+    const fn asked(self) -> Asked {
+        match self {
+            Self::Direct | Self::PgBouncer => Asked::First,
+            Self::Pgherd | Self::HaProxy | Self::HaProxySplice => Asked::Never,
+        }
+    }
+
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
@@ -54,7 +63,7 @@ impl Kind {
 /// A way that leads to the server.
 pub(crate) struct Way {
     pub(crate) kind: Kind,
-    pub(crate) address: SocketAddr,
+    pub(crate) door: Door,
     daemon: Option<Daemon>,
 }
 
@@ -83,6 +92,7 @@ pub(crate) struct Bed {
     pub(crate) server: SocketAddr,
     /// The server's process.
     pub(crate) server_pid: Pid,
+    certificate: Certificate,
     next_port: Cell<u16>,
 }
 
@@ -119,47 +129,60 @@ impl Bed {
             scope,
             server,
             server_pid,
+            certificate: Certificate::make(site)?,
             next_port: Cell::new(FIRST_PORT),
         })
     }
 
-    /// Starts a way and waits until it leads to the server; nothing where its program is not installed.
-    pub(crate) async fn way(&self, kind: Kind) -> Result<Option<Way>> {
+    /// Starts a way and waits until it leads to the server; nothing where its program is not installed. With TLS, that is
+    /// between the client and the proxy.
+    pub(crate) async fn way(&self, kind: Kind, tls: bool) -> Result<Option<Way>> {
         let here = self.free_address();
         let name = format!("{}-{}-{}", self.scope, kind.name().replace(' ', "-"), here.port());
         let (program, args) = match kind {
             Kind::Direct => {
                 return Ok(Some(Way {
                     kind,
-                    address: self.server,
+                    door: Door {
+                        address: self.server,
+                        tls: None,
+                    },
                     daemon: None,
                 }));
             }
-            Kind::Pgherd => (self.site.reachable(&program::pgherd()?)?, self.pgherd(&name, here)?),
+            Kind::Pgherd => (
+                self.site.reachable(&program::pgherd()?)?,
+                self.pgherd(&name, here, tls)?,
+            ),
             Kind::HaProxy | Kind::HaProxySplice => {
                 let Some(program) = installed("haproxy") else {
                     return Ok(None);
                 };
-                (program, self.haproxy(&name, here, kind == Kind::HaProxySplice)?)
+                (program, self.haproxy(&name, here, kind == Kind::HaProxySplice, tls)?)
             }
             Kind::PgBouncer => {
                 let Some(program) = installed("pgbouncer") else {
                     return Ok(None);
                 };
-                (program, self.pgbouncer(&name, here)?)
+                (program, self.pgbouncer(&name, here, tls)?)
             }
         };
         let mut command = self.site.command(program);
         command.args(args);
         let daemon = self.site.start(&name, command)?;
+        let door = Door {
+            address: here,
+            tls: tls.then(|| (Arc::clone(&self.certificate.client), kind.asked())),
+        };
         eventually(&format!("{} leads to the server", kind.name()), UP_MAX, async || {
-            spawn_blocking(move || Client::connect(here)?.end()).await?
+            let door = door.clone();
+            spawn_blocking(move || Client::connect(&door)?.end()).await?
         })
         .await
         .with_context(|| daemon.output())?;
         Ok(Some(Way {
             kind,
-            address: here,
+            door,
             daemon: Some(daemon),
         }))
     }
@@ -181,8 +204,8 @@ impl Bed {
     }
 
     /// One worker: one thread against one thread.
-    fn pgherd(&self, name: &str, here: SocketAddr) -> Result<Vec<String>> {
-        let config = json!({
+    fn pgherd(&self, name: &str, here: SocketAddr, tls: bool) -> Result<Vec<String>> {
+        let mut config = json!({
             "scope": self.scope,
             "etcd3": {"hosts": self.etcd.hosts()},
             "proxy": {
@@ -191,6 +214,14 @@ impl Bed {
                 "workers": 1,
             },
         });
+        if tls {
+            let Certificate { certificate, key, .. } = &self.certificate;
+            let over = json!({"proxy": {
+                "listeners": [{"address": here.to_string(), "role": "write", "tls": "allow"}],
+                "tls": {"certificate": certificate, "private_key": key},
+            }});
+            config::merge(&mut config, over);
+        }
         let file = self.site.write_file(&format!("{name}.yml"), &yaml::write(&config))?;
         Ok(["proxy", "--config"]
             .map(str::to_owned)
@@ -199,17 +230,22 @@ impl Bed {
             .collect())
     }
 
-    fn haproxy(&self, name: &str, here: SocketAddr, splice: bool) -> Result<Vec<String>> {
+    fn haproxy(&self, name: &str, here: SocketAddr, splice: bool, tls: bool) -> Result<Vec<String>> {
         let server = self.server;
         let (pipes, splice) = if splice {
             ("  maxpipes 64\n", "  option splice-request\n  option splice-response\n")
         } else {
             ("", "")
         };
+        let bind = if tls {
+            format!("{here} ssl crt {} alpn postgresql", self.certificate.both.display())
+        } else {
+            here.to_string()
+        };
         let config = format!(
             "global\n  maxconn {CONNECTIONS}\n  nbthread 1\n{pipes}\
              defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n{splice}\
-             listen postgres\n  bind {here}\n  server leader {server}\n"
+             listen postgres\n  bind {bind}\n  server leader {server}\n"
         );
         let file = self.site.write_file(&format!("{name}.cfg"), &config)?;
         Ok(["-db", "-f"]
@@ -219,12 +255,19 @@ impl Bed {
             .collect())
     }
 
-    fn pgbouncer(&self, name: &str, here: SocketAddr) -> Result<Vec<String>> {
+    fn pgbouncer(&self, name: &str, here: SocketAddr, tls: bool) -> Result<Vec<String>> {
         let users = self.site.write_file(&format!("{name}.users"), "\"postgres\" \"\"\n")?;
+        let tls = if tls {
+            let Certificate { certificate, key, .. } = &self.certificate;
+            let (key, certificate) = (key.display(), certificate.display());
+            format!("client_tls_sslmode = allow\nclient_tls_key_file = {key}\nclient_tls_cert_file = {certificate}\n")
+        } else {
+            String::new()
+        };
         let config = format!(
             "[databases]\npostgres = host={} port={}\n[pgbouncer]\nlisten_addr = {}\nlisten_port = {}\nunix_socket_dir =\n\
              auth_type = trust\nauth_file = {}\npool_mode = session\nmax_client_conn = {CONNECTIONS}\n\
-             default_pool_size = {CONNECTIONS}\nlog_connections = 0\nlog_disconnections = 0\nlog_stats = 0\n",
+             default_pool_size = {CONNECTIONS}\nlog_connections = 0\nlog_disconnections = 0\nlog_stats = 0\n{tls}",
             self.server.ip(),
             self.server.port(),
             here.ip(),

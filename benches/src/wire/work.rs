@@ -1,6 +1,5 @@
 //! What is done once per round and way.
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{ScopedJoinHandle, scope};
 use std::time::{Duration, Instant};
@@ -10,7 +9,7 @@ use pgherd_testkit::process::Pid;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
-use super::client::{self, Client};
+use super::client::{self, Client, Door};
 use super::crowd::Crowd;
 use super::measure::{Form, Work};
 use super::postgres;
@@ -34,21 +33,21 @@ const IDLING: Duration = Duration::from_millis(1500);
 
 /// Does it. What is said beside the numbers comes with them.
 pub(crate) async fn sample(work: Work, bed: &Bed, way: &Way) -> Result<(Sample, Option<String>)> {
-    let (address, pid) = (way.address, way.pid());
+    let (door, pid) = (way.door.clone(), way.pid());
     let server = bed.server_pid;
     let sample = match work {
-        Work::PingPong(form) => spawn_blocking(move || ping_pong(form, address, pid, server)).await??,
-        Work::Crowd(size) => spawn_blocking(move || crowd(size, address, pid)).await??,
+        Work::PingPong(form) => spawn_blocking(move || ping_pong(form, &door, pid, server)).await??,
+        Work::Crowd(size) => spawn_blocking(move || crowd(size, &door, pid)).await??,
         Work::Rows(text) => {
-            spawn_blocking(move || bulk(address, pid, |client| client.ask(&client::simple(text)))).await??
+            spawn_blocking(move || bulk(&door, pid, |client| client.ask(&client::simple(text)))).await??
         }
         Work::CopyIn(text, mebibytes) => {
             let copy = move |client: &mut Client| client.copy_in(&client::simple(text), mebibytes);
-            spawn_blocking(move || bulk(address, pid, copy)).await??
+            spawn_blocking(move || bulk(&door, pid, copy)).await??
         }
-        Work::Connect => connect(address, pid).await?,
+        Work::Connect => connect(door, pid).await?,
         Work::Idle(size) => idle(size, bed, way).await?,
-        Work::Beside => spawn_blocking(move || beside(address)).await??,
+        Work::Beside => spawn_blocking(move || beside(&door)).await??,
         Work::Pgbench => postgres::pgbench(bed, way).await?,
         Work::Calls(traced) => return syscalls::count(traced, bed, way).await,
     };
@@ -77,9 +76,9 @@ fn between(earlier: Option<Usage>, later: Option<Usage>) -> Option<Usage> {
     Some(later?.since(earlier?))
 }
 
-fn ping_pong(form: Form, address: SocketAddr, pid: Option<Pid>, server: Pid) -> Result<Sample> {
+fn ping_pong(form: Form, door: &Door, pid: Option<Pid>, server: Pid) -> Result<Sample> {
     let _pinned = Pinned::new(pid.into_iter().chain([server]).collect())?;
-    let mut client = Client::connect(address)?;
+    let mut client = Client::connect(door)?;
     let request = match form {
         Form::Simple => client::simple(QUERY),
         Form::Prepared => {
@@ -106,8 +105,8 @@ fn ping_pong(form: Form, address: SocketAddr, pid: Option<Pid>, server: Pid) -> 
     ])
 }
 
-fn crowd(size: usize, address: SocketAddr, pid: Option<Pid>) -> Result<Sample> {
-    let mut crowd = Crowd::gather(address, size, &client::prepare(QUERY), &client::prepared())?;
+fn crowd(size: usize, door: &Door, pid: Option<Pid>) -> Result<Sample> {
+    let mut crowd = Crowd::gather(door, size, &client::prepare(QUERY), &client::prepared())?;
     crowd.run(Duration::from_millis(50))?;
     let before = used(pid)?;
     let (answers, took) = crowd.run(CROWDED)?;
@@ -121,8 +120,8 @@ fn crowd(size: usize, address: SocketAddr, pid: Option<Pid>) -> Result<Sample> {
 }
 
 /// One client that moves much; what `transfer` gives is how many bytes.
-fn bulk(address: SocketAddr, pid: Option<Pid>, transfer: impl Fn(&mut Client) -> Result<usize>) -> Result<Sample> {
-    let mut client = Client::connect(address)?;
+fn bulk(door: &Door, pid: Option<Pid>, transfer: impl Fn(&mut Client) -> Result<usize>) -> Result<Sample> {
+    let mut client = Client::connect(door)?;
     let before = used(pid)?;
     let began = Instant::now();
     let bytes = transfer(&mut client)?;
@@ -137,7 +136,7 @@ fn bulk(address: SocketAddr, pid: Option<Pid>, transfer: impl Fn(&mut Client) ->
     ])
 }
 
-async fn connect(address: SocketAddr, pid: Option<Pid>) -> Result<Sample> {
+async fn connect(door: Door, pid: Option<Pid>) -> Result<Sample> {
     sleep(SETTLING).await;
     let before = used(pid)?;
     let connecting = move || -> Result<(Vec<u64>, Duration)> {
@@ -146,7 +145,7 @@ async fn connect(address: SocketAddr, pid: Option<Pid>) -> Result<Sample> {
         let began = Instant::now();
         for _ in 0..CONNECTIONS {
             let one = Instant::now();
-            let mut client = Client::connect(address)?;
+            let mut client = Client::connect(&door)?;
             client.ask(&request)?;
             client.end()?;
             times.push(u64::try_from(one.elapsed().as_nanos())?);
@@ -167,14 +166,17 @@ async fn connect(address: SocketAddr, pid: Option<Pid>) -> Result<Sample> {
 
 /// Takes a process of its own: one that has served before has memory to spare.
 async fn idle(size: usize, bed: &Bed, way: &Way) -> Result<Sample> {
-    let fresh = bed.way(way.kind).await?.context("it was there before")?;
-    let (address, pid) = (fresh.address, fresh.pid());
+    let fresh = bed
+        .way(way.kind, way.door.tls.is_some())
+        .await?
+        .context("it was there before")?;
+    let (door, pid) = (fresh.door.clone(), fresh.pid());
     let request = client::simple(QUERY);
-    let first = Client::connect_idle(address, &request)?;
+    let first = Client::connect_idle(&door, &request)?;
     sleep(IDLE_SETTLING).await;
     let holding = pid.map(Holding::of).transpose()?;
     let kernel = kernel_memory()?;
-    let open = move || -> Result<Vec<_>> { (0..size).map(|_| Client::connect_idle(address, &request)).collect() };
+    let open = move || -> Result<Vec<_>> { (0..size).map(|_| Client::connect_idle(&door, &request)).collect() };
     let clients = spawn_blocking(open).await??;
     sleep(IDLE_SETTLING).await;
     let held = pid.map(Holding::of).transpose()?;
@@ -198,10 +200,10 @@ async fn idle(size: usize, bed: &Bed, way: &Way) -> Result<Sample> {
 }
 
 /// One that asks little beside some that ask for much.
-fn beside(address: SocketAddr) -> Result<Sample> {
+fn beside(door: &Door) -> Result<Sample> {
     let over = AtomicBool::new(false);
     let stream = || -> Result<usize> {
-        let mut client = Client::connect(address)?;
+        let mut client = Client::connect(door)?;
         let mut bytes = 0;
         while !over.load(Ordering::Relaxed) {
             bytes += client.ask(&client::simple(BESIDE_ROWS))?;
@@ -213,7 +215,7 @@ fn beside(address: SocketAddr) -> Result<Sample> {
         let streams: Vec<ScopedJoinHandle<'_, Result<usize>>> =
             (0..BESIDE_STREAMS).map(|_| threads.spawn(stream)).collect();
         let small = || -> Result<Vec<u64>> {
-            let mut client = Client::connect(address)?;
+            let mut client = Client::connect(door)?;
             client.ask(&client::prepare(QUERY))?;
             client.ping_pong(&client::prepared(), BESIDE)
         };
