@@ -118,7 +118,7 @@ async fn deliver(address: Address, packet: Bytes) -> &'static str {
 }
 
 async fn hand_over(address: &Address, packet: &[u8]) -> io::Result<()> {
-    let mut server = Stream::Plain(dial(address).await?);
+    let mut server = Stream::Plain(dial(address).await?.0);
     server.write_all(packet).await?;
     // The server closes once it has signalled the backend. Only then may the client be let go: it takes the close for the
     // end of the matter, and its next query must not be hit.

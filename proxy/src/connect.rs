@@ -338,8 +338,7 @@ impl Connector<'_> {
 
     /// Connects, and speaks TLS where that is wanted.
     async fn reach(&self, target: &Target) -> io::Result<(Stream, SocketAddr)> {
-        let socket = dial(&target.address).await?;
-        let address = socket.peer_address()?;
+        let (socket, address) = dial(&target.address).await?;
         let tls = self.shared.tls.load_full();
         let server = match self.in_clear {
             true => secure(socket, &target.address, &tls, self.client).await?,

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -46,12 +45,9 @@ impl Connection {
     pub(crate) async fn serve(self, accepted: Accepted) {
         let listener = &*accepted.listener;
         let _counted = listener.connections.enter();
-        let Ok(client) = TcpStream::from_std(accepted.stream).map(Socket::Tcp) else {
+        let Ok(client) = accepted.stream.arrive().map(Socket::Tcp) else {
             return;
         };
-        if client.tune().is_err() {
-            return; // Reset before it was looked at.
-        }
         let tls = self.shared.tls.load_full();
         let offer = Offer {
             tls: listener.config.load().tls,

@@ -5,27 +5,27 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use pgherd_cluster::record::Address;
+use socket2::SockRef;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
-use crate::stream::socket::Socket;
+use crate::stream::socket::{self, Socket};
 
 /// How long one attempt may take: a lost SYN is sent again after one second.
 const DIAL_MAX: Duration = Duration::from_millis(2500);
 
-/// A connection to `address`, tuned.
+/// A connection to `address`, tuned, and where it leads.
 ///
 /// # Errors
 /// When no address that the name stands for can be connected to in time: the last one's error.
-pub(crate) async fn dial(address: &Address) -> io::Result<Socket> {
+pub(crate) async fn dial(address: &Address) -> io::Result<(Socket, SocketAddr)> {
     let dialled = async {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name stands for no address");
         for socket_address in resolve(address).await? {
             match TcpStream::connect(socket_address).await {
                 Ok(stream) => {
-                    let socket = Socket::Tcp(stream);
-                    socket.tune()?;
-                    return Ok(socket);
+                    socket::tune(&SockRef::from(&stream))?;
+                    return Ok((Socket::Tcp(stream), socket_address));
                 }
                 Err(error) => last = error,
             }

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -14,6 +14,8 @@ use tracing::warn;
 use crate::config::ConfigError;
 use crate::counters::{Counted, Gauge};
 use crate::shared::{ListenerState, Shared, count};
+use crate::stream::socket;
+use crate::worker::Job;
 
 const BACKLOG: i32 = 1024;
 /// Connections beyond the limit that may be there at a time to hear why they are refused.
@@ -75,7 +77,7 @@ pub(crate) fn bind_or_inherit(address: &str, inherited: &mut Inherited) -> Resul
     let mut listeners = Vec::new();
     for socket_address in address.to_socket_addrs().map_err(failed)? {
         let socket = match inherited.take(socket_address) {
-            Some(socket) => socket.set_nonblocking(true).map(|()| socket),
+            Some(socket) => inherit(socket),
             None => bind_one(socket_address),
         };
         listeners.push(socket.map_err(failed)?);
@@ -89,10 +91,18 @@ pub(crate) fn bind_or_inherit(address: &str, inherited: &mut Inherited) -> Resul
     Ok(listeners)
 }
 
+fn inherit(socket: TcpListener) -> io::Result<TcpListener> {
+    socket.set_nonblocking(true)?;
+    socket::tune(&SockRef::from(&socket))?;
+    Ok(socket)
+}
+
 fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // Sessions of a proxy that has just ended keep no new one from starting.
     socket.set_reuse_address(true)?;
+    // Whoever is accepted inherits these.
+    socket::tune(&SockRef::from(&socket))?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
@@ -114,9 +124,27 @@ pub(crate) struct Admission {
     _place: Counted,
 }
 
+/// A client's socket.
+pub(crate) enum Arrival {
+    /// On the thread that accepted it, and registered there.
+    Here(tokio::net::TcpStream),
+    /// On its way to another.
+    Elsewhere(TcpStream),
+}
+
+impl Arrival {
+    /// Registered on this thread.
+    pub(crate) fn arrive(self) -> io::Result<tokio::net::TcpStream> {
+        match self {
+            Self::Here(stream) => Ok(stream),
+            Self::Elsewhere(stream) => tokio::net::TcpStream::from_std(stream),
+        }
+    }
+}
+
 /// A connection on its way to a worker.
 pub(crate) struct Accepted {
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: Arrival,
     pub(crate) peer: SocketAddr,
     /// The listener's number, and itself.
     pub(crate) index: usize,
@@ -139,7 +167,7 @@ fn admit(shared: &Shared) -> Option<Admission> {
 /// A worker's inbox, and how many connections it has.
 #[derive(Clone)]
 pub(crate) struct Inbox {
-    pub(crate) sender: mpsc::Sender<Accepted>,
+    pub(crate) sender: mpsc::Sender<Job>,
     pub(crate) load: Gauge,
 }
 
@@ -150,6 +178,8 @@ pub(crate) struct Acceptor {
     pub(crate) index: usize,
     pub(crate) listener: Arc<ListenerState>,
     pub(crate) inboxes: Vec<Inbox>,
+    /// The number of the worker on whose thread this runs.
+    pub(crate) home: usize,
     /// Dropped after the socket: who holds the other end learns that the port is free.
     pub(crate) ended: mpsc::Sender<()>,
 }
@@ -169,11 +199,7 @@ impl Acceptor {
     async fn accept_for_ever(&self, socket: &tokio::net::TcpListener) {
         loop {
             match socket.accept().await {
-                Ok((stream, peer)) => {
-                    // Taken off this runtime: its worker has one of its own.
-                    let Ok(stream) = stream.into_std() else { continue };
-                    self.hand_over(stream, peer).await;
-                }
+                Ok((stream, peer)) => self.hand_over(stream, peer).await,
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
                     warn!(%error, "cannot accept connections");
@@ -184,25 +210,34 @@ impl Acceptor {
         }
     }
 
-    async fn hand_over(&self, stream: TcpStream, peer: SocketAddr) {
+    async fn hand_over(&self, stream: tokio::net::TcpStream, peer: SocketAddr) {
         count(&self.listener.accepted);
         let Some(admission) = admit(&self.shared) else {
             self.shared.limited.count("refusals", "");
             return; // Closed without a word: there are too many even to refuse.
         };
-        let Some(inbox) = self.inboxes.iter().min_by_key(|inbox| inbox.load.get()) else {
+        // The first among equals is this thread's own.
+        let (before, from_here) = self.inboxes.split_at(self.home.min(self.inboxes.len()));
+        let inboxes = from_here.iter().chain(before);
+        let Some((steps, inbox)) = inboxes.enumerate().min_by_key(|(_, inbox)| inbox.load.get()) else {
             return;
         };
-        let accepted = Accepted {
+        let stream = if steps == 0 {
+            Arrival::Here(stream)
+        } else {
+            let Ok(stream) = stream.into_std() else { return };
+            Arrival::Elsewhere(stream)
+        };
+        let accepted = Box::new(Accepted {
             stream,
             peer,
             index: self.index,
             listener: Arc::clone(&self.listener),
             admission,
             load: inbox.load.enter(),
-        };
+        });
         // Waiting here leaves further clients in the kernel's queue. A worker that has ended takes the proxy with it.
-        let _ = inbox.sender.send(accepted).await;
+        let _ = inbox.sender.send(Job::Serve(accepted)).await;
     }
 }
 

@@ -22,6 +22,7 @@ use crate::proxy::{Addresses, Parts};
 use crate::shared::{ListenerState, Shared, count};
 use crate::stats;
 use crate::tls::TlsSettings;
+use crate::worker::Job;
 
 /// What a reload came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -232,15 +233,31 @@ impl Doors {
         let stop = CancellationToken::new();
         let (ended, all_ended) = mpsc::channel(1);
         let copies = copies(&sockets);
+        let home = index % self.inboxes.len().max(1);
         for socket in sockets {
             let acceptor = Acceptor {
                 shared: Arc::clone(&self.shared),
                 index,
                 listener: Arc::clone(&state),
                 inboxes: self.inboxes.clone(),
+                home,
                 ended: ended.clone(),
             };
-            self.acceptors.spawn(acceptor.run(socket, stop.clone()));
+            // On a worker's thread: what that one serves itself is not handed from thread to thread.
+            let (done, was) = oneshot::channel();
+            let job = Job::Accept {
+                acceptor: Box::new(acceptor),
+                socket,
+                stop: stop.clone(),
+                done,
+            };
+            let worker = self.inboxes.get(home).cloned();
+            self.acceptors.spawn(async move {
+                if let Some(worker) = worker {
+                    let _ = worker.sender.send(job).await; // One that has ended says nothing.
+                }
+                was.await.map_err(|_| io::Error::other("its worker has ended"))?
+            });
         }
         Door {
             state,

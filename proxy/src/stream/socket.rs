@@ -1,7 +1,7 @@
 //! TCP and unix sockets as one, and the options of those that carry sessions.
 
 use std::io;
-use std::net::{Shutdown, SocketAddr};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -21,6 +21,12 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_interval(Duration::from_secs(10))
     .with_retries(3);
 
+/// Small messages go out at once, and a dead peer is noticed. What a listening socket is set to, those that it accepts are.
+pub(crate) fn tune(socket: &SockRef<'_>) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&KEEPALIVE)
+}
+
 /// A connected socket on this thread's runtime.
 #[derive(Debug)]
 pub(crate) enum Socket {
@@ -39,21 +45,6 @@ macro_rules! each {
 }
 
 impl Socket {
-    /// Small messages go out at once, and a dead peer is noticed.
-    pub(crate) fn tune(&self) -> io::Result<()> {
-        let Self::Tcp(stream) = self else { return Ok(()) };
-        stream.set_nodelay(true)?;
-        SockRef::from(stream).set_tcp_keepalive(&KEEPALIVE)
-    }
-
-    /// Who is at the other end, where that is an address.
-    pub(crate) fn peer_address(&self) -> io::Result<SocketAddr> {
-        match self {
-            Self::Tcp(stream) => stream.peer_addr(),
-            Self::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
-        }
-    }
-
     pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         each!(self, stream => stream.poll_read_ready(cx))
     }
