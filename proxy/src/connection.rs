@@ -1,7 +1,7 @@
 //! One client's life: startup, then a cancellation or a session; what it is told at the end, and how its sockets close.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -100,7 +100,11 @@ impl Connection {
                 self.shared.limited.count("connections", "");
                 count(&listener.refused);
                 let limit = self.shared.config.load().limits.connections;
-                farewell(client, &refusal::too_many_connections(limit)).await;
+                match wish {
+                    // It waits for a byte of the server's.
+                    Wish::Passthrough(_) => client.reset(),
+                    _ => farewell(client, &refusal::too_many_connections(limit)).await,
+                }
             }
             Wish::Packet(FirstPacket::Startup { user, bytes }) => {
                 debug!(peer = %arrival.peer, user, "a session is asked for");
@@ -130,7 +134,7 @@ impl Connection {
 
     async fn session(
         &self,
-        client: Stream,
+        mut client: Stream,
         index: usize,
         listener: &ListenerState,
         (startup, in_clear): (&Bytes, bool),
@@ -141,13 +145,16 @@ impl Connection {
             index,
             listener,
             config: &listener.config.load_full(),
-            client: &client,
+            client_by_tls: matches!(client, Stream::Tls(_)),
+            client: Mutex::new(&mut client),
             startup,
             in_clear,
             cut: &self.cut,
         };
         // In a box of its own, which is gone while the session goes on.
-        match Box::pin(connector.connect()).await {
+        let connected = Box::pin(connector.connect()).await;
+        drop(connector);
+        match connected {
             Ok(connected) => self.relay(client, listener, connected, in_clear).await,
             // Who waits for the beginning of TLS with a server takes one byte only; closing says as much.
             Err(Denied::Refused(_) | Denied::Stopping) if !in_clear => client.reset(),

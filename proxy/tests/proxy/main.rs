@@ -1,6 +1,7 @@
 //! The proxy between real sockets: clients of the test, servers of the test, a view that the test publishes.
 
 mod cancel;
+mod certificates;
 mod fake;
 mod fence;
 mod hold;
@@ -8,7 +9,10 @@ mod limits;
 mod not_now;
 mod relay;
 mod reload;
+mod server_tls;
 mod silence;
 mod startup;
 mod surfaces;
+mod tls;
+mod tls_handshake;
 mod vouch;
