@@ -2,9 +2,10 @@
 //! patience is over.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,6 +34,7 @@ use crate::stream::Stream;
 use crate::turn::{NoTurn, Waits};
 use crate::wire::error_response::Fatal;
 use crate::wire::first_answer::FirstAnswer;
+use crate::wire::startup::FirstPacket;
 
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_millis(500);
@@ -73,7 +75,10 @@ pub(crate) struct Connector<'a> {
     pub(crate) listener: &'a ListenerState,
     /// As it was when the client came.
     pub(crate) config: &'a ListenerConfig,
-    pub(crate) client: &'a Stream,
+    /// Locked by nobody else, and for no longer than a look takes.
+    pub(crate) client: Mutex<&'a mut Stream>,
+    /// The client speaks TLS with us.
+    pub(crate) client_by_tls: bool,
     /// What the server gets first.
     pub(crate) startup: &'a Bytes,
     /// The startup message is in it, and not the client's request for TLS with the server.
@@ -186,7 +191,7 @@ impl Connector<'_> {
                 () = sleep(pause) => {}
                 () = changed(&mut changes) => {}
                 () = changed(&mut opened) => {}
-                () = gone(self.client) => return Err(Denied::ClientGone),
+                () = gone(&self.client) => return Err(Denied::ClientGone),
                 () = self.cut.cancelled() => return Err(Denied::Stopping),
             }
         }
@@ -262,7 +267,7 @@ impl Connector<'_> {
         let dialled = tokio::select! {
             dialled = dial(&address) => dialled,
             // Noticed again where it is waited.
-            () = gone(self.client) => return None,
+            () = gone(&self.client) => return None,
             () = self.cut.cancelled() => return None,
         };
         if dialled.is_err() {
@@ -341,7 +346,7 @@ impl Connector<'_> {
         let (socket, address) = dial(&target.address).await?;
         let tls = self.shared.tls.load_full();
         let server = match self.in_clear {
-            true => secure(socket, &target.address, &tls, self.client).await?,
+            true => secure(socket, &target.address, &tls, self.client_by_tls).await?,
             false => Stream::Plain(socket),
         };
         Ok((server, address))
@@ -355,6 +360,11 @@ impl Connector<'_> {
         if !matches!(forwarded, Ok(Ok(()))) {
             return Dialled::unreachable(target);
         }
+        // Of a handshake that the client has begun without asking, the server has a few bytes: it says nothing to those.
+        if !self.in_clear && *self.startup != FirstPacket::ssl_request() {
+            connected.route = connected.route.begun();
+            return Dialled::Connected(Box::new(connected));
+        }
         let looked = tokio::select! {
             biased;
             ending = &mut connected.ended => {
@@ -364,7 +374,7 @@ impl Connector<'_> {
                 };
             }
             looked = look(&mut connected.server, &mut connected.early) => looked,
-            () = gone(self.client) => return Dialled::ClientGone,
+            () = gone(&self.client) => return Dialled::ClientGone,
             () = self.cut.cancelled() => return Dialled::Stopping,
             // A server may think for long before its first word; the relay waits on.
             () = sleep(look_until.since(Boottime::now())) => Ok(FirstAnswer::ForTheClient),
@@ -416,9 +426,9 @@ async fn changed<T>(changes: &mut watch::Receiver<T>) {
 }
 
 /// Waits for the client to go away. One that sends something instead is there, and not listened to any further.
-pub(crate) async fn gone(client: &Stream) {
-    let mut byte = [0; 1];
-    if matches!(client.peek(&mut byte).await, Ok(1..)) {
+pub(crate) async fn gone(client: &Mutex<&mut Stream>) {
+    let there = poll_fn(|cx| client.lock().unwrap_or_else(PoisonError::into_inner).poll_there(cx));
+    if matches!(there.await, Ok(true)) {
         std::future::pending::<()>().await;
     }
 }

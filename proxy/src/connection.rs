@@ -1,7 +1,7 @@
 //! One client's life: startup, then a cancellation or a session; what it is told at the end, and how its sockets close.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -154,7 +154,7 @@ impl Connection {
 
     async fn session(
         &self,
-        client: Stream,
+        mut client: Stream,
         index: usize,
         listener: &ListenerState,
         (startup, in_clear): (&Bytes, bool),
@@ -165,13 +165,16 @@ impl Connection {
             index,
             listener,
             config: &listener.config.load_full(),
-            client: &client,
+            client_by_tls: matches!(client, Stream::Tls(_)),
+            client: Mutex::new(&mut client),
             startup,
             in_clear,
             cut: &self.cut,
         };
         // In a box of its own, which is gone while the session goes on.
-        match Box::pin(connector.connect()).await {
+        let connected = Box::pin(connector.connect()).await;
+        drop(connector);
+        match connected {
             Ok(connected) => self.relay(client, listener, connected, in_clear).await,
             // Who waits for the beginning of TLS with a server takes one byte only; closing says as much.
             Err(Denied::Refused(_) | Denied::Stopping) if !in_clear => client.reset(),

@@ -185,7 +185,7 @@ pub(crate) fn not_your_certificate(name: Option<&str>, user: Option<&str>) -> Fa
     let user = user.unwrap_or_default();
     let detail = match name {
         Some(name) => format!("The certificate is for {name}."),
-        None => "The certificate names nobody: it has no common name.".to_owned(),
+        None => "The certificate names nobody: it has no common name, or several.".to_owned(),
     };
     Fatal::new(
         INVALID_AUTHORIZATION,

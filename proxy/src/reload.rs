@@ -21,7 +21,7 @@ use crate::listener::{self, Acceptor, BindError, Inbox, Inherited};
 use crate::proxy::{Addresses, Parts};
 use crate::shared::{ListenerState, Shared, count};
 use crate::stats;
-use crate::tls::TlsSettings;
+use crate::tls::{TlsConfigError, TlsSettings};
 use crate::worker::Job;
 
 /// What a reload came to.
@@ -143,6 +143,8 @@ impl Bound {
 
 /// How long a name may take to resolve.
 const BIND_MAX: Duration = Duration::from_secs(5);
+/// How long a few small files may take to be read.
+const FILES_MAX: Duration = Duration::from_secs(5);
 
 /// Binds off the threads that fence sessions: a resolver may be slow exactly when the network is in trouble.
 async fn bind(address: String) -> Result<Vec<TcpListener>, BindError> {
@@ -158,6 +160,23 @@ async fn bind(address: String) -> Result<Vec<TcpListener>, BindError> {
         Ok(_) => failed("binding ended by a defect"),
         Err(_) => failed("its name was not resolved in time"),
     }
+}
+
+/// Reads the files of certificates, off the same threads: a disk may hang.
+async fn load_tls(config: &ProxyConfig) -> Result<TlsSettings, BindError> {
+    let (clients, servers) = (config.client_tls.clone(), config.server_tls.clone());
+    let mut loading = JoinSet::new();
+    loading.spawn_blocking(move || TlsSettings::load(clients.as_ref(), &servers));
+    let loaded = match timeout(FILES_MAX, loading.join_next()).await {
+        Ok(Some(Ok(loaded))) => loaded,
+        Ok(_) => Err(TlsConfigError::Other(
+            "reading certificates ended by a defect".to_owned(),
+        )),
+        Err(_) => Err(TlsConfigError::Other(
+            "the files of certificates were not read in time".to_owned(),
+        )),
+    };
+    loaded.map_err(|error| ConfigError::from(error).into())
 }
 
 /// An open listener.
@@ -301,8 +320,7 @@ impl Doors {
     async fn reload(&mut self, mut config: ProxyConfig) -> Result<Reloaded, ReloadError> {
         config.check().map_err(BindError::from)?;
         // Also when only the files have changed.
-        let tls = TlsSettings::load(config.client_tls.as_ref(), &config.server_tls)
-            .map_err(|error| BindError::from(ConfigError::from(error)))?;
+        let tls = load_tls(&config).await?;
         let before = self.shared.config.load_full();
         let page_stays = config.stats == before.stats;
         // Bound before anything is changed.

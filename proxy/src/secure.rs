@@ -22,11 +22,10 @@ const SECURE_MAX: Duration = Duration::from_millis(2500);
 ///
 /// # Errors
 /// When the member does not offer what is required, is not who it should be, or says nothing in time.
-pub(crate) async fn secure(socket: Socket, to: &Address, tls: &TlsSettings, client: &Stream) -> io::Result<Stream> {
+pub(crate) async fn secure(socket: Socket, to: &Address, tls: &TlsSettings, client_by_tls: bool) -> io::Result<Stream> {
     let plain = Stream::Plain(socket);
     // A client that speaks TLS with us would bind its password exchange to our certificate, and the member to its own.
-    let twice = matches!(client, Stream::Tls(_));
-    let Some(config) = tls.connect.clone().filter(|_| !twice) else {
+    let Some(config) = tls.connect.clone().filter(|_| !client_by_tls) else {
         return Ok(plain);
     };
     let spoken = timeout(SECURE_MAX, async {
@@ -72,9 +71,10 @@ async fn is_offered(mut server: Stream) -> Result<(bool, Stream), TlsError> {
     }
 }
 
-/// The common name in a certificate's subject: the last, as PostgreSQL reads it.
+/// The common name in a certificate's subject. One with several is for nobody: which of them counts is not agreed upon.
 pub(crate) fn common_name(certificate: &CertificateDer<'_>) -> Option<String> {
     let (_, parsed) = parse_x509_certificate(certificate).ok()?;
-    let name = parsed.subject().iter_common_name().last()?;
+    let mut names = parsed.subject().iter_common_name();
+    let name = names.next().filter(|_| names.next().is_none())?;
     Some(name.as_str().ok()?.to_owned())
 }

@@ -147,14 +147,12 @@ impl Stream {
         poll_fn(|cx| self.poll_finish(cx)).await
     }
 
-    /// Whether something is there to be received, or the end.
-    pub(crate) async fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        if let Self::Tls(stream) = self
-            && stream.has_plain()
-        {
-            return Ok(1);
+    /// Ready when something is there to be received, and then true, or at the end of the stream. Takes nothing away.
+    pub(crate) fn poll_there(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        match self {
+            Self::Plain(socket) => socket.poll_peek(cx, &mut [0]).map_ok(|count| count > 0),
+            Self::Tls(stream) => stream.poll_there(cx),
         }
-        self.socket().peek(buffer).await
     }
 }
 

@@ -59,7 +59,7 @@ impl Connector<'_> {
             biased;
             pass = turn.granted() => Ok(pass),
             () = overtaken => Err(NoTurn::Overtaken),
-            () = gone(self.client) => Err(NoTurn::ClientGone),
+            () = gone(&self.client) => Err(NoTurn::ClientGone),
             () = self.cut.cancelled() => Err(NoTurn::Stopping),
             () = sleep(patience) => Err(self.no_place(target, Some(Boottime::now().since(began)))),
         }

@@ -83,8 +83,7 @@ async fn run(index: usize, shared: Arc<Shared>, cut: CancellationToken, mut inbo
                         worker: index,
                         cut: cut.clone(),
                     };
-                    let f = connection.serve(*accepted); eprintln!("SIZE serve {}", size_of_val(&f));
-                    connections.spawn(f);
+                    connections.spawn(connection.serve(*accepted));
                 }
                 Some(Job::Accept { acceptor, socket, stop, done }) => {
                     connections.spawn(async move {

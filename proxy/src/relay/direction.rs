@@ -103,7 +103,14 @@ impl Direction {
                 (Some(_), Some(source), Some(sink)) => {
                     ready!(self.poll_splice(cx, (source, sink), buffer, hooks, &mut budget))?;
                 }
-                _ => ready!(self.poll_copy(cx, (source, sink), buffer, hooks, &mut budget))?,
+                _ => {
+                    let copied = self.poll_copy(cx, (source, sink), buffer, hooks, &mut budget);
+                    // What TLS has just encrypted and the socket has not taken goes out although nothing more may come.
+                    if copied.is_pending() && matches!(sink.poll_flush(cx), Poll::Ready(Err(_))) {
+                        return Poll::Ready(Err(Broken::Sink));
+                    }
+                    ready!(copied)?;
+                }
             }
         }
         Poll::Ready(Ok(()))
@@ -244,6 +251,248 @@ impl Direction {
         match sink.poll_flush(cx) {
             Poll::Ready(Err(_)) => Poll::Ready(Err(Broken::Sink)),
             Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpSocket, TcpStream};
+    use tokio::task::{JoinSet, yield_now};
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::stream::BUFFER_BYTES;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+    const MEGABYTE: usize = 1 << 20;
+
+    /// Counts, and keeps what it was shown.
+    struct Count {
+        may_splice: bool,
+        received: usize,
+        sent: usize,
+        spliced: usize,
+        last: Vec<u8>,
+    }
+
+    impl Hooks for Count {
+        fn may_splice(&self) -> bool {
+            self.may_splice
+        }
+
+        fn received(&mut self, bytes: &[u8]) {
+            self.received += bytes.len();
+        }
+
+        fn sent(&mut self, bytes: &[u8]) {
+            self.sent += bytes.len();
+            self.last = bytes.to_vec();
+        }
+
+        fn spliced(&mut self, count: usize) {
+            self.spliced += count;
+        }
+    }
+
+    struct Rig {
+        direction: Direction,
+        source: Stream,
+        sink: Stream,
+        buffer: Vec<u8>,
+        hooks: Count,
+        polls: usize,
+    }
+
+    /// Both ends of a connection; the second takes little at a time where it is `narrow`.
+    async fn pair(narrow: bool) -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let socket = TcpSocket::new_v4().expect("a socket");
+        if narrow {
+            socket.set_recv_buffer_size(64 * 1024).expect("set");
+        }
+        let far = socket.connect(listener.local_addr().expect("bound"));
+        let (near, far) = tokio::join!(listener.accept(), far);
+        (near.expect("accepted").0, far.expect("connected"))
+    }
+
+    /// A direction, who sends into it and who receives from it.
+    async fn rig(may_splice: bool, narrow: bool) -> (Rig, TcpStream, TcpStream) {
+        let (source, sender) = pair(false).await;
+        let (sink, receiver) = pair(narrow).await;
+        let rig = Rig {
+            direction: Direction::default(),
+            source: Stream::Plain(Socket::Tcp(source)),
+            sink: Stream::Plain(Socket::Tcp(sink)),
+            buffer: vec![0; BUFFER_BYTES],
+            hooks: Count {
+                may_splice,
+                received: 0,
+                sent: 0,
+                spliced: 0,
+                last: Vec::new(),
+            },
+            polls: 0,
+        };
+        (rig, sender, receiver)
+    }
+
+    impl Rig {
+        async fn run(&mut self) -> Result<(), Broken> {
+            let ended = poll_fn(|cx| {
+                self.polls += 1;
+                let (source, sink) = (&mut self.source, &mut self.sink);
+                self.direction.poll(cx, source, sink, &mut self.buffer, &mut self.hooks)
+            });
+            timeout(PATIENCE, ended).await.expect("it ends")
+        }
+
+        /// Runs while `others` do something.
+        async fn during<T>(&mut self, others: impl Future<Output = T>) -> T {
+            tokio::select! {
+                ended = self.run() => panic!("it has ended: {ended:?}"),
+                done = timeout(PATIENCE, others) => done.expect("in time"),
+            }
+        }
+    }
+
+    fn bytes(count: usize, seed: usize) -> Vec<u8> {
+        let byte = |at: usize| u8::try_from((at * 31 + at / 251 + seed) % 256).expect("below 256");
+        (0..count).map(byte).collect()
+    }
+
+    async fn pass(sender: &mut TcpStream, receiver: &mut TcpStream, bytes: &[u8]) {
+        let mut got = vec![0; bytes.len()];
+        let (sent, received) = tokio::join!(sender.write_all(bytes), receiver.read_exact(&mut got));
+        sent.expect("sent");
+        received.expect("received");
+        assert!(got == bytes, "other bytes, or in another order");
+    }
+
+    /// Sends until nothing is taken any more, and answers with what was.
+    async fn stuff(sender: &TcpStream) -> Vec<u8> {
+        let all = bytes(64 * MEGABYTE, 5);
+        let mut taken = 0;
+        while timeout(Duration::from_millis(300), sender.writable()).await.is_ok() {
+            if let Ok(count) = sender.try_write(&all[taken..taken + 256 * 1024]) {
+                taken += count;
+            }
+        }
+        all[..taken].to_vec()
+    }
+
+    #[tokio::test]
+    async fn what_is_large_takes_the_pipe_and_what_is_small_leaves_it_in_order() {
+        let (mut rig, mut sender, mut receiver) = rig(true, false).await;
+        for round in 1..=3 {
+            let before = rig.hooks.spliced;
+            let large = bytes(8 * MEGABYTE, round);
+            rig.during(pass(&mut sender, &mut receiver, &large)).await;
+            assert!(
+                rig.hooks.spliced - before > MEGABYTE,
+                "round {round}: {}",
+                rig.hooks.spliced - before
+            );
+            for index in 0..2 * usize::from(SMALL_BEFORE_COPY) {
+                let small = bytes(10, index);
+                rig.during(pass(&mut sender, &mut receiver, &small)).await;
+                assert_eq!(rig.hooks.last, small, "small ones are seen, also while there is a pipe");
+            }
+            assert!(rig.direction.pipe.is_none() && rig.direction.is_drained());
+        }
+        let all = 3 * (8 * MEGABYTE + 20 * usize::from(SMALL_BEFORE_COPY));
+        assert_eq!(rig.hooks.sent + rig.hooks.spliced, all);
+        assert_eq!(rig.hooks.received, rig.hooks.sent);
+        drop(sender);
+        assert_eq!(rig.run().await, Ok(()));
+        assert_eq!(receiver.read(&mut [0]).await.expect("an orderly end"), 0);
+    }
+
+    #[tokio::test]
+    async fn nothing_passes_unseen_where_it_may_not() {
+        let (mut rig, mut sender, mut receiver) = rig(false, false).await;
+        let large = bytes(8 * MEGABYTE, 1);
+        rig.during(pass(&mut sender, &mut receiver, &large)).await;
+        assert_eq!((rig.hooks.sent, rig.hooks.spliced), (8 * MEGABYTE, 0));
+        assert!(rig.direction.pipe.is_none());
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_stream_waits_for_what_the_pipe_holds() {
+        let (mut rig, sender, mut receiver) = rig(true, true).await;
+        let sent = rig.during(stuff(&sender)).await;
+        assert!(!rig.direction.is_drained() && rig.direction.pipe.is_some());
+        drop(sender);
+        let mut got = Vec::new();
+        let (ended, read) = tokio::join!(rig.run(), receiver.read_to_end(&mut got));
+        assert_eq!(ended, Ok(()));
+        read.expect("an orderly end");
+        assert!(got == sent, "{} of {} bytes", got.len(), sent.len());
+        assert!(rig.direction.is_drained() && rig.direction.pipe.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_sink_that_breaks_is_told_although_the_pipe_holds_something() {
+        let (mut rig, sender, receiver) = rig(true, true).await;
+        rig.during(stuff(&sender)).await;
+        assert!(rig.direction.pipe.as_ref().is_some_and(|pipe| pipe.holds > 0));
+        receiver.set_zero_linger().expect("set");
+        drop(receiver);
+        assert_eq!(rig.run().await, Err(Broken::Sink));
+    }
+
+    #[tokio::test]
+    async fn a_source_that_breaks_is_told() {
+        let (mut rig, mut sender, mut receiver) = rig(true, false).await;
+        rig.during(pass(&mut sender, &mut receiver, &bytes(8 * MEGABYTE, 1)))
+            .await;
+        sender.set_zero_linger().expect("set");
+        drop(sender);
+        assert_eq!(rig.run().await, Err(Broken::Source));
+    }
+
+    #[tokio::test]
+    async fn a_direction_that_moves_much_lets_others_have_their_turn() {
+        for (may_splice, cost) in [(false, COPY_COSTS), (true, 1)] {
+            let (mut rig, sender, receiver) = rig(may_splice, false).await;
+            // Both far ends are always ready: they have threads of their own.
+            let (sender, receiver) = (sender.into_std().expect("one"), receiver.into_std().expect("one"));
+            let moved = 64 * MEGABYTE;
+            let mut threads = JoinSet::new();
+            threads.spawn_blocking(move || {
+                sender.set_nonblocking(false).expect("set");
+                std::io::Write::write_all(&mut &sender, &vec![1; moved]).expect("sent");
+            });
+            threads.spawn_blocking(move || {
+                receiver.set_nonblocking(false).expect("set");
+                let all = std::io::copy(&mut &receiver, &mut std::io::sink()).expect("received");
+                assert_eq!(all, 64 << 20);
+            });
+            let turns = Arc::new(AtomicUsize::new(0));
+            let mut others = JoinSet::new();
+            let counted = Arc::clone(&turns);
+            others.spawn(async move {
+                loop {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                    yield_now().await;
+                }
+            });
+            assert_eq!(rig.run().await, Ok(()));
+            let turns = turns.load(Ordering::Relaxed);
+            // A turn of its own moves no more than the budget and one receive.
+            let fewest = moved / ((BYTES_PER_POLL + 256 * 1024 * cost) / cost);
+            assert!(rig.polls >= fewest, "{} polls for 64 MB", rig.polls);
+            assert!(turns >= fewest, "{turns} turns for another while 64 MB passed");
+            drop(rig);
+            while let Some(ended) = threads.join_next().await {
+                ended.expect("no panic");
+            }
         }
     }
 }

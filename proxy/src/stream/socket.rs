@@ -1,5 +1,6 @@
 //! TCP and unix sockets as one, and the options of those that carry sessions.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -108,11 +109,16 @@ impl Socket {
 
     /// Waits until something can be received, and leaves it there; 0 at the end.
     pub(crate) async fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        poll_fn(|cx| self.poll_peek(cx, buffer)).await
+    }
+
+    /// The same as one step.
+    pub(crate) fn poll_peek(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
-            each!(self, stream => stream.readable().await)?;
+            ready!(self.poll_readable(cx))?;
             match self.try_io(Interest::READABLE, || self.peek_now(buffer)) {
                 Err(error) if super::is_transient(&error) => {}
-                peeked => return peeked,
+                peeked => return Poll::Ready(peeked),
             }
         }
     }

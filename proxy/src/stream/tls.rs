@@ -7,12 +7,14 @@ use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus};
 use rustls::{ClientConfig, ServerConfig};
+use tokio::time::timeout;
 
 use super::socket::Socket;
 use super::{BUFFER_BYTES, is_transient};
@@ -21,6 +23,9 @@ use super::{BUFFER_BYTES, is_transient};
 const RECORDS_OVERHEAD: usize = 4 * 1024;
 /// More of a record that is not whole than any record has.
 const RECORD_BYTES_MAX: usize = 5 + 16 * 1024 + 2048;
+
+/// For a client to take an alert and close.
+const ALERT_MAX: Duration = Duration::from_secs(1);
 
 thread_local! {
     static CIPHERTEXT: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER_BYTES + RECORDS_OVERHEAD]);
@@ -38,6 +43,50 @@ pub(crate) enum TlsError {
 enum Side {
     Server(UnbufferedServerConnection),
     Client(UnbufferedClientConnection),
+}
+
+/// What is done where data may be sent.
+type Act<'a> = dyn FnMut(&mut dyn Traffic) + 'a;
+
+impl Side {
+    fn step(&mut self, ciphertext: &mut [u8], step: &mut Step<'_>, act: &mut Act<'_>) -> Result<(), rustls::Error> {
+        match self {
+            Self::Server(connection) => step.act(connection.process_tls_records(ciphertext), act),
+            Self::Client(connection) => step.act(connection.process_tls_records(ciphertext), act),
+        }
+    }
+
+    fn has_to_send(&self) -> bool {
+        match self {
+            Self::Server(connection) => connection.wants_write(),
+            Self::Client(connection) => connection.wants_write(),
+        }
+    }
+
+    /// Steps until the protocol waits for more or for data to send. After an error nothing may be asked of this side again:
+    /// what it remembers of the ciphertext is not there any more.
+    fn drive(
+        &mut self,
+        ciphertext: &mut [u8],
+        step: &mut Step<'_>,
+        act: &mut Act<'_>,
+    ) -> Result<Looked, rustls::Error> {
+        let mut used = 0;
+        loop {
+            let stepped = self.step(ciphertext.get_mut(used..).unwrap_or_default(), step, act);
+            used += step.discard;
+            if let Err(error) = stepped {
+                // What the peer is told of it. Without ciphertext, and only while there is such: any other step would look
+                // for what it has seen before.
+                while self.has_to_send() && self.step(&mut [], step, act).is_ok() {}
+                return Err(error);
+            }
+            if let Some(stage) = step.waits {
+                let plain = step.plain_count;
+                return Ok(Looked { used, plain, stage });
+            }
+        }
+    }
 }
 
 /// How far the protocol has come.
@@ -65,6 +114,8 @@ pub(crate) struct TlsStream {
     peer_finished: bool,
     /// And so have we.
     finished: bool,
+    /// Something that was received was not as it should be, and nothing more can be.
+    broken: bool,
 }
 
 /// What came of looking at received ciphertext.
@@ -86,6 +137,7 @@ impl TlsStream {
             outgoing_from: 0,
             peer_finished: false,
             finished: false,
+            broken: false,
         }
     }
 
@@ -96,8 +148,34 @@ impl TlsStream {
     pub(crate) async fn accept(socket: Socket, config: Arc<ServerConfig>, early: &[u8]) -> Result<Self, TlsError> {
         let side = Side::Server(UnbufferedServerConnection::new(config)?);
         let mut stream = Self::new(socket, side, early);
-        stream.handshake().await?;
-        Ok(stream)
+        match stream.handshake().await {
+            Ok(()) => Ok(stream),
+            Err(error) => {
+                if matches!(error, TlsError::Tls(_)) {
+                    stream.linger().await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Closes so that an alert arrives: closing with something unread would reset the connection, and the alert with it.
+    async fn linger(&self) {
+        let _ = self.socket.finish_sending();
+        let mut ignored = [0; 1024];
+        let received = poll_fn(|cx| {
+            loop {
+                ready!(self.socket.poll_readable(cx))?;
+                match self.socket.receive(&mut ignored) {
+                    Ok(0) => return Poll::Ready(Ok::<_, io::Error>(())),
+                    Ok(_) => {}
+                    Err(error) if is_transient(&error) => {}
+                    Err(error) => return Poll::Ready(Err(error)),
+                }
+            }
+        });
+        // Whether it was heard changes nothing.
+        let _ = timeout(ALERT_MAX, received).await;
     }
 
     /// The client's part of a handshake.
@@ -156,6 +234,9 @@ impl TlsStream {
             if looked.stage == Stage::Open {
                 return Ok(());
             }
+            if self.peer_finished {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
             let (socket, incoming) = (&self.socket, &mut self.incoming);
             if incoming.len() > BUFFER_BYTES {
                 return Err(io::Error::other("a TLS handshake of more than 64 KiB").into());
@@ -179,29 +260,24 @@ impl TlsStream {
 
     /// Works off whole records: what they say goes to `plain`, which has room for all of it, and answers to `outgoing`.
     fn look(&mut self, ciphertext: &mut [u8], plain: &mut [u8]) -> Result<Looked, rustls::Error> {
-        let mut looked = Looked {
-            used: 0,
-            plain: 0,
-            stage: Stage::Open,
+        self.drive(ciphertext, plain, &mut |_| ())
+    }
+
+    fn drive(&mut self, ciphertext: &mut [u8], plain: &mut [u8], act: &mut Act<'_>) -> Result<Looked, rustls::Error> {
+        if self.broken {
+            return Err(rustls::Error::General("this TLS session has failed before".to_owned()));
+        }
+        let mut step = Step {
+            plain,
+            outgoing: &mut self.outgoing,
+            peer_finished: &mut self.peer_finished,
+            discard: 0,
+            plain_count: 0,
+            waits: None,
         };
-        let parts = (&mut self.outgoing, &mut self.peer_finished);
-        let result = match &mut self.side {
-            Side::Server(connection) => drive(
-                &mut |bytes, step| step.take(connection.process_tls_records(bytes)),
-                ciphertext,
-                plain,
-                &mut looked,
-                parts,
-            ),
-            Side::Client(connection) => drive(
-                &mut |bytes, step| step.take(connection.process_tls_records(bytes)),
-                ciphertext,
-                plain,
-                &mut looked,
-                parts,
-            ),
-        };
-        result.map(|()| looked)
+        let looked = self.side.drive(ciphertext, &mut step, act);
+        self.broken = looked.is_err();
+        looked
     }
 
     pub(crate) fn poll_receivable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -216,10 +292,7 @@ impl TlsStream {
             if buffer.len() >= BUFFER_BYTES {
                 return self.decrypt(buffer);
             }
-            let mut whole = vec![0; BUFFER_BYTES];
-            let count = self.decrypt(&mut whole)?;
-            whole.truncate(count);
-            (self.plain, self.plain_from) = (whole, 0);
+            self.decrypt_some()?;
         }
         let rest = self.plain.get(self.plain_from..).unwrap_or_default();
         let count = rest.len().min(buffer.len());
@@ -231,6 +304,28 @@ impl TlsStream {
             (self.plain, self.plain_from) = (Vec::new(), 0);
         }
         Ok(count)
+    }
+
+    /// Receives once and keeps what it says, in no more memory than that takes.
+    fn decrypt_some(&mut self) -> io::Result<()> {
+        let mut whole = vec![0; BUFFER_BYTES];
+        let count = self.decrypt(&mut whole)?;
+        (self.plain, self.plain_from) = (whole.get(..count).unwrap_or_default().to_vec(), 0);
+        Ok(())
+    }
+
+    /// Ready when something has been decrypted that nobody has asked for yet, and then true, or at the end of the stream.
+    pub(crate) fn poll_there(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        while !self.has_plain() {
+            ready!(self.poll_receivable(cx))?;
+            match self.decrypt_some() {
+                Ok(()) if self.has_plain() => break,
+                Ok(()) => return Poll::Ready(Ok(false)),
+                Err(error) if is_transient(&error) => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        Poll::Ready(Ok(true))
     }
 
     /// Receives once and decrypts what is whole.
@@ -248,6 +343,9 @@ impl TlsStream {
                 .ok_or_else(|| io::Error::other("a TLS record that does not end"))?;
             head.copy_from_slice(&self.incoming);
             let count = self.socket.receive(room)?;
+            if count == 0 && kept > 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
             if count == 0 {
                 // Not every client says goodbye before it closes.
                 self.peer_finished = true;
@@ -281,7 +379,7 @@ impl TlsStream {
         }
         let bytes = bytes.get(..bytes.len().min(BUFFER_BYTES)).unwrap_or_default();
         CIPHERTEXT.with_borrow_mut(|ciphertext| {
-            let count = self.encrypt(bytes, ciphertext)?;
+            let count = self.with_traffic(&mut |traffic| traffic.encrypt(bytes, ciphertext))?;
             let encrypted = ciphertext.get(..count).unwrap_or_default();
             let before = self.outgoing.len(); // A key update goes first.
             let sent = if before > 0 {
@@ -299,40 +397,18 @@ impl TlsStream {
         })
     }
 
-    fn encrypt(&mut self, bytes: &[u8], ciphertext: &mut [u8]) -> io::Result<usize> {
-        let mut count = Ok(0);
-        self.with_traffic(&mut |traffic| count = traffic.encrypt(bytes, ciphertext))?;
-        count.map_err(|error| io::Error::other(error.to_string()))
-    }
-
     /// Brings the protocol to where data may be sent, and there does `act`.
-    fn with_traffic(&mut self, act: &mut dyn FnMut(&mut dyn Traffic)) -> io::Result<()> {
+    fn with_traffic<T>(&mut self, act: &mut dyn FnMut(&mut dyn Traffic) -> Result<T, EncryptError>) -> io::Result<T> {
         let mut incoming = std::mem::take(&mut self.incoming);
-        let mut looked = Looked {
-            used: 0,
-            plain: 0,
-            stage: Stage::Open,
-        };
-        let parts = (&mut self.outgoing, &mut self.peer_finished);
-        let result = match &mut self.side {
-            Side::Server(connection) => drive(
-                &mut |bytes, step| step.act(connection.process_tls_records(bytes), act),
-                &mut incoming,
-                &mut [],
-                &mut looked,
-                parts,
-            ),
-            Side::Client(connection) => drive(
-                &mut |bytes, step| step.act(connection.process_tls_records(bytes), act),
-                &mut incoming,
-                &mut [],
-                &mut looked,
-                parts,
-            ),
-        };
-        incoming.drain(..looked.used);
+        let mut acted = None;
+        let looked = self.drive(&mut incoming, &mut [], &mut |traffic| acted = Some(act(traffic)));
+        incoming.drain(..looked.as_ref().map_or(0, |looked| looked.used));
         self.incoming = incoming;
-        result.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+        looked.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        match acted {
+            Some(acted) => acted.map_err(|error| io::Error::other(error.to_string())),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
     }
 
     const fn has_outgoing(&self) -> bool {
@@ -365,10 +441,8 @@ impl TlsStream {
     pub(crate) fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.finished {
             self.finished = true;
-            let mut alert = [0; 64];
-            let mut count = Ok(0);
-            self.with_traffic(&mut |traffic| count = traffic.close(&mut alert))?;
-            let count = count.map_err(|error| io::Error::other(error.to_string()))?;
+            let mut alert = [0; 256]; // With room for a key update that goes first.
+            let count = self.with_traffic(&mut |traffic| traffic.close(&mut alert))?;
             self.outgoing.extend_from_slice(alert.get(..count).unwrap_or_default());
         }
         ready!(self.poll_flush(cx))?;
@@ -405,15 +479,7 @@ struct Step<'a> {
 }
 
 impl Step<'_> {
-    fn take<Data>(&mut self, status: UnbufferedStatus<'_, '_, Data>) -> Result<(), rustls::Error> {
-        self.act(status, &mut |_| ())
-    }
-
-    fn act<Data>(
-        &mut self,
-        status: UnbufferedStatus<'_, '_, Data>,
-        act: &mut dyn FnMut(&mut dyn Traffic),
-    ) -> Result<(), rustls::Error> {
+    fn act<Data>(&mut self, status: UnbufferedStatus<'_, '_, Data>, act: &mut Act<'_>) -> Result<(), rustls::Error> {
         let UnbufferedStatus { discard, state, .. } = status;
         self.discard = discard;
         match state? {
@@ -454,41 +520,5 @@ impl Step<'_> {
             _ => return Err(rustls::Error::General("unexpected early data".to_owned())),
         }
         Ok(())
-    }
-}
-
-/// Gives ciphertext to one side's protocol, and notes what came of it.
-type OneStep<'a> = dyn FnMut(&mut [u8], &mut Step<'_>) -> Result<(), rustls::Error> + 'a;
-
-/// Steps until the protocol waits for more or for data to send.
-fn drive(
-    step: &mut OneStep<'_>,
-    ciphertext: &mut [u8],
-    plain: &mut [u8],
-    looked: &mut Looked,
-    (outgoing, peer_finished): (&mut Vec<u8>, &mut bool),
-) -> Result<(), rustls::Error> {
-    let mut state = Step {
-        plain,
-        outgoing,
-        peer_finished,
-        discard: 0,
-        plain_count: 0,
-        waits: None,
-    };
-    loop {
-        let stepped = step(ciphertext.get_mut(looked.used..).unwrap_or_default(), &mut state);
-        looked.used += state.discard;
-        looked.plain = state.plain_count;
-        if let Err(error) = stepped {
-            // What the peer is told of it.
-            state.waits = None;
-            let _ = step(&mut [], &mut state);
-            return Err(error);
-        }
-        if let Some(stage) = state.waits {
-            looked.stage = stage;
-            return Ok(());
-        }
     }
 }

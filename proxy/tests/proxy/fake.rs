@@ -10,7 +10,7 @@ use pgherd_cluster::name::Scope;
 use pgherd_cluster::source::{ViewHandle, ViewPublisher, channel};
 use pgherd_cluster::view::{Entry, View};
 use pgherd_proxy::{Addresses, Proxy, ProxyConfig, ProxyError, ReloadError, Reloaded, Reloader};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -249,11 +249,15 @@ fn scope() -> Scope {
     Scope::new("c").expect("a plain name")
 }
 
+/// What carries a session.
+pub(crate) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Io for S {}
+
 /// A session as the server sees it: the startup has been answered.
-pub(crate) struct ServerSession {
+pub(crate) struct ServerSession<S = TcpStream> {
     pub(crate) startup: Vec<u8>,
     pub(crate) key: Vec<u8>,
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: S,
 }
 
 /// A server that answers startup messages and then leaves the socket to the test.
@@ -349,7 +353,7 @@ async fn answer(
     }
 }
 
-pub(crate) async fn read_packet(stream: &mut TcpStream) -> Option<Vec<u8>> {
+pub(crate) async fn read_packet(stream: &mut impl Io) -> Option<Vec<u8>> {
     let total = stream.read_u32().await.ok().filter(|total| *total < 100_000)?;
     let mut packet = total.to_be_bytes().to_vec();
     packet.resize(total as usize, 0);
@@ -458,7 +462,7 @@ pub(crate) fn read_listener() -> pgherd_proxy::ListenerConfig {
 }
 
 /// Reads the messages of a startup answer; the key that came with it.
-pub(crate) async fn expect_hello(stream: &mut TcpStream) -> Vec<u8> {
+pub(crate) async fn expect_hello(stream: &mut impl Io) -> Vec<u8> {
     let mut key = Vec::new();
     loop {
         let (kind, body) = read_message(stream).await.expect("the startup is answered");
@@ -472,7 +476,7 @@ pub(crate) async fn expect_hello(stream: &mut TcpStream) -> Vec<u8> {
 }
 
 /// One message, or nothing when the connection has ended.
-pub(crate) async fn read_message(stream: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
+pub(crate) async fn read_message(stream: &mut impl Io) -> Option<(u8, Vec<u8>)> {
     let read = async {
         let kind = stream.read_u8().await.ok()?;
         let length = stream.read_u32().await.ok()?;
@@ -489,7 +493,7 @@ pub(crate) struct Fatal {
     pub(crate) text: String,
 }
 
-pub(crate) async fn expect_fatal(stream: &mut TcpStream) -> Fatal {
+pub(crate) async fn expect_fatal(stream: &mut impl Io) -> Fatal {
     let (kind, body) = read_message(stream).await.expect("a last message");
     assert_eq!(kind, b'E');
     let fields: Vec<String> = body
@@ -520,12 +524,12 @@ pub(crate) async fn expect_reset(stream: &mut TcpStream) {
 }
 
 /// The server's side ends, in whatever way.
-pub(crate) async fn expect_server_end(session: &mut ServerSession) {
+pub(crate) async fn expect_server_end<S: Io>(session: &mut ServerSession<S>) {
     let mut rest = Vec::new();
     let _ = within("the server's connection ends", session.stream.read_to_end(&mut rest)).await;
 }
 
-pub(crate) async fn exchange(client: &mut TcpStream, session: &mut ServerSession) {
+pub(crate) async fn exchange<S: Io>(client: &mut impl Io, session: &mut ServerSession<S>) {
     let mut got = [0; 5];
     client.write_all(b"there").await.expect("sent");
     within("the server gets it", session.stream.read_exact(&mut got))

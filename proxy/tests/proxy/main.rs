@@ -2,6 +2,7 @@
 
 mod admission;
 mod cancel;
+mod certificates;
 mod fake;
 mod fence;
 mod hold;
@@ -10,7 +11,10 @@ mod not_now;
 mod relay;
 mod reload;
 mod roles;
+mod server_tls;
 mod silence;
 mod startup;
 mod surfaces;
+mod tls;
+mod tls_handshake;
 mod vouch;

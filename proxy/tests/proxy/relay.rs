@@ -12,7 +12,7 @@ fn chunk(index: u64) -> Vec<u8> {
         .collect()
 }
 
-async fn send_all(stream: &mut (impl AsyncWriteExt + Unpin), chunks: u64) -> u64 {
+pub(crate) async fn send_all(stream: &mut (impl AsyncWriteExt + Unpin), chunks: u64) -> u64 {
     let mut hash = DefaultHasher::new();
     for index in 0..chunks {
         let bytes = chunk(index);
@@ -23,7 +23,7 @@ async fn send_all(stream: &mut (impl AsyncWriteExt + Unpin), chunks: u64) -> u64
     hash.finish()
 }
 
-async fn receive_all(stream: &mut (impl AsyncReadExt + Unpin)) -> (u64, usize) {
+pub(crate) async fn receive_all(stream: &mut (impl AsyncReadExt + Unpin)) -> (u64, usize) {
     let mut hash = DefaultHasher::new();
     let mut buffer = vec![0; 9973];
     let mut total = 0;
@@ -169,4 +169,59 @@ async fn single_bytes_pass_as_they_come() {
         session.stream.write_all(&[byte]).await.expect("sent");
         assert_eq!(within("a byte", client.read_u8()).await.expect("received"), byte);
     }
+}
+
+const BULK_CHUNK: usize = 65_521;
+const BULK_CHUNKS: u64 = 3200; // 200 MB
+
+/// Each chunk has its number in it, so that none can stand for another.
+async fn send_bulk(stream: &mut (impl AsyncWriteExt + Unpin)) -> u64 {
+    let mut hash = DefaultHasher::new();
+    let mut bytes: Vec<u8> = chunk(7).into_iter().cycle().take(BULK_CHUNK).collect();
+    for index in 0..BULK_CHUNKS {
+        bytes[..8].copy_from_slice(&index.to_be_bytes());
+        hash.write(&bytes);
+        stream.write_all(&bytes).await.expect("sent");
+    }
+    hash.finish()
+}
+
+async fn receive_bulk(stream: &mut (impl AsyncReadExt + Unpin)) -> u64 {
+    let mut hash = DefaultHasher::new();
+    let mut bytes = vec![0; BULK_CHUNK];
+    for _ in 0..BULK_CHUNKS {
+        stream.read_exact(&mut bytes).await.expect("received");
+        hash.write(&bytes);
+    }
+    hash.finish()
+}
+
+#[tokio::test]
+async fn bulk_both_ways_keeps_every_byte_and_the_session_is_told_in_words_afterwards() {
+    let mut server = Server::start().await;
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", server.address);
+    let proxy = Running::start(config(vec![write_listener()]), &cluster);
+    let mut client = proxy.client().await;
+    let mut session = server.session().await;
+    expect_hello(&mut client).await;
+    {
+        let (mut client_reads, mut client_writes) = client.split();
+        let (mut server_reads, mut server_writes) = session.stream.split();
+        let transfer = async {
+            tokio::join!(
+                send_bulk(&mut client_writes),
+                receive_bulk(&mut server_reads),
+                send_bulk(&mut server_writes),
+                receive_bulk(&mut client_reads),
+            )
+        };
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(100), transfer).await;
+        let (sent_up, got_up, sent_down, got_down) = ended.expect("the transfers end");
+        assert_eq!((sent_up, sent_down), (got_up, got_down));
+    }
+    session.stream.write_all(&ready()).await.expect("sent");
+    assert_eq!(read_message(&mut client).await, Some((b'Z', b"I".to_vec())));
+    cluster.no_leader();
+    assert_eq!(expect_fatal(&mut client).await.sqlstate, "57P01");
 }

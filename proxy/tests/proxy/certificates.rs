@@ -1,0 +1,277 @@
+//! Certificates of the test's own, in files, and both ends of TLS for the test to play.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use pgherd_proxy::tls::{ClientCertificates, ClientTlsConfig, ListenerTls, MinVersion};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+
+use crate::fake::*;
+
+pub(crate) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// A certificate and its key, in files.
+#[derive(Clone)]
+pub(crate) struct Files {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+impl Files {
+    fn chain(&self) -> Vec<CertificateDer<'static>> {
+        let read = CertificateDer::pem_file_iter(&self.certificate).expect("PEM");
+        read.collect::<Result<_, _>>().expect("PEM")
+    }
+
+    fn private_key(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::from_pem_file(&self.key).expect("PEM")
+    }
+}
+
+/// A CA and a directory for what it issues.
+pub(crate) struct Authority {
+    pub(crate) directory: TempDir,
+    issuer: Issuer<'static, KeyPair>,
+    pub(crate) own: CertificateDer<'static>,
+}
+
+impl Authority {
+    pub(crate) fn new() -> Self {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "the test's CA");
+        let own = params.self_signed(&key).expect("signed");
+        let directory = tempfile::tempdir().expect("a directory");
+        std::fs::write(directory.path().join("ca.pem"), own.pem()).expect("written");
+        Self {
+            directory,
+            issuer: Issuer::new(params, key),
+            own: own.der().clone(),
+        }
+    }
+
+    pub(crate) fn ca(&self) -> PathBuf {
+        self.directory.path().join("ca.pem")
+    }
+
+    /// A certificate for a host, or for a user when the name is no host's.
+    pub(crate) fn issue(&self, name: &str) -> Files {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        params.distinguished_name.push(DnType::CommonName, name);
+        let certificate = params.signed_by(&key, &self.issuer).expect("signed");
+        self.write(name, &certificate.pem(), &key)
+    }
+
+    /// One that nobody else has signed.
+    pub(crate) fn self_signed(&self, name: &str) -> Files {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        params.distinguished_name.push(DnType::CommonName, name);
+        let certificate = params.self_signed(&key).expect("signed");
+        self.write(&format!("self-{name}"), &certificate.pem(), &key)
+    }
+
+    fn write(&self, name: &str, certificate: &str, key: &KeyPair) -> Files {
+        let files = Files {
+            certificate: self.directory.path().join(format!("{name}.crt")),
+            key: self.directory.path().join(format!("{name}.key")),
+        };
+        std::fs::write(&files.certificate, certificate).expect("written");
+        std::fs::write(&files.key, key.serialize_pem()).expect("written");
+        files
+    }
+}
+
+/// What the proxy is told to show.
+pub(crate) fn shown(files: &Files) -> ClientTlsConfig {
+    ClientTlsConfig {
+        certificate: files.certificate.clone(),
+        private_key: files.key.clone(),
+        client_ca: None,
+        client_certificates: ClientCertificates::Ignored,
+        map_users: false,
+        min_version: MinVersion::Tls12,
+    }
+}
+
+/// One listener for writers that treats TLS so, with a certificate for 127.0.0.1.
+pub(crate) fn tls_config(authority: &Authority, tls: ListenerTls) -> pgherd_proxy::ProxyConfig {
+    let mut listener = write_listener();
+    listener.tls = tls;
+    let mut config = config(vec![listener]);
+    config.client_tls = Some(shown(&authority.issue("127.0.0.1")));
+    config
+}
+
+/// How the test's client connects.
+pub(crate) struct Client {
+    pub(crate) config: ClientConfig,
+}
+
+impl Client {
+    /// One that trusts this authority.
+    pub(crate) fn of(authority: &Authority) -> Self {
+        Self::with(authority, None, &[&rustls::version::TLS13, &rustls::version::TLS12])
+    }
+
+    pub(crate) fn with(
+        authority: &Authority,
+        identity: Option<&Files>,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+    ) -> Self {
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.own.clone()).expect("a CA");
+        let builder = ClientConfig::builder_with_provider(provider());
+        let builder = builder.with_protocol_versions(versions).expect("versions");
+        let builder = builder.with_root_certificates(roots);
+        let mut config = match identity {
+            None => builder.with_no_client_auth(),
+            Some(files) => builder
+                .with_client_auth_cert(files.chain(), files.private_key())
+                .expect("an identity"),
+        };
+        config.alpn_protocols = vec![b"postgresql".to_vec()];
+        Self { config }
+    }
+
+    pub(crate) async fn handshake(&self, stream: TcpStream) -> std::io::Result<client::TlsStream<TcpStream>> {
+        let name = ServerName::try_from("127.0.0.1").expect("an address");
+        let connector = TlsConnector::from(Arc::new(self.config.clone()));
+        within("a handshake", connector.connect(name, stream)).await
+    }
+
+    /// By SSLRequest, as drivers do; nothing has been said inside TLS yet.
+    pub(crate) async fn asked(&self, mut stream: TcpStream) -> std::io::Result<client::TlsStream<TcpStream>> {
+        stream.write_all(&packet(SSL_REQUEST, b"")).await?;
+        let answer = within("an answer to the request for TLS", stream.read_u8()).await?;
+        assert_eq!(answer, b'S');
+        self.handshake(stream).await
+    }
+
+    /// A session by TLS whose startup message has been sent.
+    pub(crate) async fn session(&self, proxy: &Running) -> client::TlsStream<TcpStream> {
+        let mut stream = self.asked(proxy.connect().await).await.expect("TLS");
+        stream.write_all(&startup()).await.expect("sent");
+        stream.flush().await.expect("sent");
+        stream
+    }
+}
+
+/// The end of a member's connection, whichever way it came.
+pub(crate) type Carried = Box<dyn Io>;
+
+/// A session that reached a member.
+pub(crate) struct Came {
+    pub(crate) by_tls: bool,
+    pub(crate) session: ServerSession<Carried>,
+}
+
+const KEY: [u8; 8] = [0, 0, 0, 1, 1, 2, 3, 4];
+
+/// A server that may speak TLS itself.
+pub(crate) struct Member {
+    pub(crate) address: SocketAddr,
+    came: mpsc::Receiver<Came>,
+    _tasks: JoinSet<()>,
+}
+
+impl Member {
+    /// Offers TLS with this certificate, or none at all.
+    pub(crate) async fn start(files: Option<&Files>) -> Self {
+        let hello = [message(b'R', &[0; 4]), message(b'K', &KEY), ready()].concat();
+        Self::saying(files, hello).await
+    }
+
+    /// Its answer to a startup message is this question, which is handed back too.
+    pub(crate) async fn asking(files: &Files, question: Vec<u8>) -> (Self, Vec<u8>) {
+        (Self::saying(Some(files), question.clone()).await, question)
+    }
+
+    async fn saying(files: Option<&Files>, hello: Vec<u8>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let (sender, came) = mpsc::channel(100);
+        let acceptor = files.map(|files| {
+            let builder = ServerConfig::builder_with_provider(provider());
+            let builder = builder.with_safe_default_protocol_versions().expect("versions");
+            let mut config = builder
+                .with_no_client_auth()
+                .with_single_cert(files.chain(), files.private_key())
+                .expect("an identity");
+            config.alpn_protocols = vec![b"postgresql".to_vec()];
+            TlsAcceptor::from(Arc::new(config))
+        });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut answering = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                answering.spawn(answer(stream, acceptor.clone(), hello.clone(), sender.clone()));
+            }
+        });
+        Self {
+            address,
+            came,
+            _tasks: tasks,
+        }
+    }
+
+    pub(crate) async fn came(&mut self) -> Came {
+        within("a session reaches the member", self.came.recv())
+            .await
+            .expect("the member runs")
+    }
+
+    pub(crate) fn has_none(&mut self) -> bool {
+        self.came.try_recv().is_err()
+    }
+}
+
+async fn answer(stream: TcpStream, acceptor: Option<TlsAcceptor>, hello: Vec<u8>, came: mpsc::Sender<Came>) {
+    let Some((by_tls, mut stream)) = settle(stream, acceptor).await else {
+        return;
+    };
+    let Some(startup) = read_packet(&mut stream).await else {
+        return;
+    };
+    let key = KEY.to_vec();
+    if stream.write_all(&hello).await.is_ok() && stream.flush().await.is_ok() {
+        let session = ServerSession { startup, key, stream };
+        let _ = came.send(Came { by_tls, session }).await;
+    }
+}
+
+/// Plain, by request, or directly.
+async fn settle(mut stream: TcpStream, acceptor: Option<TlsAcceptor>) -> Option<(bool, Carried)> {
+    let mut head = [0; 8];
+    loop {
+        let count = stream.peek(&mut head).await.ok()?;
+        match (&acceptor, count) {
+            (_, 0) => return None,
+            (Some(acceptor), _) if head[0] == 0x16 => {
+                let accepted: server::TlsStream<TcpStream> = acceptor.accept(stream).await.ok()?;
+                return Some((true, Box::new(accepted)));
+            }
+            (_, 8) if head[4..] == SSL_REQUEST.to_be_bytes() => {
+                stream.read_exact(&mut head).await.ok()?;
+                let said = if acceptor.is_some() { b'S' } else { b'N' };
+                stream.write_all(&[said]).await.ok()?;
+            }
+            (_, 8) => return Some((false, Box::new(stream))),
+            _ => tokio::task::yield_now().await,
+        }
+    }
+}
