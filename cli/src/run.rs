@@ -344,9 +344,14 @@ fn stop_on_signal(stop: CancellationToken) -> Result<impl Future<Output = ()>, F
 pub(crate) fn proxy_config(section: &ProxySection) -> ProxyConfig {
     let listeners = section.listeners.iter().map(|listener| {
         let address = listener.address.to_string();
-        match listener.role {
+        let config = match listener.role {
             Role::Write => ListenerConfig::write(address),
             Role::Read => ListenerConfig::read(address, listener.max_lag_bytes, listener.fallback_to_leader),
+        };
+        ListenerConfig {
+            allow: listener.allow.clone(),
+            proxy_protocol: listener.proxy_protocol.clone(),
+            ..config
         }
     });
     ProxyConfig {
@@ -360,6 +365,8 @@ pub(crate) fn proxy_config(section: &ProxySection) -> ProxyConfig {
             address: section.stats.to_string(),
         }),
         workers: section.workers.unwrap_or_default(),
+        application_name: section.application_name.clone(),
+        log_sessions: section.log_sessions,
         drain: section.drain,
     }
 }

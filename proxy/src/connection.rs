@@ -12,10 +12,14 @@ use tracing::debug;
 
 use crate::admission::{Of, Places, Reached, Who};
 use crate::cancel;
+use crate::client::{Client, SessionLine};
+use crate::config::ListenerConfig;
 use crate::connect::{Connected, Connector, Denied};
+use crate::entrance::{Opening, OpeningError, STARTUPS};
 use crate::events::EventKind;
-use crate::handshake::{self, HandshakeError};
+use crate::handshake::HandshakeError;
 use crate::listener::Accepted;
+use crate::peer::Peer;
 use crate::refusal;
 use crate::relay::{Counters, Outcome, Relay};
 use crate::sessions::Ending;
@@ -56,48 +60,82 @@ impl Connection {
         } else {
             STARTUP_MAX
         };
+        let mut opening = Opening {
+            shared: Arc::clone(&self.shared),
+            config: listener.config.load_full(),
+            peer: accepted.peer,
+            starting: accepted.starting,
+        };
         let read = tokio::select! {
-            read = timeout(startup_max, handshake::read(&mut client)) => read,
+            read = timeout(startup_max, opening.read(&mut client)) => read,
             () = self.cut.cancelled() => return,
         };
+        // Its places among those that have not said what they come for are free again.
+        let Opening {
+            peer, config, starting, ..
+        } = opening;
+        drop(starting);
+        let mut admission = Some(accepted.admission);
         match read {
             Ok(Ok(FirstPacket::Startup { user, database, bytes })) => {
-                let address = Some(accepted.peer.ip().to_canonical());
+                let address = peer.address();
                 let who = Who {
                     user,
                     database,
                     address,
                 };
-                debug!(peer = %accepted.peer, ?who, "a session is asked for");
-                match self.admit(&who, over_limit) {
-                    Ok(_places) => self.session(client, accepted.index, listener, &bytes).await,
-                    Err(reached) => {
+                debug!(%peer, ?who, "a session is asked for");
+                match self.admit(&config, &peer, &who, over_limit) {
+                    Ok(places) => {
+                        // A place among those that are only told why they are refused is free for the next.
+                        admission.take_if(|_| over_limit);
+                        let client_is = Client { peer, who, places };
+                        self.session(client, accepted.index, listener, &client_is, &bytes).await;
+                    }
+                    Err(fatal) => {
                         count(&listener.refused);
-                        farewell(client, &refusal::limit_reached(&reached)).await;
+                        farewell(client, &fatal).await;
                     }
                 }
             }
-            Ok(Ok(FirstPacket::Cancel { key, bytes })) => {
-                let role = listener.config.load().role;
-                cancel::forward(&self.shared, role, &key, &bytes).await;
+            Ok(Ok(FirstPacket::Cancel { key, bytes })) if peer.is_allowed(&config.allow) => {
+                cancel::forward(&self.shared, config.role, &key, &bytes).await;
             }
-            // Answered when they were read.
-            Ok(Ok(FirstPacket::Ssl | FirstPacket::GssEnc)) => {}
-            Ok(Err(HandshakeError::Malformed(what))) => {
-                debug!(peer = %accepted.peer, %what, "a connection is refused");
-                count(&listener.refused);
-                if let Some(fatal) = refusal::malformed(&what) {
-                    farewell(client, &fatal).await;
-                }
-            }
-            // It left, or said too little in time: a check of the port, most likely.
-            Ok(Err(HandshakeError::Io(_))) | Err(_) => {}
+            // Answered when they were read; and whoever may not connect may not cancel.
+            Ok(Ok(FirstPacket::Ssl | FirstPacket::GssEnc | FirstPacket::Cancel { .. })) => {}
+            Ok(Err(error)) => self.opened_badly(client, listener, &peer, error).await,
+            Err(_) => {} // It said too little in time: a check of the port, most likely.
         }
-        drop((accepted.admission, accepted.load));
+        drop((admission, accepted.load));
     }
 
-    /// Places under the limits for whoever wants a session.
-    fn admit(&self, who: &Who, over_limit: bool) -> Result<Places, Reached> {
+    /// What was not understood is answered, where its sender would understand the answer.
+    async fn opened_badly(&self, client: TcpStream, listener: &ListenerState, peer: &Peer, error: OpeningError) {
+        let fatal = match &error {
+            OpeningError::Handshake(HandshakeError::Io(_)) => return, // It left.
+            OpeningError::Handshake(HandshakeError::Malformed(what)) => refusal::malformed(what),
+            OpeningError::Header(_) => {
+                self.shared.limited.count("proxy_protocol", "");
+                None
+            }
+            OpeningError::TooMany(_) => {
+                self.shared.limited.count(STARTUPS, "");
+                None
+            }
+        };
+        debug!(%peer, listener = listener.name, %error, "a connection is refused");
+        count(&listener.refused);
+        if let Some(fatal) = fatal {
+            farewell(client, &fatal).await;
+        }
+    }
+
+    /// Places for whoever wants a session, or what it is told.
+    fn admit(&self, listener: &ListenerConfig, peer: &Peer, who: &Who, over_limit: bool) -> Result<Places, Fatal> {
+        if !peer.is_allowed(&listener.allow) {
+            self.shared.limited.count("allow", "");
+            return Err(refusal::not_allowed(who));
+        }
         let limits = &self.shared.config.load().limits;
         let admitted = if over_limit {
             Err(Reached {
@@ -108,15 +146,29 @@ impl Connection {
         } else {
             self.shared.occupancy.enter(who, limits)
         };
-        if let Err(reached) = &admitted {
+        admitted.or_else(|reached| {
+            if let Some(reserved) = self.shared.reserve(who.user.as_deref()) {
+                return Ok(Places::reserved(reserved));
+            }
             let limit = reached.of.key();
             self.shared.limited.count(limit, "");
             self.shared.events.record(EventKind::Limited { limit });
-        }
-        admitted
+            Err(refusal::limit_reached(&reached))
+        })
     }
 
-    async fn session(&self, client: TcpStream, index: usize, listener: &ListenerState, startup: &Bytes) {
+    async fn session(
+        &self,
+        client: TcpStream,
+        index: usize,
+        listener: &ListenerState,
+        client_is: &Client,
+        startup: &Bytes,
+    ) {
+        let config = self.shared.config.load();
+        let written = config.application_name.as_ref();
+        let written = written.map(|name| name.write(startup, &client_is.peer, &listener.name));
+        drop(config);
         let connector = Connector {
             shared: &self.shared,
             worker: self.worker,
@@ -124,14 +176,15 @@ impl Connection {
             listener,
             config: &listener.config.load_full(),
             client: &client,
-            startup,
+            startup: written.as_ref().unwrap_or(startup),
+            client_is,
             cut: &self.cut,
         };
         // In a box of its own, which is gone while the session goes on.
         match Box::pin(connector.connect()).await {
-            Ok(connected) => self.relay(client, listener, connected).await,
+            Ok(connected) => self.relay(client, listener, client_is, connected).await,
             Err(Denied::Refused(fatal)) => {
-                debug!(why = fatal.message(), "a client is refused");
+                debug!(client = %client_is.peer, why = fatal.message(), "a client is refused");
                 farewell(client, &fatal).await;
             }
             Err(Denied::Stopping) => farewell(client, &refusal::stopping()).await,
@@ -139,17 +192,19 @@ impl Connection {
         }
     }
 
-    async fn relay(&self, client: TcpStream, listener: &ListenerState, connected: Connected) {
+    async fn relay(&self, client: TcpStream, listener: &ListenerState, client_is: &Client, connected: Connected) {
         let Connected {
             server,
             early,
             target,
-            registration,
+            mut registration,
             ended,
             route,
             place: _place,
         } = connected;
-        debug!(member = %target.member, listener = listener.name, "a session begins");
+        let shown = self.shared.config.load().log_sessions;
+        let line = SessionLine::new(client_is, &listener.name, &target.member, shown);
+        registration.describe(line.clone());
         let counters = route.0.moved(self.worker).map(|moved| Counters {
             to_server: &moved.to_server,
             to_client: &moved.to_client,
@@ -179,6 +234,9 @@ impl Connection {
             }
         };
         self.shared.ended.count(reason, sqlstate);
+        if let Some(line) = line {
+            line.ends(reason);
+        }
     }
 }
 

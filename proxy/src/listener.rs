@@ -5,14 +5,19 @@ use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
+use pgherd_cluster::clock::Boottime;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use crate::admission::Place;
 use crate::config::ConfigError;
 use crate::counters::{Counted, Gauge};
+use crate::entrance::{STARTUPS, Starting};
+use crate::network::Network;
+use crate::peer::Peer;
 use crate::shared::{ListenerState, Shared, count};
 
 const BACKLOG: i32 = 1024;
@@ -84,7 +89,8 @@ pub(crate) struct Admission {
 /// A connection on its way to a worker.
 pub(crate) struct Accepted {
     pub(crate) stream: TcpStream,
-    pub(crate) peer: SocketAddr,
+    pub(crate) peer: Peer,
+    pub(crate) starting: Starting,
     /// The listener's number, and itself.
     pub(crate) index: usize,
     pub(crate) listener: Arc<ListenerState>,
@@ -139,7 +145,7 @@ impl Acceptor {
                 Ok((stream, peer)) => {
                     // Taken off this runtime: its worker has one of its own.
                     let Ok(stream) = stream.into_std() else { continue };
-                    self.hand_over(stream, peer).await;
+                    self.hand_over(stream, Peer::Ip(peer)).await;
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
@@ -151,8 +157,23 @@ impl Acceptor {
         }
     }
 
-    async fn hand_over(&self, stream: TcpStream, peer: SocketAddr) {
+    /// A place among those of its address that have not said yet what they come for. Behind a trusted proxy are many
+    /// clients, each counted when it is known.
+    fn enter(&self, peer: &Peer) -> Option<Option<Place<Network>>> {
+        let is_trusted = peer.is_in(&self.listener.config.load().proxy_protocol);
+        let Some(address) = peer.address().filter(|_| !is_trusted) else {
+            return Some(None);
+        };
+        let limit = self.shared.config.load().limits.startups_per_client_address;
+        self.shared.entrance.enter(address, limit).map(Some)
+    }
+
+    async fn hand_over(&self, stream: TcpStream, peer: Peer) {
         count(&self.listener.accepted);
+        let Some(from_address) = self.enter(&peer) else {
+            self.shared.limited.count(STARTUPS, "");
+            return; // Closed without a word: whoever is served well says something before there are so many.
+        };
         let Some(admission) = admit(&self.shared) else {
             self.shared.limited.count("refusals", "");
             return; // Closed without a word: there are too many even to refuse.
@@ -160,15 +181,21 @@ impl Acceptor {
         let Some(inbox) = self.inboxes.iter().min_by_key(|inbox| inbox.load.get()) else {
             return;
         };
+        // Waiting here leaves further clients in the kernel's queue, and so does waiting for a worker.
+        let starting = Starting {
+            from_address,
+            _on_listener: self.listener.startups.wait(Boottime::now()).await,
+        };
         let accepted = Accepted {
             stream,
             peer,
+            starting,
             index: self.index,
             listener: Arc::clone(&self.listener),
             admission,
             load: inbox.load.enter(),
         };
-        // Waiting here leaves further clients in the kernel's queue. A worker that has ended takes the proxy with it.
+        // A worker that has ended takes the proxy with it.
         let _ = inbox.sender.send(accepted).await;
     }
 }

@@ -6,4 +6,5 @@
 pub mod backend;
 pub mod error_response;
 pub mod first_answer;
+pub mod proxy_header;
 pub mod startup;

@@ -73,12 +73,19 @@ const LOGIN: &str = "username password sslmode sslcert sslkey sslpassword sslroo
 
 /// Our own sections and their keys, `[]` standing for the elements of a list.
 const OURS: &[(&str, &str)] = &[
-    ("proxy", "source listeners server_tls hold limits stats workers drain"),
-    ("proxy.listeners[]", "address role tls max_lag fallback"),
+    (
+        "proxy",
+        "source listeners server_tls hold limits stats workers drain application_name log_sessions",
+    ),
+    (
+        "proxy.listeners[]",
+        "address role tls max_lag fallback allow proxy_protocol",
+    ),
     ("proxy.hold", "timeout clients"),
     (
         "proxy.limits",
-        "connections per_user per_database per_client_address per_member queue",
+        "connections per_user per_database per_client_address per_member queue startups startups_per_client_address startups_per_member \
+         reserved operators",
     ),
     ("proxy.limits.queue", "clients timeout"),
     ("proxy.stats", "address username password password_file"),

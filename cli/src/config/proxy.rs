@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pgherd_cluster::record::Address;
-use pgherd_proxy::LimitsConfig;
+use pgherd_proxy::{ApplicationName, LimitsConfig, Network};
 use serde_json::Value;
 
 use super::limits::{self, count};
@@ -21,6 +21,8 @@ pub(crate) struct ProxySection {
     /// As many as there are processors when absent.
     pub(crate) workers: Option<usize>,
     pub(crate) drain: Duration,
+    pub(crate) application_name: Option<ApplicationName>,
+    pub(crate) log_sessions: bool,
 }
 
 /// One port for clients.
@@ -30,6 +32,8 @@ pub(crate) struct Listener {
     pub(crate) role: Role,
     pub(crate) max_lag_bytes: Option<u64>,
     pub(crate) fallback_to_leader: bool,
+    pub(crate) allow: Vec<Network>,
+    pub(crate) proxy_protocol: Vec<Network>,
 }
 
 /// Where a listener's clients are led.
@@ -78,6 +82,7 @@ pub(crate) fn read(root: &Section<'_>) -> Option<ProxySection> {
     let hold_timeout = hold.duration("timeout").unwrap_or(Duration::from_secs(10));
     let workers = workers(&section);
     let drain = section.duration("drain").unwrap_or(Duration::from_secs(30));
+    let application_name = application_name(&section);
     Some(ProxySection {
         listeners: listeners?,
         hold_timeout,
@@ -86,7 +91,16 @@ pub(crate) fn read(root: &Section<'_>) -> Option<ProxySection> {
         stats: stats?,
         workers,
         drain,
+        application_name,
+        log_sessions: section.boolean("log_sessions").unwrap_or(false),
     })
+}
+
+fn application_name(section: &Section<'_>) -> Option<ApplicationName> {
+    let text = section.text("application_name")?;
+    let read = text.parse::<ApplicationName>();
+    read.map_err(|error| section.error("application_name", format!("{text:?} {error}")))
+        .ok()
 }
 
 fn workers(section: &Section<'_>) -> Option<usize> {
@@ -121,12 +135,16 @@ fn listeners(section: &Section<'_>) -> Option<Vec<Listener>> {
                 role: Role::Write,
                 max_lag_bytes: None,
                 fallback_to_leader: false,
+                allow: Vec::new(),
+                proxy_protocol: Vec::new(),
             },
             Listener {
                 address: everywhere(READ_PORT),
                 role: Role::Read,
                 max_lag_bytes: None,
                 fallback_to_leader: true,
+                allow: Vec::new(),
+                proxy_protocol: Vec::new(),
             },
         ]);
     };
@@ -196,6 +214,8 @@ fn listener(section: &Section<'_>) -> Option<Listener> {
         role: role?,
         max_lag_bytes,
         fallback_to_leader: fallback == Some("leader"),
+        allow: limits::networks(section, "allow"),
+        proxy_protocol: limits::networks(section, "proxy_protocol"),
     })
 }
 
@@ -260,7 +280,7 @@ mod tests {
         let (config, errors) = read_from(json!({
             "source": "etcd",
             "listeners": [
-                {"address": "*:6432", "role": "write", "tls": "allow"},
+                {"address": "*:6432", "role": "write", "tls": "allow", "allow": ["10.0.0.0/8", "::1"], "proxy_protocol": "192.0.2.7"},
                 {"address": "127.0.0.1:6433", "role": "read", "max_lag": "16MB", "fallback": "leader", "tls": false},
             ],
             "server_tls": "prefer",
@@ -269,10 +289,20 @@ mod tests {
             "stats": {"address": "127.0.0.1:9000"},
             "workers": 2,
             "drain": "3s",
+            "application_name": "{name} via {address}",
+            "log_sessions": true,
         }));
         assert_eq!(errors, Vec::<String>::new());
         let config = config.expect("no errors");
+        assert!(config.application_name.is_some() && config.log_sessions);
         assert_eq!(config.listeners[0].address.to_string(), "0.0.0.0:6432");
+        assert_eq!(
+            (
+                config.listeners[0].allow.len(),
+                config.listeners[0].proxy_protocol.len()
+            ),
+            (2, 1)
+        );
         assert_eq!(
             (
                 config.listeners[1].max_lag_bytes,
@@ -330,8 +360,24 @@ mod tests {
                 "proxy.listeners: \"a:1\" is listed twice; give each its own port",
             ),
             (
+                json!({"listeners": [{"address": "a:1", "role": "write", "allow": ["10.0.0.1/8"]}]}),
+                "proxy.listeners[0].allow: \"10.0.0.1/8\" has address bits beyond its prefix; write 10.0.0.0/8, or 10.0.0.1 for that one address",
+            ),
+            (
+                json!({"listeners": [{"address": "a:1", "role": "write", "allow": []}]}),
+                "proxy.listeners[0].allow: an empty list; write addresses or networks such as 10.0.0.0/8, or remove it",
+            ),
+            (
+                json!({"listeners": [{"address": "a:1", "role": "write", "proxy_protocol": "lb.example.com"}]}),
+                "proxy.listeners[0].proxy_protocol: \"lb.example.com\" is not an address or a network; write one such as 10.0.0.0/8, 192.0.2.7 or fd00::/8",
+            ),
+            (
                 json!({"stats": {"password_file": "/x"}}),
                 "proxy.stats.password_file: the page cannot be guarded in this version; remove it, and let the page listen on 127.0.0.1",
+            ),
+            (
+                json!({"application_name": "{name} via {adress}"}),
+                "proxy.application_name: \"{name} via {adress}\" has \"{adress}\", which is none of {name}, {address}, {port} and {listener}",
             ),
             (
                 json!({"workers": 0}),
