@@ -22,6 +22,7 @@ use crate::config::proxy::{ProxySection, Role};
 use crate::config::{ClusterConfig, Document, Source};
 use crate::failure::Failure;
 use crate::logging;
+use crate::open_files;
 use crate::preflight::programs::{self, Search};
 use crate::preflight::{self, Preflight};
 use crate::reload::ProxyReload;
@@ -248,6 +249,11 @@ pub(crate) fn proxy(named: Option<PathBuf>) -> Result<(), Failure> {
         .iter()
         .for_each(|warning| tracing::warn!("{warning}"));
     unavailable(preflight::proxy(&section, &cluster.etcd.tls))?;
+    let files = open_files::raise();
+    tracing::info!("{}", open_files::told(&section.limits, files));
+    if let Some(shortage) = open_files::shortage(&section.limits, files) {
+        tracing::warn!("{shortage}");
+    }
     // The proxy's workers bring their own threads; this one is for etcd, the page and signals.
     let runtime = runtime(Builder::new_multi_thread().worker_threads(1).enable_all())?;
     runtime.block_on(serve_proxy(named, section, cluster))
