@@ -1,7 +1,7 @@
 //! Binding ports, and handing what connects to the least loaded worker.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +23,8 @@ use crate::shared::{ListenerState, Shared, count};
 const BACKLOG: i32 = 1024;
 /// Connections beyond the limit that may be there at a time to hear why they are refused.
 const OVER_LIMIT_MAX: usize = 64;
+/// Of these, from one address: operators come in by the same way.
+const OVER_LIMIT_PER_ADDRESS_MAX: usize = OVER_LIMIT_MAX / 4;
 /// After an error of accept that concerns the process, such as no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -84,6 +86,7 @@ pub(crate) struct Admission {
     /// Here only to be told that there is no room, or to cancel a query.
     pub(crate) over_limit: bool,
     _place: Counted,
+    _over_limit_from: Option<Place<Network>>,
 }
 
 /// A connection on its way to a worker.
@@ -98,14 +101,29 @@ pub(crate) struct Accepted {
     pub(crate) load: Counted,
 }
 
-/// A place for one more connection, within the limit as last read, or among the few beyond it.
-fn admit(shared: &Shared) -> Option<Admission> {
+/// A place for one more connection, within the limit as last read, or among the few beyond it. `address` is whose it is, as far
+/// as that is known.
+fn admit(shared: &Shared, address: Option<IpAddr>) -> Option<Admission> {
     let limit = shared.config.load().limits.connections;
-    let within = shared.admitted.enter_below(limit).map(|place| (false, place));
-    let (over_limit, place) = within.or_else(|| Some((true, shared.over_limit.enter_below(OVER_LIMIT_MAX)?)))?;
+    if let Some(place) = shared.admitted.enter_below(limit) {
+        return Some(Admission {
+            over_limit: false,
+            _place: place,
+            _over_limit_from: None,
+        });
+    }
+    let from = match address {
+        Some(address) => Some(
+            shared
+                .over_limit_from
+                .enter(address, Some(OVER_LIMIT_PER_ADDRESS_MAX))?,
+        ),
+        None => None,
+    };
     Some(Admission {
-        over_limit,
-        _place: place,
+        over_limit: true,
+        _place: shared.over_limit.enter_below(OVER_LIMIT_MAX)?,
+        _over_limit_from: from,
     })
 }
 
@@ -157,11 +175,15 @@ impl Acceptor {
         }
     }
 
-    /// A place among those of its address that have not said yet what they come for. Behind a trusted proxy are many
-    /// clients, each counted when it is known.
-    fn enter(&self, peer: &Peer) -> Option<Option<Place<Network>>> {
+    /// Whose connection this is: behind a trusted proxy are many clients, each known when it is told of.
+    fn address_of(&self, peer: &Peer) -> Option<IpAddr> {
         let is_trusted = peer.is_in(&self.listener.config.load().proxy_protocol);
-        let Some(address) = peer.address().filter(|_| !is_trusted) else {
+        peer.address().filter(|_| !is_trusted)
+    }
+
+    /// A place among those of its address that have not said yet what they come for.
+    fn enter(&self, address: Option<IpAddr>) -> Option<Option<Place<Network>>> {
+        let Some(address) = address else {
             return Some(None);
         };
         let limit = self.shared.config.load().limits.startups_per_client_address;
@@ -170,11 +192,12 @@ impl Acceptor {
 
     async fn hand_over(&self, stream: TcpStream, peer: Peer) {
         count(&self.listener.accepted);
-        let Some(from_address) = self.enter(&peer) else {
+        let address = self.address_of(&peer);
+        let Some(from_address) = self.enter(address) else {
             self.shared.limited.count(STARTUPS, "");
             return; // Closed without a word: whoever is served well says something before there are so many.
         };
-        let Some(admission) = admit(&self.shared) else {
+        let Some(admission) = admit(&self.shared, address) else {
             self.shared.limited.count("refusals", "");
             return; // Closed without a word: there are too many even to refuse.
         };

@@ -150,6 +150,8 @@ pub(crate) struct Shared {
     /// Connections by user, database and client address.
     pub(crate) occupancy: Occupancy,
     pub(crate) entrance: Entrance,
+    /// Connections beyond the limit, by where they are from.
+    pub(crate) over_limit_from: Entrance,
     /// Sessions by member, and who waits for one.
     pub(crate) places: Gates,
     /// Sessions that a member has not yet said a word to, and who waits to be one.
@@ -189,6 +191,7 @@ impl Shared {
             over_limit: Gauge::default(),
             occupancy: Occupancy::default(),
             entrance: Entrance::default(),
+            over_limit_from: Entrance::default(),
             places,
             startups,
             reserved: Gauge::default(),

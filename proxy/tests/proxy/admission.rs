@@ -444,6 +444,30 @@ async fn operators_get_in_beyond_the_limits_and_no_more_of_them_than_may() {
 }
 
 #[tokio::test]
+async fn a_flood_beyond_the_limit_keeps_no_operator_out() {
+    let server = Server::start().await;
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", server.address);
+    let mut config = limited(LimitsConfig {
+        connections: 1,
+        reserved: 1,
+        operators: vec!["dba".to_owned()],
+        ..LimitsConfig::default()
+    });
+    config.hold.clients = 1;
+    let proxy = Running::start(config, &cluster);
+    let mut first = client_from(1, &proxy, 0, "ann", "d").await;
+    expect_hello(&mut first).await;
+    let mut flood = Vec::new();
+    for _ in 0..100 {
+        flood.push(connect_from(2, &proxy, 0).await);
+    }
+    expect_hello(&mut client_from(3, &proxy, 0, "dba", "d").await).await;
+    let shown = metrics(&proxy).await;
+    assert!(shown.contains("pgherd_limits_rejected_total{limit=\"refusals\"}"), "{shown}");
+}
+
+#[tokio::test]
 async fn servers_see_the_name_that_the_proxy_writes_and_all_else_as_it_came() {
     let mut server = Server::start().await;
     let mut cluster = Cluster::new();
