@@ -28,7 +28,8 @@ test-all: test ## The same, then the long scenarios, documentation and its examp
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 	cargo test --locked --workspace --doc
 
-bench: build ## Measure write gaps of failovers, and what the proxy costs (RUNS=3)
+bench: build ## Measure what the proxy costs beside its rivals, and write gaps of failovers (ROUNDS=9 RUNS=3)
+	@scripts/deps.sh benches
 	PGHERD_BIN=$${CARGO_TARGET_DIR:-target}/release/pgherd cargo run --locked --release -p pgherd-benches
 
 chaos: deps ## What clients feel of each fault, on hosts of their own (needs root; CASE=name MODE=quorum RUNS=1)

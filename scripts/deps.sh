@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # Installs what building and testing need and this machine lacks. Needs no network when nothing is missing.
-# With the argument "tests" also what only the tests need: the products that pgherd has to get along with.
+# With the argument "tests" also what only the tests need: the products that pgherd has to get along with; with "benches"
+# the rivals that it is measured beside.
 set -euo pipefail
 for_tests=no
+for_benches=no
 case ${1:-} in
 '') ;;
 tests) for_tests=yes ;;
+benches) for_benches=yes ;;
 *)
-    echo "usage: $0 [tests]" >&2
+    echo "usage: $0 [tests|benches]" >&2
     exit 64
     ;;
 esac
@@ -22,6 +25,7 @@ need() { # PACKAGE WHY TEST...
     fi
 }
 has_haproxy() { command -v haproxy || test -x /usr/sbin/haproxy; }
+has_pgbouncer() { command -v pgbouncer || test -x /usr/sbin/pgbouncer; }
 has_nft() { command -v nft || test -x /usr/sbin/nft; }
 has_venv() { PATH=/usr/bin:$PATH python3 -c 'import ensurepip, venv'; }
 has_postgres_server() { compgen -G '/usr/lib/postgresql/*/bin/postgres' || command -v postgres || pg_config --bindir; }
@@ -43,6 +47,11 @@ if [ "$for_tests" = yes ]; then
     need nftables "it cuts their cables" has_nft
     need e2fsprogs "tests freeze and fill a member's disk" test -x /usr/sbin/mkfs.ext4 -o -x /sbin/mkfs.ext4
     need bindfs "and stop another one from answering" command -v bindfs
+fi
+if [ "$for_benches" = yes ]; then
+    need haproxy "the proxy is measured beside it" has_haproxy
+    need pgbouncer "and beside this one" has_pgbouncer
+    need strace "counts system calls" command -v strace
 fi
 
 # Patroni as it comes from PyPI: tests run members of its own beside ours. When tests run as root, it runs as postgres,

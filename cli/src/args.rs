@@ -27,7 +27,7 @@ pub(crate) enum Command {
     /// Run one member: PostgreSQL, under an agent that takes part in elections, under a keeper that holds the fence
     Agent(ConfigArgs),
     /// Run the proxy: a write port that leads to the leader, a read port that spreads over replicas, a status page
-    Proxy(ConfigArgs),
+    Proxy(ProxyArgs),
     /// Run a member and a proxy together: everything that a database host needs
     Node(ConfigArgs),
     /// Try it: etcd, PostgreSQL members and a proxy on this machine, for a first look and never for production
@@ -65,6 +65,16 @@ impl ConfigArgs {
     pub(crate) fn path(&self) -> Option<PathBuf> {
         self.config.clone().or_else(|| self.file.clone())
     }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ProxyArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Take the ports of the proxy that runs by the same configuration over; it ends once its sessions have. Where none
+    /// runs, this is an ordinary start
+    #[arg(long)]
+    pub(crate) takeover: bool,
 }
 
 #[derive(Args, Debug)]

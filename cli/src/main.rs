@@ -10,6 +10,7 @@ mod open_files;
 mod preflight;
 mod reload;
 mod run;
+mod takeover;
 mod terminal;
 
 use std::process::ExitCode;
@@ -61,7 +62,7 @@ fn dispatch(command: &Command) -> Result<(), Failure> {
     match command {
         Command::Agent(args) => run::member(args.path(), run::Beside::Nothing),
         Command::Node(args) => run::member(args.path(), run::Beside::Proxy),
-        Command::Proxy(args) => run::proxy(args.path()),
+        Command::Proxy(args) => run::proxy(args.config.path(), args.takeover),
         Command::Sentinel(args) => run::sentinel(&args.data_dir),
         Command::Demo(args) => run::in_foreground(demo::run(args)),
         Command::List(args) => run::in_foreground(command::list::run(args)),

@@ -1,4 +1,5 @@
-//! SIGHUP to a proxy: the configuration is read again, checked whole, and applied, or refused and the old one kept.
+//! A proxy reads its configuration again on SIGHUP, and when a file of it has changed, certificates included: it is checked
+//! whole, and applied, or refused and the old one kept.
 
 use std::path::PathBuf;
 
@@ -6,8 +7,9 @@ use pgherd_proxy::Reloader;
 use tokio::signal::unix::Signal;
 use tokio::task::JoinSet;
 
+use crate::config::files::FilesWatch;
 use crate::config::proxy::ProxySection;
-use crate::config::{ClusterConfig, Document};
+use crate::config::{ClusterConfig, Document, Source};
 use crate::failure::Failure;
 use crate::open_files;
 use crate::preflight;
@@ -17,6 +19,8 @@ use crate::run::{bind_failure, proxy_config};
 pub(crate) struct ProxyReload {
     /// The file that was named, if one was: it is looked for again in the same places.
     pub(crate) named: Option<PathBuf>,
+    /// Where it was found.
+    pub(crate) source: Source,
     /// In force.
     pub(crate) section: ProxySection,
     /// In force until the proxy ends.
@@ -33,18 +37,29 @@ struct Fresh {
 }
 
 impl ProxyReload {
-    /// Reads the configuration whenever `hangup` says so; ends with the process.
+    /// Reads the configuration whenever `hangup` says so or its files change; ends with the process.
     pub(crate) async fn run(mut self, mut hangup: Signal) {
-        while hangup.recv().await.is_some() {
+        let mut files = FilesWatch::new(&self.source, &self.section).await;
+        loop {
+            let cause = tokio::select! {
+                told = hangup.recv() => match told {
+                    Some(()) => "SIGHUP",
+                    None => return,
+                },
+                () = files.changed() => "the configuration's files have changed",
+            };
             match self.reload().await {
-                Ok(()) => tracing::info!("SIGHUP: the configuration was read again and is in force"),
+                Ok(()) => tracing::info!("{cause}: the configuration was read again and is in force"),
                 Err(failure) => {
+                    self.reloader.note_failure();
                     for finding in failure.to_string().lines() {
-                        tracing::error!("SIGHUP: {finding}");
+                        tracing::error!("{cause}: {finding}");
                     }
-                    tracing::error!("SIGHUP: nothing was changed; the configuration of before stays in force");
+                    tracing::error!("{cause}: nothing was changed; the configuration of before stays in force");
                 }
             }
+            // Those that the new configuration names.
+            files = FilesWatch::new(&self.source, &self.section).await;
         }
     }
 
@@ -66,7 +81,7 @@ impl ProxyReload {
         }
         let own = done.at_next_start.iter().map(|key| format!("proxy.{key}"));
         for key in changed(&self.cluster, &fresh.cluster).into_iter().chain(own) {
-            tracing::warn!("SIGHUP: {key}: cannot change while the proxy runs; restart it for the new value");
+            tracing::warn!("{key}: cannot change while the proxy runs; restart it for the new value");
         }
         self.section = fresh.section;
         Ok(())

@@ -2,30 +2,35 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use listenfd::ListenFd;
 use pgherd_agent::AgentError;
 use pgherd_agent::config::AgentConfig;
 use pgherd_cluster::etcd::{Budget, Etcd, StoreError};
 use pgherd_cluster::source::{EtcdSource, SourceHealth, ViewHandle};
 use pgherd_keeper::{KeeperConfig, KeeperError, KeeperLink, KeeperOutcome, LINK_ENV};
-use pgherd_proxy::{BindError, HoldConfig, ListenerConfig, Proxy, ProxyConfig, ProxyError, StatsConfig};
+use pgherd_proxy::{
+    BindError, HoldConfig, Inherited, ListenerConfig, Proxy, ProxyConfig, ProxyError, Reloader, StatsConfig,
+};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::command::store_failure;
-use crate::config::proxy::{ProxySection, Role};
-use crate::config::{ClusterConfig, Document, Source};
+use crate::config::proxy::ProxySection;
+use crate::config::{ClusterConfig, Document, Source, runtime_dir};
 use crate::failure::Failure;
 use crate::logging;
 use crate::open_files;
 use crate::preflight::programs::{self, Search};
 use crate::preflight::{self, Preflight};
 use crate::reload::ProxyReload;
+use crate::takeover::{Offer, Taken};
 
 /// How long agent and proxy may take to end after SIGTERM: a shutdown checkpoint and the hand-over fit in.
 const STOP_TIMEOUT: Duration = Duration::from_secs(120);
@@ -35,6 +40,8 @@ const AGENT_WORKERS: usize = 2;
 const ANSWER_MAX: Duration = Duration::from_millis(700);
 /// How long a start waits to hear whether etcd refuses us.
 const REFUSAL_MAX: Duration = Duration::from_secs(1);
+/// How long a proxy that takes over waits to know the cluster before it says that it serves.
+const READY_MAX: Duration = Duration::from_secs(10);
 /// How long etcd may take to say so to an agent that has begun.
 const FIRST_ANSWER_MAX: Duration = Duration::from_secs(10);
 
@@ -238,33 +245,134 @@ fn agent_failure(error: AgentError) -> Failure {
 ///
 /// # Errors
 /// Bad configuration, ports that are taken, or what the proxy ends with.
-pub(crate) fn proxy(named: Option<PathBuf>) -> Result<(), Failure> {
+pub(crate) fn proxy(named: Option<PathBuf>, takeover: bool) -> Result<(), Failure> {
     logging::start()?;
+    // Before any thread begins: it changes this process's environment.
+    let activated = activated();
     let document = Document::load(named.clone())?;
     document.lint();
     let (section, cluster) = (document.proxy(), document.cluster(None));
     let (section, cluster) = document.finish(section.zip(cluster))?;
+    let source = document.source().clone();
     document
         .warnings()
         .iter()
         .for_each(|warning| tracing::warn!("{warning}"));
-    unavailable(preflight::proxy(&section, &cluster.etcd.tls))?;
     let files = open_files::raise();
     tracing::info!("{}", open_files::told(&section.limits, files));
     if let Some(shortage) = open_files::shortage(&section.limits, files) {
         tracing::warn!("{shortage}");
     }
+    let path = takeover_path(&section, &cluster);
+    let (inherited, predecessor) = match takeover.then(|| Taken::from(&path)).transpose() {
+        Ok(Some(Some(taken))) => {
+            let (inherited, predecessor) = taken.split();
+            (inherited, Some(predecessor))
+        }
+        Ok(Some(None)) => {
+            tracing::info!("no proxy listens at {}: nothing is taken over", path.display());
+            (activated, None)
+        }
+        Ok(None) => (activated, None),
+        Err(error) => {
+            return Err(Failure::Unavailable(format!(
+                "taking over by {}: {error}; the running proxy serves on",
+                path.display()
+            )));
+        }
+    };
+    unavailable(preflight::proxy_with(
+        &section,
+        &cluster.etcd.tls,
+        &inherited.addresses(),
+    ))?;
     // The proxy's workers bring their own threads; this one is for etcd, the page and signals.
     let runtime = runtime(Builder::new_multi_thread().worker_threads(1).enable_all())?;
-    runtime.block_on(serve_proxy(named, section, cluster))
+    let start = ProxyStart {
+        named,
+        source,
+        section,
+        cluster,
+        inherited,
+        predecessor,
+        takeover: path,
+    };
+    runtime.block_on(start.serve())
 }
 
-async fn serve_proxy(named: Option<PathBuf>, section: ProxySection, cluster: ClusterConfig) -> Result<(), Failure> {
-    // Before it says that it listens: nobody's SIGHUP may end it.
-    let hangup = listen_for(SignalKind::hangup())?;
-    let etcd = Etcd::new(cluster.etcd.clone());
-    let (source, view) = EtcdSource::new(etcd.clone(), cluster.keys(), cluster.scope.clone(), true);
-    let proxy = Proxy::bind(proxy_config(&section), view.clone()).map_err(bind_failure)?;
+/// Sockets that a service manager holds for us, as systemd does for a `.socket` unit.
+fn activated() -> Inherited {
+    let mut given = ListenFd::from_env();
+    let sockets = (0..given.len()).filter_map(|index| given.take_tcp_listener(index).ok().flatten());
+    Inherited::new(sockets.collect())
+}
+
+fn takeover_path(section: &ProxySection, cluster: &ClusterConfig) -> PathBuf {
+    section.takeover.clone().unwrap_or_else(|| {
+        let port = section.listeners.first().map_or(0, |listener| listener.address.port);
+        let dir = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
+        let name = format!("proxy-{}-{port}", cluster.scope);
+        runtime_dir::default_for(&name, dir.map(PathBuf::from)).join("takeover.sock")
+    })
+}
+
+/// Everything that a proxy starts with.
+struct ProxyStart {
+    named: Option<PathBuf>,
+    source: Source,
+    section: ProxySection,
+    cluster: ClusterConfig,
+    inherited: Inherited,
+    /// The proxy that these sockets were taken from, which waits to hear that they are served.
+    predecessor: Option<UnixStream>,
+    /// Where the next one takes over.
+    takeover: PathBuf,
+}
+
+impl ProxyStart {
+    async fn serve(self) -> Result<(), Failure> {
+        // Before it says that it listens: nobody's SIGHUP may end it.
+        let hangup = listen_for(SignalKind::hangup())?;
+        let cluster = self.cluster;
+        let etcd = Etcd::new(cluster.etcd.clone());
+        let (source, view) = EtcdSource::new(etcd.clone(), cluster.keys(), cluster.scope.clone(), true);
+        let proxy = Proxy::bind_or_inherit(proxy_config(&self.section), view.clone(), self.inherited);
+        let proxy = proxy.map_err(bind_failure)?;
+        tell_addresses(&proxy, &cluster);
+        let mut tasks = JoinSet::new();
+        let (stop, end) = (CancellationToken::new(), CancellationToken::new());
+        tasks.spawn(stop_on_signal(stop.clone(), end.clone())?);
+        let reload = ProxyReload {
+            named: self.named,
+            source: self.source,
+            section: self.section,
+            cluster: cluster.clone(),
+            reloader: proxy.reloader(),
+        };
+        tasks.spawn(reload.run(hangup));
+        // Outlives the stop: sessions that drain still rest on warrants.
+        let source_stop = CancellationToken::new();
+        let _source_stop = source_stop.clone().drop_guard();
+        tasks.spawn(source.run(source_stop));
+        tasks.spawn(succeed(
+            self.predecessor,
+            view.clone(),
+            self.takeover,
+            proxy.reloader(),
+            stop.clone(),
+        ));
+        tokio::select! {
+            ended = proxy.run(stop) => ended.map_err(proxy_failure),
+            refused = refused_by_etcd(&cluster, &etcd, &view) => Err(refused),
+            () = end.cancelled() => {
+                tracing::info!("told to stop again: sessions are cut");
+                Ok(())
+            }
+        }
+    }
+}
+
+fn tell_addresses(proxy: &Proxy, cluster: &ClusterConfig) {
     let addresses = proxy.addresses();
     let ports = |addresses: &[SocketAddr]| {
         addresses
@@ -278,23 +386,28 @@ async fn serve_proxy(named: Option<PathBuf>, section: ProxySection, cluster: Clu
         "proxy of cluster {} listens on {clients}; its page is on {page}",
         cluster.scope
     );
-    let mut tasks = JoinSet::new();
-    let stop = CancellationToken::new();
-    tasks.spawn(stop_on_signal(stop.clone())?);
-    let reload = ProxyReload {
-        named,
-        section,
-        cluster: cluster.clone(),
-        reloader: proxy.reloader(),
-    };
-    tasks.spawn(reload.run(hangup));
-    // Outlives the stop: sessions that drain still rest on warrants.
-    let source_stop = CancellationToken::new();
-    let _source_stop = source_stop.clone().drop_guard();
-    tasks.spawn(source.run(source_stop));
-    tokio::select! {
-        ended = proxy.run(stop) => ended.map_err(proxy_failure),
-        refused = refused_by_etcd(&cluster, &etcd, &view) => Err(refused),
+}
+
+/// Tells the predecessor that this proxy serves, once it knows the cluster, and from then on is ready for a successor itself.
+async fn succeed(
+    predecessor: Option<UnixStream>,
+    view: ViewHandle,
+    path: PathBuf,
+    reloader: Reloader,
+    stop: CancellationToken,
+) {
+    if let Some(stream) = predecessor {
+        let mut health = view.health();
+        // Also when etcd is away: the old proxy knows no more then.
+        let _ = timeout(READY_MAX, health.wait_for(|health| *health == SourceHealth::Following)).await;
+        match Taken::ready(stream) {
+            Ok(()) => tracing::info!("took over from the proxy that ran before"),
+            Err(error) => tracing::info!(%error, "the proxy that ran before has gone meanwhile"),
+        }
+    }
+    match Offer::at(&path) {
+        Ok(offer) => offer.run(reloader, stop).await,
+        Err(error) => tracing::warn!(%error, "no other proxy can take over by {}", path.display()),
     }
 }
 
@@ -333,32 +446,33 @@ fn listen_for(kind: SignalKind) -> Result<Signal, Failure> {
     signal(kind).map_err(|error| Failure::Unavailable(format!("listening for signals: {error}")))
 }
 
-fn stop_on_signal(stop: CancellationToken) -> Result<impl Future<Output = ()>, Failure> {
+/// The first signal lets sessions end by themselves; the second ends them at once.
+fn stop_on_signal(stop: CancellationToken, end: CancellationToken) -> Result<impl Future<Output = ()>, Failure> {
     let mut terminate = listen_for(SignalKind::terminate())?;
     let mut interrupt = listen_for(SignalKind::interrupt())?;
     Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        for token in [stop, end] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if !token.is_cancelled() {
+                tracing::info!("told to stop; sessions may end by themselves for a while");
+            }
+            token.cancel();
         }
-        tracing::info!("told to stop; sessions may end by themselves for a while");
-        stop.cancel();
     })
 }
 
 /// In the proxy's own types.
 pub(crate) fn proxy_config(section: &ProxySection) -> ProxyConfig {
     let listeners = section.listeners.iter().map(|listener| {
-        let address = listener.address.to_string();
-        let config = match listener.role {
-            Role::Write => ListenerConfig::write(address),
-            Role::Read => ListenerConfig::read(address, listener.max_lag_bytes, listener.fallback_to_leader),
-        };
-        ListenerConfig {
-            allow: listener.allow.clone(),
-            proxy_protocol: listener.proxy_protocol.clone(),
-            ..config
-        }
+        let mut config = ListenerConfig::new(listener.address.to_string(), listener.role);
+        config.reads = listener.reads.clone();
+        config.tls = listener.tls;
+        config.allow = listener.allow.clone();
+        config.proxy_protocol = listener.proxy_protocol.clone();
+        config
     });
     ProxyConfig {
         listeners: listeners.collect(),
@@ -370,6 +484,8 @@ pub(crate) fn proxy_config(section: &ProxySection) -> ProxyConfig {
         stats: Some(StatsConfig {
             address: section.stats.to_string(),
         }),
+        client_tls: section.client_tls.clone(),
+        server_tls: section.server_tls.clone(),
         workers: section.workers.unwrap_or_default(),
         application_name: section.application_name.clone(),
         log_sessions: section.log_sessions,

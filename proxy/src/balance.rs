@@ -1,14 +1,51 @@
 //! Which replica a reader goes to. Pure: the view, the sessions that are open and random draws in, a member out.
 
-use pgherd_cluster::name::MemberName;
+use std::time::Duration;
+
+use pgherd_cluster::clock::Boottime;
+use pgherd_cluster::name::{Lsn, MemberName};
 use pgherd_cluster::record::{PgState, Role};
 use pgherd_cluster::view::{Member, View};
+use serde_json::Value;
+
+use crate::config::{ListenerRole, ReadRules};
+use crate::lag::{Behind, LeaderPositions};
+use crate::refusal;
+use crate::route::Why;
+
+/// What a listener asks of a member before its readers go there.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// The listener's role.
+    pub role: ListenerRole,
+    /// Its rules.
+    pub rules: &'a ReadRules,
+    /// How far the leader was, and when.
+    pub positions: &'a LeaderPositions,
+    /// As of when the view is known to be right. While the store does not answer, nobody falls further behind by that.
+    pub as_of: Boottime,
+}
+
+static NO_RULES: ReadRules = ReadRules::none();
+static NO_POSITIONS: LeaderPositions = LeaderPositions::none();
+
+impl Wanted<'static> {
+    /// Any replica.
+    pub const ANY_REPLICA: Self = Self {
+        role: ListenerRole::Read,
+        rules: &NO_RULES,
+        positions: &NO_POSITIONS,
+        as_of: Boottime::from_nanos(0),
+    };
+}
 
 /// Why a member gets no reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LeftOut {
     /// It holds the leader key, whatever its own record still says.
     Leads,
+    /// It leads and is none of the members that readers go to, for this reason.
+    LeadsAnd(Box<Why>),
     /// Its PostgreSQL is in this state.
     NotRunning(PgState),
     /// It is not a standby, whether it streams or not.
@@ -17,12 +54,32 @@ pub enum LeftOut {
     NotStreaming(Option<String>),
     /// It is tagged so.
     NoLoadBalance,
+    /// The listener is for synchronous replicas, and it is none.
+    NotSync,
+    /// The listener is for asynchronous replicas, and it is synchronous.
+    IsSync,
+    /// The listener asks for a tag that it does not have, or not with this value.
+    OtherTag {
+        /// The tag.
+        key: String,
+        /// What is asked for.
+        wanted: String,
+        /// What it has.
+        found: Option<String>,
+    },
     /// It is further behind the leader than the listener allows.
     Lags {
         /// How far, in bytes.
         bytes: u64,
         /// How far it may be.
         bytes_max: u64,
+    },
+    /// The leader has been past it for longer than the listener allows.
+    LagsFor {
+        /// For how long, at least.
+        time: Duration,
+        /// How long it may be.
+        time_max: Duration,
     },
     /// The listener limits the lag and this member's is not known.
     LagUnknown,
@@ -36,12 +93,25 @@ impl std::fmt::Display for LeftOut {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Leads => f.write_str("it leads"),
+            Self::LeadsAnd(why) => f.write_str(refusal::cannot_route(why, Duration::ZERO, None).message()),
             Self::NotRunning(state) => write!(f, "PostgreSQL is {}", state.as_str()),
             Self::NotStandby(role) => write!(f, "its role is {}", role.as_str()),
             Self::NotStreaming(None) => f.write_str("it does not stream"),
             Self::NotStreaming(Some(state)) => write!(f, "it does not stream: {state}"),
             Self::NoLoadBalance => f.write_str("tagged noloadbalance"),
+            Self::NotSync => f.write_str("it is not synchronous"),
+            Self::IsSync => f.write_str("it is synchronous"),
+            Self::OtherTag { key, wanted, found } => match found {
+                Some(found) => write!(f, "its tag {key} is {found}, not {wanted}"),
+                None => write!(f, "it has no tag {key}, {wanted} is asked for"),
+            },
             Self::Lags { bytes, bytes_max } => write!(f, "{bytes} bytes behind, {bytes_max} allowed"),
+            Self::LagsFor { time, time_max } => write!(
+                f,
+                "{:.1} s behind, {:.1} s allowed",
+                time.as_secs_f64(),
+                time_max.as_secs_f64()
+            ),
             Self::LagUnknown => f.write_str("its lag is not known"),
             Self::NoAddress => f.write_str("it has no address"),
             Self::Silent => f.write_str("it does not answer"),
@@ -53,15 +123,24 @@ impl std::fmt::Display for LeftOut {
 /// greater of received and replayed, which is the nearest that there is.
 #[must_use]
 pub fn lag_bytes(view: &View, member: &Member) -> Option<u64> {
-    let replayed = member.record.replay_lsn.or(member.record.xlog_location)?;
-    Some(replayed.behind(view.status.optime?))
+    Some(replayed(member)?.behind(view.status.optime?))
+}
+
+/// How long the leader has been past what a member has replayed.
+#[must_use]
+pub fn lag_time(member: &Member, positions: &LeaderPositions, as_of: Boottime) -> Option<Behind> {
+    positions.behind(replayed(member)?, as_of)
+}
+
+fn replayed(member: &Member) -> Option<Lsn> {
+    member.record.replay_lsn.or(member.record.xlog_location)
 }
 
 /// Whether readers may go to `member`, or why not.
 ///
 /// # Errors
 /// The first reason found.
-pub fn readable(view: &View, member: &Member, max_lag_bytes: Option<u64>) -> Result<(), LeftOut> {
+pub fn readable(view: &View, member: &Member, wanted: Wanted<'_>) -> Result<(), LeftOut> {
     let record = &member.record;
     if view.epoch().is_some_and(|epoch| epoch.holder == member.name) {
         return Err(LeftOut::Leads);
@@ -72,7 +151,7 @@ pub fn readable(view: &View, member: &Member, max_lag_bytes: Option<u64>) -> Res
     if record.replication_state.as_deref() != Some("streaming") {
         return Err(LeftOut::NotStreaming(record.replication_state.clone()));
     }
-    fit(view, member, max_lag_bytes)
+    fit(view, member, wanted)
 }
 
 /// Whether readers may go to `member` rather than nowhere, while [`nobody_to_stream_from`], or why not. A former leader's
@@ -80,7 +159,7 @@ pub fn readable(view: &View, member: &Member, max_lag_bytes: Option<u64>) -> Res
 ///
 /// # Errors
 /// The first reason found.
-pub fn last_resort(view: &View, member: &Member, max_lag_bytes: Option<u64>) -> Result<(), LeftOut> {
+pub fn last_resort(view: &View, member: &Member, wanted: Wanted<'_>) -> Result<(), LeftOut> {
     let record = &member.record;
     if view.epoch().is_some_and(|epoch| epoch.holder == member.name) {
         return Err(LeftOut::Leads);
@@ -91,7 +170,7 @@ pub fn last_resort(view: &View, member: &Member, max_lag_bytes: Option<u64>) -> 
     if record.role != Role::Replica {
         return Err(LeftOut::NotStandby(record.role));
     }
-    fit(view, member, max_lag_bytes)
+    fit(view, member, wanted)
 }
 
 /// Whether standbys cannot stream because nobody leads, the leader is down by its own word, or it is among those that did
@@ -105,19 +184,62 @@ pub fn nobody_to_stream_from(view: &View, did_not_answer: &[MemberName]) -> bool
 }
 
 /// What is asked of every member that is read from.
-fn fit(view: &View, member: &Member, max_lag_bytes: Option<u64>) -> Result<(), LeftOut> {
+fn fit(view: &View, member: &Member, wanted: Wanted<'_>) -> Result<(), LeftOut> {
     let record = &member.record;
     if record.tag("noloadbalance") {
         return Err(LeftOut::NoLoadBalance);
     }
+    let is_sync = view.sync.value.is_active() && view.sync.value.lists(&member.name);
+    match wanted.role {
+        ListenerRole::Sync if !is_sync => return Err(LeftOut::NotSync),
+        ListenerRole::Async if is_sync => return Err(LeftOut::IsSync),
+        _ => {}
+    }
+    has_tags(member, wanted.rules)?;
     if record.postgres_address().is_none() {
         return Err(LeftOut::NoAddress);
     }
-    match (max_lag_bytes, lag_bytes(view, member)) {
+    match (wanted.rules.max_lag_bytes, lag_bytes(view, member)) {
         (None, _) => Ok(()),
         (Some(_), None) => Err(LeftOut::LagUnknown),
         (Some(bytes_max), Some(bytes)) if bytes > bytes_max => Err(LeftOut::Lags { bytes, bytes_max }),
         (Some(_), Some(_)) => Ok(()),
+    }?;
+    let Some(time_max) = wanted.rules.max_lag_time else {
+        return Ok(());
+    };
+    match lag_time(member, wanted.positions, wanted.as_of) {
+        Some(Behind::For(time) | Behind::AtLeast(time)) if time > time_max => Err(LeftOut::LagsFor { time, time_max }),
+        Some(Behind::For(_)) => Ok(()),
+        // It may have been behind for long when this proxy began to look.
+        Some(Behind::AtLeast(_)) | None => Err(LeftOut::LagUnknown),
+    }
+}
+
+/// Whether a member has the tags that the rules ask for.
+///
+/// # Errors
+/// The first tag that is missing or other.
+pub fn has_tags(member: &Member, rules: &ReadRules) -> Result<(), LeftOut> {
+    for (key, wanted) in &rules.tags {
+        let found = member.record.tags.get(key).and_then(tag_text);
+        if found.as_ref() != Some(wanted) {
+            return Err(LeftOut::OtherTag {
+                key: key.clone(),
+                wanted: wanted.clone(),
+                found,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// As Patroni compares tags: texts as they are, anything else as it is written.
+fn tag_text(value: &Value) -> Option<String> {
+    match value {
+        Value::Null => None,
+        Value::String(text) => Some(text.clone()),
+        other => Some(other.to_string()),
     }
 }
 
@@ -165,10 +287,65 @@ mod tests {
     use super::*;
     use crate::testing::{Cluster, name};
 
+    fn limited(max_lag_bytes: Option<u64>) -> ReadRules {
+        ReadRules {
+            max_lag_bytes,
+            ..ReadRules::none()
+        }
+    }
+
+    #[test]
+    fn the_time_limit_counts_from_when_the_leader_was_past_it() {
+        let at = |seconds: u64| Boottime::from_nanos(seconds * 1_000_000_000);
+        let mut positions = LeaderPositions::none();
+        for (time, position) in [(10, 100), (20, 200), (30, 300)] {
+            positions.note(Lsn(position), at(time));
+        }
+        let time_max = Duration::from_secs(5);
+        let rules = ReadRules {
+            max_lag_time: Some(time_max),
+            ..ReadRules::none()
+        };
+        let told = |more: &str, positions: &LeaderPositions, as_of: u64| {
+            let more = format!(r#""replication_state":"streaming",{more}"#);
+            let view = Cluster::new().member("n2", "replica", "running", &more).view();
+            let wanted = Wanted {
+                rules: &rules,
+                positions,
+                as_of: at(as_of),
+                ..Wanted::ANY_REPLICA
+            };
+            readable(&view, &view.members[&name("n2")], wanted)
+        };
+        assert_eq!(told(r#""replay_lsn":300"#, &positions, 99), Ok(()));
+        assert_eq!(told(r#""replay_lsn":200"#, &positions, 35), Ok(()));
+        let time = Duration::from_secs(6);
+        let lags = Err(LeftOut::LagsFor { time, time_max });
+        assert_eq!(told(r#""replay_lsn":200"#, &positions, 36), lags);
+        assert_eq!(told(r#""replay_lsn":50"#, &positions, 12), Err(LeftOut::LagUnknown));
+        let time = Duration::from_secs(26);
+        assert_eq!(
+            told(r#""replay_lsn":50"#, &positions, 36),
+            Err(LeftOut::LagsFor { time, time_max })
+        );
+        assert_eq!(told(r#""tags":{}"#, &positions, 36), Err(LeftOut::LagUnknown));
+        let nothing = LeaderPositions::none();
+        assert_eq!(told(r#""replay_lsn":300"#, &nothing, 36), Err(LeftOut::LagUnknown));
+    }
+
     fn why(cluster: &Cluster, member: &str, max_lag_bytes: Option<u64>) -> Option<LeftOut> {
         let view = cluster.view();
         let member = view.members.get(&name(member)).expect("the test made it");
-        readable(&view, member, max_lag_bytes).err()
+        let rules = &limited(max_lag_bytes);
+        readable(
+            &view,
+            member,
+            Wanted {
+                rules,
+                ..Wanted::ANY_REPLICA
+            },
+        )
+        .err()
     }
 
     #[test]
@@ -247,7 +424,12 @@ mod tests {
                 .status(r#"{"optime":1000}"#)
                 .member("n2", role, state, more);
             let view = cluster.view();
-            let told = last_resort(&view, &view.members[&name("n2")], max_lag_bytes);
+            let rules = &limited(max_lag_bytes);
+            let wanted = Wanted {
+                rules,
+                ..Wanted::ANY_REPLICA
+            };
+            let told = last_resort(&view, &view.members[&name("n2")], wanted);
             assert_eq!(told, expected, "{role} {state} {more} {max_lag_bytes:?}");
         }
     }
@@ -287,6 +469,40 @@ mod tests {
         assert_eq!(why(&cluster, "n2", Some(99)), Some(lags));
         let unknown = Cluster::new().replica("n2");
         assert_eq!(why(&unknown, "n2", Some(99)), Some(LeftOut::LagUnknown));
+    }
+
+    #[test]
+    fn a_member_needs_every_tag_with_the_value_that_is_asked_for() {
+        let cluster = Cluster::new().member(
+            "n2",
+            "replica",
+            "running",
+            r#""replication_state":"streaming","tags":{"dc":"a","fast":true,"size":2,"none":null}"#,
+        );
+        let view = cluster.view();
+        let member = &view.members[&name("n2")];
+        let told = |tags: &[(&str, &str)]| {
+            let tags = tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+            let rules = &ReadRules {
+                tags: tags.collect(),
+                ..ReadRules::none()
+            };
+            let told = readable(
+                &view,
+                member,
+                Wanted {
+                    rules,
+                    ..Wanted::ANY_REPLICA
+                },
+            );
+            told.map_err(|left_out| left_out.to_string())
+        };
+        assert_eq!(told(&[("dc", "a"), ("fast", "true"), ("size", "2")]), Ok(()));
+        let other = Err("its tag dc is a, not b".to_owned());
+        assert_eq!(told(&[("dc", "b"), ("fast", "true")]), other);
+        for key in ["zone", "none"] {
+            assert_eq!(told(&[(key, "x")]), Err(format!("it has no tag {key}, x is asked for")));
+        }
     }
 
     proptest! {

@@ -8,15 +8,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::record::Address;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use pgherd_cluster::view::Member;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::debug;
 
-use crate::balance;
+use crate::balance::{self, Wanted};
 use crate::config::ListenerRole;
 use crate::dial::dial;
 use crate::shared::Shared;
+use crate::stream::Stream;
 use crate::wire::startup::CancelKey;
 
 /// For connecting, sending and the server's close.
@@ -92,21 +93,16 @@ fn address_of(server: SocketAddr) -> Address {
 /// Where the session of a key that another proxy passed on may be. PostgreSQL ignores a key that is not its own.
 fn possible_servers(shared: &Shared, role: ListenerRole) -> Vec<Address> {
     let view = shared.seen().view;
+    let leader = || view.leader_member().into_iter();
+    let readable = || {
+        let members = view.members.values();
+        members.filter(|member| balance::readable(&view, member, Wanted::ANY_REPLICA).is_ok())
+    };
+    let address = |member: &Member| member.record.postgres_address();
     match role {
-        ListenerRole::Write => {
-            let leader = view.leader_member();
-            leader
-                .and_then(|leader| leader.record.postgres_address())
-                .into_iter()
-                .collect()
-        }
-        ListenerRole::Read => {
-            let readable = view
-                .members
-                .values()
-                .filter(|member| balance::readable(&view, member, None).is_ok());
-            readable.filter_map(|member| member.record.postgres_address()).collect()
-        }
+        ListenerRole::Write | ListenerRole::StandbyLeader => leader().filter_map(address).collect(),
+        ListenerRole::Read | ListenerRole::Sync | ListenerRole::Async => readable().filter_map(address).collect(),
+        ListenerRole::Any => leader().chain(readable()).filter_map(address).collect(),
     }
 }
 
@@ -122,7 +118,7 @@ async fn deliver(address: Address, packet: Bytes) -> &'static str {
 }
 
 async fn hand_over(address: &Address, packet: &[u8]) -> io::Result<()> {
-    let mut server = dial(address).await?;
+    let mut server = Stream::Plain(dial(address).await?);
     server.write_all(packet).await?;
     // The server closes once it has signalled the backend. Only then may the client be let go: it takes the close for the
     // end of the matter, and its next query must not be hit.

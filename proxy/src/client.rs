@@ -8,14 +8,19 @@ use pgherd_cluster::name::MemberName;
 use tracing::{Level, debug, enabled, info};
 
 use crate::admission::{Places, Who};
+use crate::listener::Admission;
 use crate::peer::Peer;
 
 /// A client on its way to a session.
 pub(crate) struct Client {
     pub(crate) peer: Peer,
     pub(crate) who: Who,
+    /// Its listener's number.
+    pub(crate) index: usize,
     /// Kept while the session goes on.
     pub(crate) places: Places,
+    /// The same, among all connections.
+    pub(crate) _admission: Option<Admission>,
 }
 
 impl Client {
@@ -109,7 +114,9 @@ mod tests {
                 database: None,
                 address: None,
             },
+            index: 0,
             places: Places::default(),
+            _admission: None,
         };
         let line = SessionLine::new(&client, "0.0.0.0:5432", &name("n1"), true).expect("it is shown");
         line.begins(4711);

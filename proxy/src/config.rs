@@ -2,11 +2,13 @@
 
 mod limits;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub use self::limits::{LimitsConfig, QueueConfig};
 use crate::label::ApplicationName;
 use crate::network::Network;
+use crate::tls::{ClientTlsConfig, ListenerTls, ServerTlsConfig, ServerTlsMode, TlsConfigError};
 
 /// What a listener's clients come for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,6 +17,14 @@ pub enum ListenerRole {
     Write,
     /// Sessions go to replicas.
     Read,
+    /// Sessions go to replicas that the record of synchronous replication lists.
+    Sync,
+    /// Sessions go to replicas that it does not list.
+    Async,
+    /// Sessions go to replicas and to the leader alike.
+    Any,
+    /// Sessions go to the leader of a standby cluster.
+    StandbyLeader,
 }
 
 impl ListenerRole {
@@ -24,6 +34,45 @@ impl ListenerRole {
         match self {
             Self::Write => "write",
             Self::Read => "read",
+            Self::Sync => "sync",
+            Self::Async => "async",
+            Self::Any => "any",
+            Self::StandbyLeader => "standby_leader",
+        }
+    }
+
+    /// Whether its clients are readers, who are spread over members.
+    #[must_use]
+    pub const fn is_balanced(self) -> bool {
+        match self {
+            Self::Read | Self::Sync | Self::Async | Self::Any => true,
+            Self::Write | Self::StandbyLeader => false,
+        }
+    }
+}
+
+/// What a listener's readers are promised of the member that they get.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadRules {
+    /// Tags that a member must have, with these values; a value that is no text is compared as it is written in JSON.
+    pub tags: BTreeMap<String, String>,
+    /// How far behind the leader a replica may be, in bytes; nothing for any distance.
+    pub max_lag_bytes: Option<u64>,
+    /// How long the leader may have been past a replica; nothing for any time.
+    pub max_lag_time: Option<Duration>,
+    /// Whether readers go to the leader when no replica can take them.
+    pub fallback_to_leader: bool,
+}
+
+impl ReadRules {
+    /// Any replica will do, and the leader never.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self {
+            tags: BTreeMap::new(),
+            max_lag_bytes: None,
+            max_lag_time: None,
+            fallback_to_leader: false,
         }
     }
 }
@@ -35,10 +84,10 @@ pub struct ListenerConfig {
     pub address: String,
     /// What its clients come for.
     pub role: ListenerRole,
-    /// How far behind the leader a replica may be, in bytes; nothing for any distance. For readers only.
-    pub max_lag_bytes: Option<u64>,
-    /// Whether readers go to the leader when no replica can take them.
-    pub fallback_to_leader: bool,
+    /// For readers only.
+    pub reads: ReadRules,
+    /// Whether its clients may speak TLS.
+    pub tls: ListenerTls,
     /// Where clients may be; everywhere when it is empty. Those on unix sockets are let in by the socket's permissions.
     pub allow: Vec<Network>,
     /// Proxies that begin each connection with a PROXY protocol header, which tells who the client is.
@@ -49,26 +98,47 @@ impl ListenerConfig {
     /// A listener for writers.
     #[must_use]
     pub fn write(address: impl Into<String>) -> Self {
-        Self {
-            address: address.into(),
-            role: ListenerRole::Write,
-            max_lag_bytes: None,
-            fallback_to_leader: false,
-            allow: Vec::new(),
-            proxy_protocol: Vec::new(),
-        }
+        Self::new(address, ListenerRole::Write)
     }
 
     /// A listener for readers.
     #[must_use]
     pub fn read(address: impl Into<String>, max_lag_bytes: Option<u64>, fallback_to_leader: bool) -> Self {
+        let mut listener = Self::new(address, ListenerRole::Read);
+        listener.reads.max_lag_bytes = max_lag_bytes;
+        listener.reads.fallback_to_leader = fallback_to_leader;
+        listener
+    }
+
+    /// A listener with this role that promises readers nothing more.
+    #[must_use]
+    pub fn new(address: impl Into<String>, role: ListenerRole) -> Self {
         Self {
             address: address.into(),
-            role: ListenerRole::Read,
-            max_lag_bytes,
-            fallback_to_leader,
+            role,
+            reads: ReadRules::none(),
+            tls: ListenerTls::Off,
             allow: Vec::new(),
             proxy_protocol: Vec::new(),
+        }
+    }
+
+    /// The first setting that has no meaning for its role.
+    fn without_meaning(&self) -> Option<&'static str> {
+        let reads = &self.reads;
+        let settings = [
+            ("tags", !reads.tags.is_empty()),
+            ("max_lag", reads.max_lag_bytes.is_some()),
+            ("max_lag_time", reads.max_lag_time.is_some()),
+            ("fallback", reads.fallback_to_leader),
+        ];
+        let is_set = |(setting, set): (&'static str, bool)| set.then_some(setting);
+        let mut found = settings.into_iter().filter_map(is_set);
+        match self.role {
+            ListenerRole::Write | ListenerRole::StandbyLeader => found.next(),
+            // The leader is no last resort where it is one of them.
+            ListenerRole::Any => found.find(|setting| *setting == "fallback"),
+            ListenerRole::Read | ListenerRole::Sync | ListenerRole::Async => None,
         }
     }
 }
@@ -109,6 +179,10 @@ pub struct ProxyConfig {
     pub limits: LimitsConfig,
     /// Where the page is; nothing for no page.
     pub stats: Option<StatsConfig>,
+    /// How the proxy shows itself to clients; nothing where TLS does not end here.
+    pub client_tls: Option<ClientTlsConfig>,
+    /// How it connects to members.
+    pub server_tls: ServerTlsConfig,
     /// Threads that carry sessions; 0 for one per CPU.
     pub workers: usize,
     /// How servers see the `application_name` of clients; nothing for as it came.
@@ -131,14 +205,37 @@ pub enum ConfigError {
         /// The address.
         address: String,
     },
-    /// Writers go to the leader, so a setting about replicas would be ignored in silence.
-    #[error("the write listener {address} has {setting}, which is for read listeners")]
-    ReadersOnly {
+    /// It would be ignored in silence.
+    #[error("the {role} listener {address} has {setting}, which has no meaning there", role = role.as_str())]
+    NoMeaning {
         /// The listener.
         address: String,
+        /// Its role.
+        role: ListenerRole,
         /// The setting.
         setting: &'static str,
     },
+    /// There is nothing to show to clients.
+    #[error("the listener {address} ends TLS, and there is no proxy.tls with a certificate and a private_key")]
+    NoCertificate {
+        /// The listener.
+        address: String,
+    },
+    /// A client that sees TLS binds its SCRAM exchange to the proxy's certificate, and the server to its own.
+    #[error(
+        "the listener {address} ends TLS, and server_tls is {mode}: SCRAM cannot pass from one TLS session into another. \
+         Either let the bytes pass (tls: passthrough), or connect to members in plaintext or as they allow (server_tls: \
+         prefer or disable), or take only plaintext from clients (tls: off)"
+    )]
+    TlsTwice {
+        /// The listener.
+        address: String,
+        /// What is asked of the servers' side.
+        mode: &'static str,
+    },
+    /// A certificate cannot be used.
+    #[error("TLS: {0}")]
+    Tls(#[from] TlsConfigError),
     /// Nobody could connect.
     #[error("limits.connections is 0")]
     NoConnections,
@@ -167,6 +264,8 @@ impl ProxyConfig {
             hold: HoldConfig::default(),
             limits: LimitsConfig::default(),
             stats: None,
+            client_tls: None,
+            server_tls: ServerTlsConfig::default(),
             workers: 0,
             application_name: None,
             log_sessions: false,
@@ -189,19 +288,22 @@ impl ProxyConfig {
             if !asks_for_any_port && earlier.into_iter().any(|other| other.address == listener.address) {
                 return Err(ConfigError::SameAddress { address: address() });
             }
-            if listener.role == ListenerRole::Write {
-                let setting = match listener {
-                    ListenerConfig {
-                        max_lag_bytes: Some(_), ..
-                    } => "max_lag",
-                    ListenerConfig {
-                        fallback_to_leader: true,
-                        ..
-                    } => "fallback",
-                    ListenerConfig { .. } => continue,
-                };
-                return Err(ConfigError::ReadersOnly {
+            if matches!(listener.tls, ListenerTls::Allow | ListenerTls::Require) {
+                if self.client_tls.is_none() {
+                    return Err(ConfigError::NoCertificate { address: address() });
+                }
+                let mode = self.server_tls.mode;
+                if mode >= ServerTlsMode::Require {
+                    return Err(ConfigError::TlsTwice {
+                        address: address(),
+                        mode: mode.as_str(),
+                    });
+                }
+            }
+            if let Some(setting) = listener.without_meaning() {
+                return Err(ConfigError::NoMeaning {
                     address: address(),
+                    role: listener.role,
                     setting,
                 });
             }
@@ -234,10 +336,21 @@ mod tests {
             Err(ConfigError::SameAddress { .. })
         ));
         let mut lagging = write();
-        lagging.max_lag_bytes = Some(1);
+        lagging.reads.max_lag_bytes = Some(1);
         assert!(matches!(
             ProxyConfig::new(vec![lagging]).check(),
-            Err(ConfigError::ReadersOnly { setting: "max_lag", .. })
+            Err(ConfigError::NoMeaning { setting: "max_lag", .. })
+        ));
+        let mut alike = ListenerConfig::new("0.0.0.0:5433", ListenerRole::Any);
+        alike.reads.max_lag_bytes = Some(1);
+        assert_eq!(ProxyConfig::new(vec![alike.clone()]).check(), Ok(()));
+        alike.reads.fallback_to_leader = true;
+        assert!(matches!(
+            ProxyConfig::new(vec![alike]).check(),
+            Err(ConfigError::NoMeaning {
+                setting: "fallback",
+                ..
+            })
         ));
         let mut small = ProxyConfig::new(vec![write()]);
         small.limits.connections = 10;

@@ -2,6 +2,7 @@
 //! patience is over.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +11,6 @@ use bytes::Bytes;
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::name::MemberName;
 use pgherd_cluster::view::View;
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -28,8 +27,10 @@ use crate::gate::Pass;
 use crate::look::look;
 use crate::refusal;
 use crate::route::{self, Decision, Footing, Policy, Target, Why};
+use crate::secure::secure;
 use crate::sessions::{Ending, Registration};
 use crate::shared::{ListenerState, Shared, count};
+use crate::stream::Stream;
 use crate::turn::{Entered, NoTurn, Place, STARTUP_MAX, Waits, keep_briefly};
 use crate::wire::error_response::Fatal;
 use crate::wire::first_answer::FirstAnswer;
@@ -43,7 +44,7 @@ const FORWARD_MAX: Duration = Duration::from_secs(2);
 
 /// A server that has the client's startup message and did not turn it away.
 pub(crate) struct Connected {
-    pub(crate) server: TcpStream,
+    pub(crate) server: Stream,
     /// What was received of its answer.
     pub(crate) early: Vec<u8>,
     pub(crate) target: Target,
@@ -73,9 +74,12 @@ pub(crate) struct Connector<'a> {
     pub(crate) listener: &'a ListenerState,
     /// As it was when the client came.
     pub(crate) config: &'a ListenerConfig,
-    pub(crate) client: &'a TcpStream,
+    pub(crate) client: &'a Stream,
+    /// What the server gets first.
     pub(crate) startup: &'a Bytes,
     pub(crate) client_is: &'a Client,
+    /// The startup message is in it, and not the client's request for TLS with the server.
+    pub(crate) in_clear: bool,
     pub(crate) cut: &'a CancellationToken,
 }
 
@@ -142,7 +146,7 @@ impl Connector<'_> {
                     Dialled::Connected(connected) => return Ok(*connected),
                     Dialled::Overtaken => continue,
                     Dialled::Denied(denied) => return Err(denied),
-                    Dialled::Failed(why) if self.config.role == ListenerRole::Read && Boottime::now() < look_until => {
+                    Dialled::Failed(why) if self.config.role.is_balanced() && Boottime::now() < look_until => {
                         avoid.push(target.member);
                         failed = Some(why);
                         continue;
@@ -179,7 +183,7 @@ impl Connector<'_> {
         }
     }
 
-    fn policy(&self, started: Boottime) -> Policy {
+    fn policy(&self, started: Boottime) -> Policy<'_> {
         let hold = self.shared.config.load().hold;
         let patience = if hold.clients == 0 {
             Duration::ZERO
@@ -188,14 +192,13 @@ impl Connector<'_> {
         };
         Policy {
             role: self.config.role,
-            max_lag_bytes: self.config.max_lag_bytes,
-            fallback_to_leader: self.config.fallback_to_leader,
+            rules: &self.config.reads,
             hold_until: started + patience,
         }
     }
 
     /// Where a client goes; of replicas, to one that has room, if there is one.
-    fn decide(&self, policy: Policy, avoid: &[MemberName], waits: &mut Waits) -> Decision {
+    fn decide(&self, policy: Policy<'_>, avoid: &[MemberName], waits: &mut Waits) -> Decision {
         let decision = self.route(policy, avoid);
         let Decision::To(first) = &decision else {
             return decision;
@@ -221,11 +224,12 @@ impl Connector<'_> {
         decision
     }
 
-    fn route(&self, policy: Policy, avoid: &[MemberName]) -> Decision {
+    fn route(&self, policy: Policy<'_>, avoid: &[MemberName]) -> Decision {
         let seen = self.shared.seen();
-        let open = match policy.role {
-            ListenerRole::Write => HashMap::new(), // There is nothing to choose.
-            ListenerRole::Read => self.shared.routes.open_by_member(),
+        let open = if policy.role.is_balanced() {
+            self.shared.routes.open_by_member()
+        } else {
+            HashMap::new() // There is nothing to choose.
         };
         let load = Load {
             open: &|member| open.get(member).copied().unwrap_or_default(),
@@ -239,7 +243,7 @@ impl Connector<'_> {
     /// not asked again for this client, since each question costs it a connection.
     async fn silent_leader(
         &self,
-        policy: Policy,
+        policy: Policy<'_>,
         avoid: &[MemberName],
         answered: &mut Option<MemberName>,
     ) -> Option<MemberName> {
@@ -266,7 +270,7 @@ impl Connector<'_> {
     /// from then on the fence knows of it.
     async fn dial(
         &self,
-        policy: Policy,
+        policy: Policy<'_>,
         target: &Target,
         avoid: &[MemberName],
         (changes, rechecks): (&mut watch::Receiver<Arc<View>>, &mut watch::Receiver<u64>),
@@ -290,12 +294,11 @@ impl Connector<'_> {
             Err(why) => return why.into(),
         };
         let dialled = tokio::select! {
-            dialled = dial(&target.address) => dialled,
+            dialled = self.reach(target) => dialled,
             () = overtaken => return Dialled::Overtaken,
             () = self.cut.cancelled() => return Dialled::Denied(Denied::Stopping),
         };
-        let peer = dialled.and_then(|server| server.peer_addr().map(|address| (server, address)));
-        let (server, address): (TcpStream, SocketAddr) = match peer {
+        let (server, address): (Stream, SocketAddr) = match dialled {
             Ok(connected) => connected,
             Err(error) => {
                 debug!(member = %target.member, address = %target.address, %error, "cannot connect to a member");
@@ -308,7 +311,7 @@ impl Connector<'_> {
         let footing = Footing {
             member: target.member.clone(),
             epoch: target.epoch.clone(),
-            may_be_led: policy.fallback_to_leader,
+            may_be_led: policy.role == ListenerRole::Any || policy.rules.fallback_to_leader,
         };
         let (registration, ended) = self.shared.sessions.enter(self.worker, footing, address);
         if !still_leads_there() {
@@ -325,6 +328,18 @@ impl Connector<'_> {
             place,
         };
         self.ask(connected, startup, look_until).await
+    }
+
+    /// Connects, and speaks TLS where that is wanted.
+    async fn reach(&self, target: &Target) -> io::Result<(Stream, SocketAddr)> {
+        let socket = dial(&target.address).await?;
+        let address = socket.peer_address()?;
+        let tls = self.shared.tls.load_full();
+        let server = match self.in_clear {
+            true => secure(socket, &target.address, &tls, self.client).await?,
+            false => Stream::Plain(socket),
+        };
+        Ok((server, address))
     }
 
     /// Forwards the startup message and looks at the first word of the answer: a server that takes no connections now is as
@@ -345,7 +360,7 @@ impl Connector<'_> {
                     Ok(Ending::Outlived(_)) | Err(_) => Dialled::Overtaken,
                 };
             }
-            looked = look(&connected.server, &mut connected.early) => looked,
+            looked = look(&mut connected.server, &mut connected.early) => looked,
             never = keep_briefly(startup) => match never {},
             () = gone(self.client) => return Dialled::Denied(Denied::ClientGone),
             () = self.cut.cancelled() => return Dialled::Denied(Denied::Stopping),
@@ -374,7 +389,7 @@ impl Connector<'_> {
     fn refuse(&self, why: &Why, started: Boottime) -> Denied {
         let waited = Boottime::now().since(started);
         count(&self.listener.refused);
-        if !matches!(why, Why::StandbyCluster { .. }) {
+        if !matches!(why, Why::StandbyCluster { .. } | Why::NoStandbyCluster { .. }) {
             count(&self.listener.hold_expired);
             let listener = self.listener.name.clone();
             self.shared.events.record(EventKind::HoldExpired { listener });
@@ -409,7 +424,7 @@ async fn changed<T>(changes: &mut watch::Receiver<T>) {
 }
 
 /// Waits for the client to go away. One that sends something instead is there, and not listened to any further.
-pub(crate) async fn gone(client: &TcpStream) {
+pub(crate) async fn gone(client: &Stream) {
     let mut byte = [0; 1];
     if matches!(client.peek(&mut byte).await, Ok(1..)) {
         std::future::pending::<()>().await;

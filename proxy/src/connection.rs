@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -17,14 +16,16 @@ use crate::config::ListenerConfig;
 use crate::connect::{Connected, Connector, Denied};
 use crate::entrance::{Opening, OpeningError, STARTUPS};
 use crate::events::EventKind;
-use crate::handshake::HandshakeError;
-use crate::listener::Accepted;
+use crate::handshake::{Arrived, HandshakeError, Offer, Wish};
+use crate::listener::{Accepted, Admission};
 use crate::peer::Peer;
 use crate::refusal;
 use crate::relay::{Counters, Outcome, Relay};
+use crate::secure::common_name;
 use crate::sessions::Ending;
 use crate::shared::{ListenerState, Shared, count};
-use crate::socket;
+use crate::stream::Stream;
+use crate::stream::socket::Socket;
 use crate::wire::error_response::Fatal;
 use crate::wire::startup::FirstPacket;
 
@@ -48,12 +49,17 @@ impl Connection {
     pub(crate) async fn serve(self, accepted: Accepted) {
         let listener = &*accepted.listener;
         let _counted = listener.connections.enter();
-        let Ok(mut client) = TcpStream::from_std(accepted.stream) else {
+        let Ok(client) = TcpStream::from_std(accepted.stream).map(Socket::Tcp) else {
             return;
         };
-        if socket::tune(&client).is_err() {
+        if client.tune().is_err() {
             return; // Reset before it was looked at.
         }
+        let tls = self.shared.tls.load_full();
+        let offer = Offer {
+            tls: listener.config.load().tls,
+            accept: tls.accept.clone(),
+        };
         let over_limit = accepted.admission.over_limit;
         let startup_max = if over_limit {
             STARTUP_OVER_LIMIT_MAX
@@ -67,7 +73,7 @@ impl Connection {
             starting: accepted.starting,
         };
         let read = tokio::select! {
-            read = timeout(startup_max, opening.read(&mut client)) => read,
+            read = timeout(startup_max, Box::pin(opening.read(client, offer))) => read,
             () = self.cut.cancelled() => return,
         };
         // Its places among those that have not said what they come for are free again.
@@ -75,22 +81,41 @@ impl Connection {
             peer, config, starting, ..
         } = opening;
         drop(starting);
-        let mut admission = Some(accepted.admission);
         match read {
-            Ok(Ok(FirstPacket::Startup { user, database, bytes })) => {
-                let address = peer.address();
-                let who = Who {
-                    user,
-                    database,
-                    address,
+            Ok(Ok(arrived)) => {
+                let arrival = Arrival {
+                    peer,
+                    config,
+                    index: accepted.index,
+                    admission: accepted.admission,
+                    map_users: tls.map_users,
                 };
-                debug!(%peer, ?who, "a session is asked for");
-                match self.admit(&config, &peer, &who, over_limit) {
+                drop(tls);
+                self.answer(arrived, arrival, listener).await;
+            }
+            Ok(Err(error)) => self.opened_badly(listener, &peer, &error),
+            Err(_) => {} // It said too little in time: a check of the port, most likely.
+        }
+        drop(accepted.load);
+    }
+
+    /// Does what a client came for, or says why not.
+    async fn answer(&self, arrived: Arrived, arrival: Arrival, listener: &ListenerState) {
+        let Arrived { stream: client, wish } = arrived;
+        match wish {
+            Wish::Packet(FirstPacket::Cancel { key, bytes }) if arrival.is_allowed() => {
+                cancel::forward(&self.shared, arrival.config.role, &key, &bytes).await;
+            }
+            // Answered when they were read; and whoever may not connect may not cancel.
+            Wish::Packet(FirstPacket::Ssl | FirstPacket::GssEnc | FirstPacket::Cancel { .. }) => {}
+            Wish::Packet(FirstPacket::Startup { user, database, bytes }) => {
+                let who = arrival.who(user, database);
+                debug!(peer = %arrival.peer, ?who, "a session is asked for");
+                let certified = arrival.certified(&client, who.user.as_deref());
+                match certified.and_then(|()| self.admit(&arrival, &who)) {
                     Ok(places) => {
-                        // A place among those that are only told why they are refused is free for the next.
-                        admission.take_if(|_| over_limit);
-                        let client_is = Client { peer, who, places };
-                        self.session(client, accepted.index, listener, &client_is, &bytes).await;
+                        let client_is = arrival.admitted(who, places);
+                        self.session(client, listener, &client_is, (&bytes, true)).await;
                     }
                     Err(fatal) => {
                         count(&listener.refused);
@@ -98,46 +123,52 @@ impl Connection {
                     }
                 }
             }
-            Ok(Ok(FirstPacket::Cancel { key, bytes })) if peer.is_allowed(&config.allow) => {
-                cancel::forward(&self.shared, config.role, &key, &bytes).await;
+            Wish::Passthrough(bytes) => {
+                debug!(peer = %arrival.peer, "a session by TLS with the server is asked for");
+                // Who they are is the server's to learn: only their number and their address can be limited.
+                let who = arrival.who(None, None);
+                match self.admit(&arrival, &who) {
+                    Ok(places) => {
+                        let client_is = arrival.admitted(who, places);
+                        self.session(client, listener, &client_is, (&bytes, false)).await;
+                    }
+                    Err(_) => {
+                        count(&listener.refused);
+                        client.reset();
+                    }
+                }
             }
-            // Answered when they were read; and whoever may not connect may not cancel.
-            Ok(Ok(FirstPacket::Ssl | FirstPacket::GssEnc | FirstPacket::Cancel { .. })) => {}
-            Ok(Err(error)) => self.opened_badly(client, listener, &peer, error).await,
-            Err(_) => {} // It said too little in time: a check of the port, most likely.
+            Wish::Refused(why) => {
+                debug!(peer = %arrival.peer, %why, "a connection is refused");
+                count(&listener.refused);
+                if let Some(fatal) = refusal::unwelcome(&why) {
+                    farewell(client, &fatal).await;
+                }
+            }
         }
-        drop((admission, accepted.load));
     }
 
-    /// What was not understood is answered, where its sender would understand the answer.
-    async fn opened_badly(&self, client: TcpStream, listener: &ListenerState, peer: &Peer, error: OpeningError) {
-        let fatal = match &error {
-            OpeningError::Handshake(HandshakeError::Io(_)) => return, // It left.
-            OpeningError::Handshake(HandshakeError::Malformed(what)) => refusal::malformed(what),
-            OpeningError::Header(_) => {
-                self.shared.limited.count("proxy_protocol", "");
-                None
-            }
-            OpeningError::TooMany(_) => {
-                self.shared.limited.count(STARTUPS, "");
-                None
-            }
+    /// What cannot be answered is counted, and closed.
+    fn opened_badly(&self, listener: &ListenerState, peer: &Peer, error: &OpeningError) {
+        let label = match error {
+            OpeningError::Handshake(HandshakeError::Tls(_)) => "tls",
+            OpeningError::Handshake(_) => return, // It left: a check of the port, most likely.
+            OpeningError::Header(_) => "proxy_protocol",
+            OpeningError::TooMany(_) => STARTUPS,
         };
         debug!(%peer, listener = listener.name, %error, "a connection is refused");
         count(&listener.refused);
-        if let Some(fatal) = fatal {
-            farewell(client, &fatal).await;
-        }
+        self.shared.limited.count(label, "");
     }
 
     /// Places for whoever wants a session, or what it is told.
-    fn admit(&self, listener: &ListenerConfig, peer: &Peer, who: &Who, over_limit: bool) -> Result<Places, Fatal> {
-        if !peer.is_allowed(&listener.allow) {
+    fn admit(&self, arrival: &Arrival, who: &Who) -> Result<Places, Fatal> {
+        if !arrival.is_allowed() {
             self.shared.limited.count("allow", "");
             return Err(refusal::not_allowed(who));
         }
         let limits = &self.shared.config.load().limits;
-        let admitted = if over_limit {
+        let admitted = if arrival.admission.over_limit {
             Err(Reached {
                 of: Of::Connections,
                 open: self.shared.admitted.get(),
@@ -159,30 +190,32 @@ impl Connection {
 
     async fn session(
         &self,
-        client: TcpStream,
-        index: usize,
+        client: Stream,
         listener: &ListenerState,
         client_is: &Client,
-        startup: &Bytes,
+        (startup, in_clear): (&Bytes, bool),
     ) {
         let config = self.shared.config.load();
-        let written = config.application_name.as_ref();
+        let written = config.application_name.as_ref().filter(|_| in_clear);
         let written = written.map(|name| name.write(startup, &client_is.peer, &listener.name));
         drop(config);
         let connector = Connector {
             shared: &self.shared,
             worker: self.worker,
-            index,
+            index: client_is.index,
             listener,
             config: &listener.config.load_full(),
             client: &client,
             startup: written.as_ref().unwrap_or(startup),
             client_is,
+            in_clear,
             cut: &self.cut,
         };
         // In a box of its own, which is gone while the session goes on.
         match Box::pin(connector.connect()).await {
-            Ok(connected) => self.relay(client, listener, client_is, connected).await,
+            Ok(connected) => self.relay(client, listener, client_is, (connected, in_clear)).await,
+            // Who waits for the beginning of TLS with a server takes one byte only; closing says as much.
+            Err(Denied::Refused(_) | Denied::Stopping) if !in_clear => client.reset(),
             Err(Denied::Refused(fatal)) => {
                 debug!(client = %client_is.peer, why = fatal.message(), "a client is refused");
                 farewell(client, &fatal).await;
@@ -192,7 +225,13 @@ impl Connection {
         }
     }
 
-    async fn relay(&self, client: TcpStream, listener: &ListenerState, client_is: &Client, connected: Connected) {
+    async fn relay(
+        &self,
+        client: Stream,
+        listener: &ListenerState,
+        client_is: &Client,
+        (connected, in_clear): (Connected, bool),
+    ) {
         let Connected {
             server,
             early,
@@ -209,7 +248,7 @@ impl Connection {
             to_server: &moved.to_server,
             to_client: &moved.to_client,
         });
-        let mut relay = Relay::new(client, server, early, registration, ended, counters);
+        let mut relay = Relay::new(client, server, early, registration, ended, counters, in_clear);
         let outcome = relay.run().await;
         let can_speak = relay.can_speak();
         let Relay { client, server, .. } = relay;
@@ -217,16 +256,16 @@ impl Connection {
             Outcome::Finished => ("finished", ""),
             Outcome::ClientStayed => ("client_stayed", ""),
             Outcome::ClientBroke => {
-                socket::reset(server);
+                server.reset();
                 ("client_broke", "")
             }
             Outcome::ServerBroke => {
-                socket::reset(client);
+                client.reset();
                 ("server_broke", "")
             }
             Outcome::Ended(ending) => {
                 // The server goes first and at once: nothing more may reach it.
-                socket::reset(server);
+                server.reset();
                 count(&listener.ended);
                 let reason = ending.label();
                 self.shared.events.record(EventKind::SessionsEnded { reason });
@@ -240,11 +279,61 @@ impl Connection {
     }
 }
 
+/// What is known of a client before it is served.
+struct Arrival {
+    peer: Peer,
+    /// Its listener as it was when the client came, and the listener's number.
+    config: Arc<ListenerConfig>,
+    index: usize,
+    admission: Admission,
+    /// A certificate is for the user only whom it names.
+    map_users: bool,
+}
+
+impl Arrival {
+    fn who(&self, user: Option<String>, database: Option<String>) -> Who {
+        Who {
+            user,
+            database,
+            address: self.peer.address(),
+        }
+    }
+
+    fn is_allowed(&self) -> bool {
+        self.peer.is_allowed(&self.config.allow)
+    }
+
+    /// It gets a session. A place among those that are only told why they are refused is free for the next.
+    fn admitted(self, who: Who, places: Places) -> Client {
+        Client {
+            peer: self.peer,
+            who,
+            index: self.index,
+            places,
+            _admission: Some(self.admission).filter(|admission| !admission.over_limit),
+        }
+    }
+
+    /// Whether the client may be this user, as far as its certificate says.
+    fn certified(&self, client: &Stream, user: Option<&str>) -> Result<(), Fatal> {
+        let Stream::Tls(tls) = client else { return Ok(()) };
+        let Some(certificate) = tls.peer_certificate().filter(|_| self.map_users) else {
+            return Ok(());
+        };
+        let name = common_name(certificate);
+        if name.is_some() && name.as_deref() == user {
+            Ok(())
+        } else {
+            Err(refusal::not_your_certificate(name.as_deref(), user))
+        }
+    }
+}
+
 /// Ends a client's session by a message where one can be understood, otherwise by a reset without a word. Answers with the
 /// SQLSTATE that was sent.
-async fn end_client(client: TcpStream, ending: &Ending, can_speak: bool) -> &'static str {
+async fn end_client(client: Stream, ending: &Ending, can_speak: bool) -> &'static str {
     if !can_speak {
-        socket::reset(client);
+        client.reset();
         return "";
     }
     let fatal = match ending {
@@ -257,10 +346,10 @@ async fn end_client(client: TcpStream, ending: &Ending, can_speak: bool) -> &'st
 
 /// Sends a last message and closes so that it arrives: closing with something unread would reset the connection, and the
 /// message with it.
-async fn farewell(mut client: TcpStream, fatal: &Fatal) {
+async fn farewell(mut client: Stream, fatal: &Fatal) {
     let said = async {
         client.write_all(&fatal.encode()).await?;
-        socket::finish_sending(&client)?;
+        client.finish().await?;
         let mut ignored = [0; 1024];
         while client.read(&mut ignored).await? > 0 {}
         Ok::<(), std::io::Error>(())

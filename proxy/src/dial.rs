@@ -8,7 +8,7 @@ use pgherd_cluster::record::Address;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
-use crate::socket;
+use crate::stream::socket::Socket;
 
 /// How long one attempt may take: a lost SYN is sent again after one second.
 const DIAL_MAX: Duration = Duration::from_millis(2500);
@@ -17,14 +17,15 @@ const DIAL_MAX: Duration = Duration::from_millis(2500);
 ///
 /// # Errors
 /// When no address that the name stands for can be connected to in time: the last one's error.
-pub(crate) async fn dial(address: &Address) -> io::Result<TcpStream> {
+pub(crate) async fn dial(address: &Address) -> io::Result<Socket> {
     let dialled = async {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name stands for no address");
         for socket_address in resolve(address).await? {
             match TcpStream::connect(socket_address).await {
                 Ok(stream) => {
-                    socket::tune(&stream)?;
-                    return Ok(stream);
+                    let socket = Socket::Tcp(stream);
+                    socket.tune()?;
+                    return Ok(socket);
                 }
                 Err(error) => last = error,
             }

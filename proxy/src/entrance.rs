@@ -3,22 +3,20 @@
 //! A connection that says nothing costs a place for as long as a startup may take, so one address must not have all of them.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::net::TcpStream;
 use tracing::debug;
 
 use crate::admission::{Counts, Place};
 use crate::config::ListenerConfig;
 use crate::gate::Pass;
-use crate::handshake::{self, HandshakeError};
+use crate::handshake::{self, Arrived, HandshakeError, Offer};
 use crate::network::Network;
 use crate::peer::Peer;
 use crate::shared::Shared;
+use crate::stream::socket::Socket;
 use crate::wire::proxy_header::{BadHeader, HEADER_BYTES_MAX, Header, header};
-use crate::wire::startup::FirstPacket;
 
 /// Whoever has one address of such a network has all of them.
 const NETWORK_BITS_V6: u8 = 64;
@@ -69,23 +67,22 @@ pub(crate) struct Opening {
 
 impl Opening {
     /// Reads what a trusted proxy tells of the client, and then what the client comes for. Nothing beyond that is read.
-    pub(crate) async fn read(&mut self, client: &mut TcpStream) -> Result<FirstPacket, OpeningError> {
-        if self.peer.is_in(&self.config.proxy_protocol) {
-            let told = read_header(client).await?;
-            if let Some(told) = told {
-                debug!(proxy = %self.peer, client = %Peer::Ip(told), "a proxy tells who its client is");
-                self.peer = Peer::Ip(told);
-                let limit = self.shared.config.load().limits.startups_per_client_address;
-                let place = self.shared.entrance.enter(told.ip(), limit);
-                self.starting.from_address = Some(place.ok_or(OpeningError::TooMany(self.peer))?);
-            }
+    pub(crate) async fn read(&mut self, client: Socket, offer: Offer) -> Result<Arrived, OpeningError> {
+        if self.peer.is_in(&self.config.proxy_protocol)
+            && let Some(told) = read_header(&client).await?
+        {
+            debug!(proxy = %self.peer, client = %Peer::Ip(told), "a proxy tells who its client is");
+            self.peer = Peer::Ip(told);
+            let limit = self.shared.config.load().limits.startups_per_client_address;
+            let place = self.shared.entrance.enter(told.ip(), limit);
+            self.starting.from_address = Some(place.ok_or(OpeningError::TooMany(self.peer))?);
         }
-        Ok(handshake::read(client).await?)
+        Ok(handshake::read(client, offer).await?)
     }
 }
 
 /// Reads exactly a header.
-async fn read_header(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<std::net::SocketAddr>, OpeningError> {
+async fn read_header(client: &Socket) -> Result<Option<SocketAddr>, OpeningError> {
     let mut bytes = [0; HEADER_BYTES_MAX];
     let mut have = 0;
     loop {
@@ -95,7 +92,7 @@ async fn read_header(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<std
         };
         // What comes in parts is looked at in parts: a client that sends none is not waited for.
         let room = bytes.get_mut(have..have + missing).unwrap_or_default();
-        match stream.read(room).await.map_err(HandshakeError::Io)? {
+        match client.read(room).await.map_err(HandshakeError::Io)? {
             0 => return Err(HandshakeError::Io(io::ErrorKind::UnexpectedEof.into()).into()),
             count => have += count,
         }
@@ -104,6 +101,9 @@ async fn read_header(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<std
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixStream;
+
     use super::*;
 
     #[test]
@@ -119,18 +119,23 @@ mod tests {
         assert!(enter("fd00::2").is_some());
     }
 
+    /// A socket that has received this, and whose other end has closed.
+    async fn received(bytes: &[u8]) -> Socket {
+        let (mut writer, reader) = UnixStream::pair().expect("a pair");
+        writer.write_all(bytes).await.expect("it fits");
+        Socket::Unix(reader)
+    }
+
     #[tokio::test]
     async fn a_header_that_ends_early_is_no_header() {
-        let mut cut = &b"PROXY TCP4 10.1.2.3"[..];
-        assert!(matches!(
-            read_header(&mut cut).await,
-            Err(OpeningError::Handshake(HandshakeError::Io(_)))
-        ));
-        let mut whole = &b"PROXY TCP4 10.1.2.3 10.0.0.1 12345 5432\r\nand more"[..];
-        let told = read_header(&mut whole).await.expect("a header");
-        assert_eq!(
-            (told, whole),
-            (Some("10.1.2.3:12345".parse().expect("an address")), &b"and more"[..])
-        );
+        let cut = received(b"PROXY TCP4 10.1.2.3").await;
+        let read = read_header(&cut).await;
+        assert!(matches!(read, Err(OpeningError::Handshake(HandshakeError::Io(_)))));
+        let whole = received(b"PROXY TCP4 10.1.2.3 10.0.0.1 12345 5432\r\nand more").await;
+        let told = read_header(&whole).await.expect("a header");
+        assert_eq!(told, Some("10.1.2.3:12345".parse().expect("an address")));
+        let mut rest = [0; 9];
+        assert_eq!(whole.read(&mut rest).await.expect("what follows"), 8);
+        assert!(rest.starts_with(b"and more"));
     }
 }

@@ -64,6 +64,7 @@ pub(crate) async fn run(shared: &Shared, stop: CancellationToken) -> std::io::Re
         changes.mark_unchanged();
         rechecks.mark_unchanged();
         let seen = shared.seen();
+        shared.note_position(&seen);
         let now = Standing::of(&seen);
         if now != standing {
             end_sessions(shared, &seen);

@@ -1,7 +1,7 @@
 //! From a client's socket to a member's socket: listeners, startup, routing, hold, relay, fence, cancel; page and metrics.
 //!
 //! Knows nothing of how a leader is made: it reads a view of the cluster, and the proof of how current that is.
-//! [`route`], [`balance`], [`warrant`] and [`wire`] are pure: no clock, no socket, no log.
+//! [`route`], [`balance`], [`lag`], [`warrant`] and [`wire`] are pure: no clock, no socket, no log.
 
 mod admission;
 pub mod balance;
@@ -19,6 +19,7 @@ mod fence;
 mod gate;
 mod handshake;
 mod label;
+pub mod lag;
 mod listener;
 mod look;
 mod network;
@@ -28,23 +29,27 @@ mod refusal;
 mod relay;
 mod reload;
 pub mod route;
+mod secure;
 mod sessions;
 mod shared;
 mod silence;
-mod socket;
 mod stats;
+mod stream;
 #[cfg(test)]
 mod testing;
 mod timer;
+pub mod tls;
 mod turn;
 mod vouch;
 pub mod warrant;
 pub mod wire;
 mod worker;
 
-pub use config::{HoldConfig, LimitsConfig, ListenerConfig, ListenerRole, ProxyConfig, QueueConfig, StatsConfig};
+pub use config::{
+    HoldConfig, LimitsConfig, ListenerConfig, ListenerRole, ProxyConfig, QueueConfig, ReadRules, StatsConfig,
+};
 pub use label::{ApplicationName, ApplicationNameError};
-pub use listener::BindError;
+pub use listener::{BindError, Inherited};
 pub use network::{Network, NetworkError};
 pub use proxy::{Addresses, Proxy, ProxyError};
 pub use reload::{ReloadError, Reloaded, Reloader};

@@ -44,15 +44,48 @@ pub enum BindError {
     },
 }
 
+/// Sockets that listen already: another proxy's that this one takes over, or those that a service manager holds.
+#[derive(Debug, Default)]
+pub struct Inherited(Vec<TcpListener>);
+
+impl Inherited {
+    /// All of them. Those whose address is not configured are closed once the proxy is bound.
+    #[must_use]
+    pub fn new(sockets: Vec<TcpListener>) -> Self {
+        Self(sockets)
+    }
+
+    /// Their addresses.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        addresses(&self.0)
+    }
+
+    fn take(&mut self, address: SocketAddr) -> Option<TcpListener> {
+        let is_it = |socket: &TcpListener| socket.local_addr().is_ok_and(|own| own == address);
+        let at = self.0.iter().position(is_it)?;
+        Some(self.0.swap_remove(at))
+    }
+}
+
 /// Sockets that listen on every address that `address` stands for.
 pub(crate) fn bind(address: &str) -> Result<Vec<TcpListener>, BindError> {
+    bind_or_inherit(address, &mut Inherited::default())
+}
+
+/// The same, with those that listen already.
+pub(crate) fn bind_or_inherit(address: &str, inherited: &mut Inherited) -> Result<Vec<TcpListener>, BindError> {
     let failed = |source| BindError::Listen {
         address: address.to_owned(),
         source,
     };
     let mut listeners = Vec::new();
     for socket_address in address.to_socket_addrs().map_err(failed)? {
-        listeners.push(bind_one(socket_address).map_err(failed)?);
+        let socket = match inherited.take(socket_address) {
+            Some(socket) => socket.set_nonblocking(true).map(|()| socket),
+            None => bind_one(socket_address),
+        };
+        listeners.push(socket.map_err(failed)?);
     }
     if listeners.is_empty() {
         return Err(failed(io::Error::new(

@@ -12,12 +12,13 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::config::ProxyConfig;
+use crate::config::{ConfigError, ProxyConfig};
 use crate::events::EventKind;
-use crate::listener::{BindError, Inbox};
+use crate::listener::{BindError, Inbox, Inherited};
 use crate::reload::{self, Bound, Doors, Order, Reloader};
 use crate::sessions::Ending;
 use crate::shared::Shared;
+use crate::tls::TlsSettings;
 use crate::worker::Worker;
 use crate::{fence, silence, vouch};
 
@@ -70,13 +71,23 @@ impl Proxy {
     /// # Errors
     /// When the configuration cannot work, or a port cannot be had.
     pub fn bind(config: ProxyConfig, view: ViewHandle) -> Result<Self, BindError> {
-        let bound = Bound::new(&config)?;
+        Self::bind_or_inherit(config, view, Inherited::default())
+    }
+
+    /// The same, with sockets that listen already where they have the configured addresses.
+    ///
+    /// # Errors
+    /// As for [`Self::bind`].
+    pub fn bind_or_inherit(config: ProxyConfig, view: ViewHandle, inherited: Inherited) -> Result<Self, BindError> {
+        config.check()?;
+        let tls = TlsSettings::load(config.client_tls.as_ref(), &config.server_tls).map_err(ConfigError::from)?;
+        let bound = Bound::new(&config, inherited)?;
         let workers = match config.workers {
             0 => available_parallelism().map_or(1, usize::from),
             workers => workers,
         };
-        let shared = Arc::new(Shared::new(config, view, workers));
-        let (reloader, orders) = reload::channel();
+        let shared = Arc::new(Shared::new(config, tls, view, workers));
+        let (reloader, orders) = reload::channel(&shared.reloads);
         Ok(Self {
             shared,
             bound,

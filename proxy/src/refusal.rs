@@ -9,6 +9,7 @@ use pgherd_cluster::name::MemberName;
 use crate::admission::{Of, Reached, Who};
 use crate::config::LimitsConfig;
 use crate::gate::Crowd;
+use crate::handshake::HandshakeError;
 use crate::route::{Outlived, Why};
 use crate::wire::error_response::Fatal;
 use crate::wire::startup::Malformed;
@@ -57,6 +58,14 @@ pub(crate) fn cannot_route(why: &Why, waited: Duration, leaderless_for: Option<D
             seconds(*age)
         ),
         Why::StandbyCluster { leader } => format!("this is a standby cluster: {leader} leads it and takes no writes"),
+        Why::NoStandbyCluster { leader } => {
+            format!("this is no standby cluster: {leader} leads it and takes writes")
+        }
+        Why::NotUp { leader, role, state } => format!(
+            "leader {leader} of the standby cluster is not up yet: role {}, state {}",
+            role.as_str(),
+            state.as_str()
+        ),
         Why::NoAddress { leader } => format!("leader {leader} has announced no address"),
         Why::NoReplica { members } if members.is_empty() => {
             "no replica can be read from: the cluster has no members".to_owned()
@@ -70,6 +79,7 @@ pub(crate) fn cannot_route(why: &Why, waited: Duration, leaderless_for: Option<D
     };
     let hint = match why {
         Why::StandbyCluster { .. } => "Write to the cluster that this one follows.",
+        Why::NoStandbyCluster { .. } => "Connect to a listener for writers or readers.",
         _ => "Try again: the cluster recovers by itself if it can.",
     };
     Fatal::new(CANNOT_CONNECT_NOW, message)
@@ -205,8 +215,35 @@ pub(crate) fn outlived(why: &Outlived) -> Fatal {
     Fatal::new(ADMIN_SHUTDOWN, message).detail(detail).hint(RECONNECT)
 }
 
+/// A client whose certificate is another user's.
+pub(crate) fn not_your_certificate(name: Option<&str>, user: Option<&str>) -> Fatal {
+    let user = user.unwrap_or_default();
+    let detail = match name {
+        Some(name) => format!("The certificate is for {name}."),
+        None => "The certificate names nobody: it has no common name.".to_owned(),
+    };
+    Fatal::new(
+        INVALID_AUTHORIZATION,
+        format!("the client's certificate is not for user \"{user}\""),
+    )
+    .detail(detail)
+    .hint("Connect as the user whom the certificate names, or with another certificate.")
+}
+
+/// A client that did not come in a way that is taken here, or nothing for one who would not understand an answer.
+pub(crate) fn unwelcome(why: &HandshakeError) -> Option<Fatal> {
+    match why {
+        HandshakeError::Malformed(what) => malformed(what),
+        HandshakeError::TlsRequired => Some(
+            Fatal::new(INVALID_AUTHORIZATION, "this address takes connections by TLS only")
+                .hint("Connect with sslmode=require, or better, with sslmode=verify-full."),
+        ),
+        HandshakeError::Io(_) | HandshakeError::Tls(_) => None,
+    }
+}
+
 /// A first packet that is not understood, or nothing for one whose sender would not understand an answer.
-pub(crate) fn malformed(what: &Malformed) -> Option<Fatal> {
+fn malformed(what: &Malformed) -> Option<Fatal> {
     let sqlstate = match what {
         Malformed::DirectTls => return None,
         Malformed::Protocol { .. } => FEATURE_NOT_SUPPORTED,

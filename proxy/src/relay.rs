@@ -4,26 +4,24 @@
 //! at most one buffer per direction, and then nothing more is read from that side. Nothing is parsed once the server's
 //! startup answer has passed.
 
+mod direction;
+mod pipe;
+
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::Interest;
-use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::{Sleep, sleep};
 
+use self::direction::{Broken, Direction, Hooks};
 use crate::counters::Sum;
 use crate::sessions::{Ending, Registration};
-use crate::socket;
+use crate::stream::{BUFFER_BYTES, Stream};
 use crate::wire::backend::{StartupWatch, Tail};
 
-const BUFFER_BYTES: usize = 64 * 1024;
-/// What one direction may move before others get their turn.
-const BYTES_PER_POLL: usize = 256 * 1024;
 /// PostgreSQL never sends after it has closed, so a client that does not follow only holds a place.
 const CLIENT_FOLLOWS_MAX: Duration = Duration::from_secs(30);
 
@@ -48,8 +46,8 @@ pub(crate) enum Outcome {
 
 /// One session's two sockets and what is between them.
 pub(crate) struct Relay<'a> {
-    pub(crate) client: TcpStream,
-    pub(crate) server: TcpStream,
+    pub(crate) client: Stream,
+    pub(crate) server: Stream,
     to_server: Direction,
     to_client: Direction,
     talk: Talk,
@@ -71,6 +69,8 @@ struct Talk {
     outstanding: bool,
     /// Until the server's startup answer has passed.
     startup: Option<Box<StartupWatch>>,
+    /// What the client is sent is PostgreSQL's protocol, and not TLS that is the server's.
+    in_clear: bool,
     registration: Registration,
 }
 
@@ -95,130 +95,13 @@ impl Talk {
     }
 }
 
-/// Which socket failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Broken {
-    Source,
-    Sink,
-}
-
-#[derive(Debug, Default)]
-struct Direction {
-    /// The source has said that nothing more comes.
-    source_finished: bool,
-    /// The source's connection broke, although what it sent before is still being received.
-    source_broke: bool,
-    /// And the sink has been told.
-    finished: bool,
-    /// What the sink has not taken.
-    rest: Vec<u8>,
-    rest_from: usize,
-}
-
-impl Direction {
-    /// Moves what can be moved. Ready once the source's end has been passed on, or a socket has failed.
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        source: &TcpStream,
-        sink: &TcpStream,
-        buffer: &mut [u8],
-        hooks: &mut dyn Hooks,
-    ) -> Poll<Result<(), Broken>> {
-        let mut budget = BYTES_PER_POLL;
-        while !self.finished {
-            ready!(self.poll_flush(cx, sink, hooks))?;
-            if self.source_finished {
-                if self.source_broke {
-                    return Poll::Ready(Err(Broken::Source));
-                }
-                socket::finish_sending(sink).map_err(|_| Broken::Sink)?;
-                self.finished = true;
-                break;
-            }
-            if budget == 0 {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            ready!(source.poll_read_ready(cx)).map_err(|_| Broken::Source)?;
-            let count = match receive(source, buffer) {
-                Ok(count) => count,
-                Err(error) if is_transient(&error) => continue,
-                Err(_) => return Poll::Ready(Err(Broken::Source)),
-            };
-            let Some(bytes) = buffer.get(..count).filter(|bytes| !bytes.is_empty()) else {
-                self.source_finished = true;
-                continue;
-            };
-            budget = budget.saturating_sub(count);
-            hooks.received(bytes);
-            let sent = match sink.try_write(bytes) {
-                Ok(sent) => sent,
-                Err(error) if is_transient(&error) => 0,
-                Err(_) => return Poll::Ready(Err(Broken::Sink)),
-            };
-            let (gone, kept) = bytes.split_at(sent);
-            hooks.sent(gone);
-            self.rest.extend_from_slice(kept);
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_flush(
-        &mut self,
-        cx: &mut Context<'_>,
-        sink: &TcpStream,
-        hooks: &mut dyn Hooks,
-    ) -> Poll<Result<(), Broken>> {
-        while let Some(bytes) = self.rest.get(self.rest_from..).filter(|bytes| !bytes.is_empty()) {
-            ready!(sink.poll_write_ready(cx)).map_err(|_| Broken::Sink)?;
-            match sink.try_write(bytes) {
-                Ok(sent) => {
-                    hooks.sent(bytes.get(..sent).unwrap_or_default());
-                    self.rest_from += sent;
-                }
-                Err(error) if is_transient(&error) => {}
-                Err(_) => return Poll::Ready(Err(Broken::Sink)),
-            }
-        }
-        if !self.rest.is_empty() {
-            // Freed, not kept: idle sessions own no buffer.
-            self.rest = Vec::new();
-            self.rest_from = 0;
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-fn is_transient(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
-}
-
-/// Receives once. A short read means that the socket is drained: reporting it as "would block" spares the second receive
-/// that the runtime would otherwise need to find that out. The end of the stream is remembered by the runtime and not lost.
-fn receive(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut short = None;
-    let result = stream.try_io(Interest::READABLE, || {
-        let room = buffer.len();
-        let (_, count) = rustix::net::recv(stream, &mut *buffer, rustix::net::RecvFlags::empty())?;
-        if (1..room).contains(&count) {
-            short = Some(count);
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        Ok(count)
-    });
-    short.map_or(result, Ok)
-}
-
-/// What a direction tells of its bytes.
-trait Hooks {
-    fn received(&mut self, bytes: &[u8]);
-    fn sent(&mut self, bytes: &[u8]);
-}
-
 struct FromClient<'a, 'b>(&'a mut Talk, Option<&'b Counters<'b>>);
 
 impl Hooks for FromClient<'_, '_> {
+    fn may_splice(&self) -> bool {
+        true
+    }
+
     fn received(&mut self, _: &[u8]) {
         self.0.client_sent();
     }
@@ -228,11 +111,22 @@ impl Hooks for FromClient<'_, '_> {
             counters.to_server.add(bytes.len() as u64);
         }
     }
+
+    fn spliced(&mut self, count: usize) {
+        self.0.client_sent();
+        if let Some(counters) = self.1 {
+            counters.to_server.add(count as u64);
+        }
+    }
 }
 
 struct FromServer<'a, 'b>(&'a mut Talk, Option<&'b Counters<'b>>);
 
 impl Hooks for FromServer<'_, '_> {
+    fn may_splice(&self) -> bool {
+        self.0.startup.is_none()
+    }
+
     fn received(&mut self, bytes: &[u8]) {
         self.0.server_sent(bytes);
     }
@@ -243,17 +137,27 @@ impl Hooks for FromServer<'_, '_> {
             counters.to_client.add(bytes.len() as u64);
         }
     }
+
+    fn spliced(&mut self, count: usize) {
+        self.0.tail = Tail::default();
+        self.0.outstanding = false;
+        if let Some(counters) = self.1 {
+            counters.to_client.add(count as u64);
+        }
+    }
 }
 
 impl<'a> Relay<'a> {
-    /// Between two sockets of which the server's has the startup message. Of what it answered, `early` has been received.
+    /// Between two streams of which the server's has the startup message, or, when it is not `in_clear`, the beginning of TLS
+    /// between the two. Of what it answered, `early` has been received.
     pub(crate) fn new(
-        client: TcpStream,
-        server: TcpStream,
+        client: Stream,
+        server: Stream,
         early: Vec<u8>,
         registration: Registration,
         ended: oneshot::Receiver<Ending>,
         counters: Option<Counters<'a>>,
+        in_clear: bool,
     ) -> Self {
         let mut relay = Self {
             client,
@@ -263,7 +167,8 @@ impl<'a> Relay<'a> {
             talk: Talk {
                 tail: Tail::default(),
                 outstanding: false,
-                startup: Some(Box::default()),
+                startup: in_clear.then(Box::default),
+                in_clear,
                 registration,
             },
             ended: Some(ended),
@@ -271,7 +176,7 @@ impl<'a> Relay<'a> {
             client_follows: None,
         };
         relay.talk.server_sent(&early);
-        relay.to_client.rest = early;
+        relay.to_client = Direction::with(early);
         relay
     }
 
@@ -282,7 +187,7 @@ impl<'a> Relay<'a> {
 
     /// Whether a message of ours would reach the client between two messages of the server, with no request unanswered.
     pub(crate) fn can_speak(&self) -> bool {
-        if !self.to_client.rest.is_empty() {
+        if !self.talk.in_clear || !self.to_client.is_drained() {
             return false;
         }
         match &self.talk.startup {
@@ -309,7 +214,9 @@ impl<'a> Relay<'a> {
         let mut sent = Poll::Ready(Ok(()));
         if !self.to_client.source_broke {
             let mut hooks = FromClient(&mut self.talk, counters);
-            sent = self.to_server.poll(cx, &self.client, &self.server, buffer, &mut hooks);
+            sent = self
+                .to_server
+                .poll(cx, &mut self.client, &mut self.server, buffer, &mut hooks);
         }
         // What the server said before it broke still goes out. The failed send has used up the socket's error, so that the
         // next receive shows a plain end, which must not be passed on as one. A server that had closed before is no news.
@@ -317,7 +224,9 @@ impl<'a> Relay<'a> {
             self.to_client.source_broke = true;
         }
         let mut hooks = FromServer(&mut self.talk, counters);
-        let answered = self.to_client.poll(cx, &self.server, &self.client, buffer, &mut hooks);
+        let answered = self
+            .to_client
+            .poll(cx, &mut self.server, &mut self.client, buffer, &mut hooks);
         match answered {
             Poll::Ready(Err(Broken::Source)) => Poll::Ready(Outcome::ServerBroke),
             Poll::Ready(Err(Broken::Sink)) => Poll::Ready(Outcome::ClientBroke),

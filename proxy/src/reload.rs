@@ -4,9 +4,10 @@
 //! What is new is bound first, so that an address that cannot be had changes nothing. An address that stays keeps its
 //! socket, and its newcomers get the new settings; one that goes is closed, and its sessions go on.
 
+use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -14,12 +15,13 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::config::{ListenerConfig, ProxyConfig};
+use crate::config::{ConfigError, ListenerConfig, ProxyConfig};
 use crate::events::EventKind;
-use crate::listener::{self, Acceptor, BindError, Inbox};
+use crate::listener::{self, Acceptor, BindError, Inbox, Inherited};
 use crate::proxy::{Addresses, Parts};
-use crate::shared::{ListenerState, Shared};
+use crate::shared::{ListenerState, Shared, count};
 use crate::stats;
+use crate::tls::TlsSettings;
 
 /// What a reload came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,18 +45,35 @@ pub enum ReloadError {
 
 /// Gives a running proxy a new configuration.
 #[derive(Clone)]
-pub struct Reloader(mpsc::Sender<Order>);
+pub struct Reloader {
+    orders: mpsc::Sender<Order>,
+    counts: Arc<ReloadCounts>,
+}
 
-/// A new configuration on its way.
-pub(crate) struct Order {
-    config: ProxyConfig,
-    done: oneshot::Sender<Result<Reloaded, ReloadError>>,
+/// What became of reloads.
+#[derive(Debug, Default)]
+pub(crate) struct ReloadCounts {
+    pub(crate) applied: AtomicU64,
+    pub(crate) refused: AtomicU64,
+}
+
+/// What a running proxy is asked for.
+pub(crate) enum Order {
+    Reload {
+        config: Box<ProxyConfig>,
+        done: oneshot::Sender<Result<Reloaded, ReloadError>>,
+    },
+    /// Copies of every socket that listens.
+    Sockets {
+        done: oneshot::Sender<io::Result<Vec<TcpListener>>>,
+    },
 }
 
 /// A reloader, and where its orders arrive.
-pub(crate) fn channel() -> (Reloader, mpsc::Receiver<Order>) {
-    let (sender, receiver) = mpsc::channel(1);
-    (Reloader(sender), receiver)
+pub(crate) fn channel(counts: &Arc<ReloadCounts>) -> (Reloader, mpsc::Receiver<Order>) {
+    let (orders, receiver) = mpsc::channel(1);
+    let counts = Arc::clone(counts);
+    (Reloader { orders, counts }, receiver)
 }
 
 impl Reloader {
@@ -64,9 +83,31 @@ impl Reloader {
     /// When it cannot work; nothing has changed then.
     pub async fn reload(&self, config: ProxyConfig) -> Result<Reloaded, ReloadError> {
         let (done, answer) = oneshot::channel();
-        let sent = self.0.send(Order { config, done }).await;
+        let config = Box::new(config);
+        let sent = self.orders.send(Order::Reload { config, done }).await;
         sent.map_err(|_| ReloadError::Stopping)?;
-        answer.await.map_err(|_| ReloadError::Stopping)?
+        let reloaded = answer.await.map_err(|_| ReloadError::Stopping)?;
+        if reloaded.is_ok() {
+            count(&self.counts.applied);
+        }
+        reloaded
+    }
+
+    /// Copies of the sockets that the proxy listens on, its page's included, for another process to go on with.
+    ///
+    /// # Errors
+    /// When one cannot be copied, or the proxy stops.
+    pub async fn sockets(&self) -> io::Result<Vec<TcpListener>> {
+        let stopping = || io::Error::other("the proxy stops");
+        let (done, answer) = oneshot::channel();
+        let sent = self.orders.send(Order::Sockets { done }).await;
+        sent.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())?
+    }
+
+    /// Counts a new configuration that was not applied, whoever refused it.
+    pub fn note_failure(&self) {
+        count(&self.counts.refused);
     }
 }
 
@@ -77,13 +118,13 @@ pub(crate) struct Bound {
 }
 
 impl Bound {
-    pub(crate) fn new(config: &ProxyConfig) -> Result<Self, BindError> {
-        config.check()?;
-        let bind = |config: &ListenerConfig| Ok((config.clone(), listener::bind(&config.address)?));
+    pub(crate) fn new(config: &ProxyConfig, mut inherited: Inherited) -> Result<Self, BindError> {
+        let mut bind = |address: &str| listener::bind_or_inherit(address, &mut inherited);
         let page = match &config.stats {
-            Some(stats) => listener::bind(&stats.address)?,
+            Some(stats) => bind(&stats.address)?,
             None => Vec::new(),
         };
+        let bind = |config: &ListenerConfig| Ok((config.clone(), bind(&config.address)?));
         Ok(Self {
             listeners: config.listeners.iter().map(bind).collect::<Result<_, BindError>>()?,
             page,
@@ -121,6 +162,8 @@ async fn bind(address: String) -> Result<Vec<TcpListener>, BindError> {
 /// An open listener.
 struct Door {
     state: Arc<ListenerState>,
+    /// Copies, for whoever takes the proxy over.
+    sockets: Vec<TcpListener>,
     /// Stops its acceptors when dropped.
     stop: DropGuard,
     /// Closed once their sockets are.
@@ -130,6 +173,8 @@ struct Door {
 /// The page's sockets.
 struct Page {
     addresses: Vec<std::net::SocketAddr>,
+    /// Copies, for whoever takes the proxy over.
+    sockets: Vec<TcpListener>,
     /// Stops it when dropped.
     stop: DropGuard,
 }
@@ -186,6 +231,7 @@ impl Doors {
         let (index, state) = self.state_for(config, &sockets);
         let stop = CancellationToken::new();
         let (ended, all_ended) = mpsc::channel(1);
+        let copies = copies(&sockets);
         for socket in sockets {
             let acceptor = Acceptor {
                 shared: Arc::clone(&self.shared),
@@ -198,6 +244,7 @@ impl Doors {
         }
         Door {
             state,
+            sockets: copies,
             stop: stop.drop_guard(),
             ended: all_ended,
         }
@@ -221,12 +268,24 @@ impl Doors {
 
     /// Obeys an order, and says what came of it.
     pub(crate) async fn obey(&mut self, order: Order) {
-        let done = self.reload(order.config).await;
-        let _ = order.done.send(done); // Who asked may be gone; the configuration counts all the same.
+        match order {
+            Order::Reload { config, done } => {
+                let reloaded = self.reload(*config).await;
+                let _ = done.send(reloaded); // Who asked may be gone; the configuration counts all the same.
+            }
+            Order::Sockets { done } => {
+                let doors = self.open.iter().flat_map(|door| &door.sockets);
+                let sockets = doors.chain(&self.page.sockets).map(TcpListener::try_clone);
+                let _ = done.send(sockets.collect()); // Closed again when nobody takes them.
+            }
+        }
     }
 
     async fn reload(&mut self, mut config: ProxyConfig) -> Result<Reloaded, ReloadError> {
         config.check().map_err(BindError::from)?;
+        // Also when only the files have changed.
+        let tls = TlsSettings::load(config.client_tls.as_ref(), &config.server_tls)
+            .map_err(|error| BindError::from(ConfigError::from(error)))?;
         let before = self.shared.config.load_full();
         let page_stays = config.stats == before.stats;
         // Bound before anything is changed.
@@ -250,6 +309,7 @@ impl Doors {
             at_next_start.push("workers");
             config.workers = before.workers;
         }
+        self.shared.tls.store(Arc::new(tls));
         self.shared.set_config(config.clone());
         let mut open: Vec<Option<Door>> = std::mem::take(&mut self.open).into_iter().map(Some).collect();
         let plans: Vec<Plan> = staying
@@ -310,6 +370,7 @@ impl Doors {
     pub(crate) async fn close(mut self) -> Parts {
         self.open.clear();
         while self.acceptors.join_next().await.is_some() {} // Ports are free from here on, inboxes closed.
+        self.page.sockets.clear();
         // Pages go on without their door.
         self.page.stop.disarm();
         self.pages
@@ -319,11 +380,22 @@ impl Doors {
 impl Door {
     /// Returns when the port is free.
     async fn close(self) {
-        let Self { state, stop, mut ended } = self;
+        let Self {
+            state,
+            sockets,
+            stop,
+            mut ended,
+        } = self;
+        drop(sockets);
         state.closed.store(true, Ordering::Relaxed);
         drop(stop);
         while ended.recv().await.is_some() {}
     }
+}
+
+/// A socket that cannot be copied is not handed on.
+fn copies(sockets: &[TcpListener]) -> Vec<TcpListener> {
+    sockets.iter().filter_map(|socket| socket.try_clone().ok()).collect()
 }
 
 fn open_page(
@@ -334,11 +406,13 @@ fn open_page(
 ) -> Page {
     let stop = background.child_token();
     let addresses = listener::addresses(&sockets);
+    let copies = copies(&sockets);
     for socket in sockets {
         pages.spawn(stats::serve(Arc::clone(shared), socket, stop.clone()));
     }
     Page {
         addresses,
+        sockets: copies,
         stop: stop.drop_guard(),
     }
 }

@@ -8,8 +8,9 @@ use pgherd_cluster::name::MemberName;
 use pgherd_cluster::record::{Address, PgState, Role};
 use pgherd_cluster::view::{Epoch, Member, View};
 
-use crate::balance::{self, LeftOut, Load};
-use crate::config::ListenerRole;
+use crate::balance::{self, LeftOut, Load, Wanted};
+use crate::config::{ListenerRole, ReadRules};
+use crate::lag::LeaderPositions;
 use crate::warrant::{Warrant, Words};
 
 /// What is known, and when.
@@ -23,21 +24,41 @@ pub struct Evidence<'a> {
     pub words: &'a Words,
     /// Members that do not answer, whatever the view says of them.
     pub silent: &'a BTreeSet<MemberName>,
+    /// How far the leader was, and when.
+    pub positions: &'a LeaderPositions,
     /// The time of asking.
     pub now: Boottime,
 }
 
 /// What the listener and this client's patience allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Policy {
+pub struct Policy<'a> {
     /// What the client came for.
     pub role: ListenerRole,
-    /// How far behind a replica may be.
-    pub max_lag_bytes: Option<u64>,
-    /// Whether readers may go to the leader as a last resort.
-    pub fallback_to_leader: bool,
+    /// What a reader is promised.
+    pub rules: &'a ReadRules,
     /// Until when the client is kept waiting.
     pub hold_until: Boottime,
+}
+
+impl<'a> Evidence<'a> {
+    /// What a listener with this role and these rules asks of members.
+    #[must_use]
+    pub fn wanted(&self, role: ListenerRole, rules: &'a ReadRules) -> Wanted<'a> {
+        let age = self.warrant.age(self.now).unwrap_or_default();
+        Wanted {
+            role,
+            rules,
+            positions: self.positions,
+            as_of: self.now - age,
+        }
+    }
+}
+
+impl Policy<'_> {
+    fn wanted<'b>(&'b self, evidence: Evidence<'b>) -> Wanted<'b> {
+        evidence.wanted(self.role, self.rules)
+    }
 }
 
 /// A member to connect to.
@@ -95,6 +116,20 @@ pub enum Why {
         /// The leader.
         leader: MemberName,
     },
+    /// The client came for the leader of a standby cluster, and this one takes writes.
+    NoStandbyCluster {
+        /// The leader.
+        leader: MemberName,
+    },
+    /// The leader of a standby cluster has not said yet that it is up.
+    NotUp {
+        /// The leader.
+        leader: MemberName,
+        /// The role in its record.
+        role: Role,
+        /// The state in its record.
+        state: PgState,
+    },
     /// The leader's record has no address that could be read.
     NoAddress {
         /// The leader.
@@ -121,14 +156,17 @@ pub enum Why {
 
 /// Decides. `load` matters for readers only.
 #[must_use]
-pub fn route(policy: Policy, evidence: Evidence<'_>, load: Load<'_>) -> Decision {
+pub fn route(policy: Policy<'_>, evidence: Evidence<'_>, load: Load<'_>) -> Decision {
     let found = match policy.role {
         ListenerRole::Write => writer(evidence),
-        ListenerRole::Read => reader(policy, evidence, load),
+        ListenerRole::StandbyLeader => standby_leader(evidence),
+        ListenerRole::Read | ListenerRole::Sync | ListenerRole::Async | ListenerRole::Any => {
+            reader(policy, evidence, load)
+        }
     };
     match found {
         Ok(target) => Decision::To(target),
-        Err(why @ Why::StandbyCluster { .. }) => Decision::Refuse(why),
+        Err(why @ (Why::StandbyCluster { .. } | Why::NoStandbyCluster { .. })) => Decision::Refuse(why),
         Err(why) if evidence.now >= policy.hold_until => Decision::Refuse(why),
         Err(why) => Decision::Hold(why),
     }
@@ -136,6 +174,40 @@ pub fn route(policy: Policy, evidence: Evidence<'_>, load: Load<'_>) -> Decision
 
 /// The leader, if writes may go there.
 fn writer(evidence: Evidence<'_>) -> Result<Target, Why> {
+    let (epoch, member) = holder(evidence)?;
+    if evidence.view.writable_leader().is_none() {
+        return Err(not_writable(epoch, member));
+    }
+    led_by(epoch, member)
+}
+
+/// The leader of a standby cluster, if readers may go there. It takes no writes, and its sessions rest on its epoch and a
+/// warrant all the same: it may be promoted at any time.
+fn standby_leader(evidence: Evidence<'_>) -> Result<Target, Why> {
+    let (epoch, member) = holder(evidence)?;
+    let (leader, record) = (epoch.holder.clone(), &member.record);
+    let proven = member.mod_revision > epoch.create_revision;
+    match record.role {
+        Role::Primary if proven => Err(Why::NoStandbyCluster { leader }),
+        Role::StandbyLeader if proven && record.state == PgState::Running => led_by(epoch, member),
+        role => Err(Why::NotUp {
+            leader,
+            role,
+            state: record.state,
+        }),
+    }
+}
+
+/// The leader of either kind of cluster, if readers may go there.
+fn leader_of_either_kind(evidence: Evidence<'_>) -> Result<Target, Why> {
+    match writer(evidence) {
+        Err(Why::StandbyCluster { .. }) => standby_leader(evidence),
+        found => found,
+    }
+}
+
+/// Who holds the leader key by a warrant that holds and admits newcomers.
+fn holder(evidence: Evidence<'_>) -> Result<(&Epoch, &Member), Why> {
     let Evidence { view, warrant, now, .. } = evidence;
     let Some(age) = warrant.age(now) else {
         return Err(Why::NothingKnown);
@@ -144,15 +216,16 @@ fn writer(evidence: Evidence<'_>) -> Result<Target, Why> {
         return Err(Why::WarrantLapsed { age });
     }
     let epoch = view.epoch().filter(|_| warrant.admits()).ok_or(Why::NoLeader)?;
-    let leader = || epoch.holder.clone();
-    let member = view.leader_member().ok_or_else(|| Why::NoRecord { leader: leader() })?;
-    let Some(writable) = view.writable_leader() else {
-        return Err(not_writable(epoch, member));
-    };
-    let address = writable.record.postgres_address();
+    let leader = epoch.holder.clone();
+    let member = view.leader_member().ok_or(Why::NoRecord { leader })?;
+    Ok((epoch, member))
+}
+
+fn led_by(epoch: &Epoch, member: &Member) -> Result<Target, Why> {
+    let leader = epoch.holder.clone();
     Ok(Target {
-        member: leader(),
-        address: address.ok_or_else(|| Why::NoAddress { leader: leader() })?,
+        member: epoch.holder.clone(),
+        address: member.record.postgres_address().ok_or(Why::NoAddress { leader })?,
         epoch: Some(epoch.clone()),
     })
 }
@@ -173,24 +246,36 @@ fn not_writable(epoch: &Epoch, member: &Member) -> Why {
 }
 
 /// A replica that streams, or the leader where that is allowed, or else, while there is nobody to stream from, any standby.
-fn reader(policy: Policy, evidence: Evidence<'_>, load: Load<'_>) -> Result<Target, Why> {
+fn reader(policy: Policy<'_>, evidence: Evidence<'_>, load: Load<'_>) -> Result<Target, Why> {
     let view = evidence.view;
     if evidence.warrant.age(evidence.now).is_none() {
         return Err(Why::NothingKnown);
     }
     let mut candidates = Vec::new();
     let mut members = Vec::new();
+    let mut leader = None;
     for member in view.members.values() {
         match readable(policy, evidence, member) {
             Ok(()) => candidates.push(member),
+            Err(LeftOut::Leads) if policy.role == ListenerRole::Any => match as_one_of_them(policy, evidence, member) {
+                Ok(target) => {
+                    leader = Some(target);
+                    candidates.push(member);
+                }
+                Err(left_out) => members.push((member.name.clone(), left_out)),
+            },
             Err(left_out) => members.push((member.name.clone(), left_out)),
         }
     }
-    if let Some(target) = balance::choose(&candidates, load).and_then(standby) {
+    let target_of = |member: &Member| match &leader {
+        Some(target) if target.member == member.name => Some(target.clone()),
+        _ => standby(member),
+    };
+    if let Some(target) = balance::choose(&candidates, load).and_then(target_of) {
         return Ok(target);
     }
-    if policy.fallback_to_leader
-        && let Ok(target) = writer(evidence)
+    if policy.rules.fallback_to_leader
+        && let Ok(target) = leader_of_either_kind(evidence)
         && !load.avoid.contains(&target.member)
     {
         return Ok(target);
@@ -210,9 +295,18 @@ fn reader(policy: Policy, evidence: Evidence<'_>, load: Load<'_>) -> Result<Targ
     }
 }
 
+/// The leader as one of the members that readers are spread over, or why it is none.
+fn as_one_of_them(policy: Policy<'_>, evidence: Evidence<'_>, member: &Member) -> Result<Target, LeftOut> {
+    if member.record.tag("noloadbalance") {
+        return Err(LeftOut::NoLoadBalance);
+    }
+    balance::has_tags(member, policy.rules)?;
+    leader_of_either_kind(evidence).map_err(|why| LeftOut::LeadsAnd(Box::new(why)))
+}
+
 /// Whether readers may go to `member`: one that does not answer is no choice, and is said to be none for that.
-fn readable(policy: Policy, evidence: Evidence<'_>, member: &Member) -> Result<(), LeftOut> {
-    balance::readable(evidence.view, member, policy.max_lag_bytes)?;
+fn readable(policy: Policy<'_>, evidence: Evidence<'_>, member: &Member) -> Result<(), LeftOut> {
+    balance::readable(evidence.view, member, policy.wanted(evidence))?;
     if evidence.silent.contains(&member.name) {
         return Err(LeftOut::Silent);
     }
@@ -228,10 +322,10 @@ fn standby(member: &Member) -> Option<Target> {
 }
 
 /// Standbys that may be read from while there is nobody to stream from, those that stream by their last word among them.
-fn stranded<'a>(policy: Policy, evidence: Evidence<'a>) -> Vec<&'a Member> {
+fn stranded<'a>(policy: Policy<'_>, evidence: Evidence<'a>) -> Vec<&'a Member> {
     let view = evidence.view;
     let may = |member: &&Member| {
-        let last_resort = balance::last_resort(view, member, policy.max_lag_bytes);
+        let last_resort = balance::last_resort(view, member, policy.wanted(evidence));
         last_resort.is_ok() && !evidence.silent.contains(&member.name)
     };
     view.members.values().filter(may).collect()
@@ -240,9 +334,9 @@ fn stranded<'a>(policy: Policy, evidence: Evidence<'a>) -> Vec<&'a Member> {
 /// The leader, if a reader that no replica can take could be helped by knowing that it does not answer. Nothing for a leader
 /// of which that is known.
 #[must_use]
-pub fn worth_asking<'a>(policy: Policy, evidence: Evidence<'a>, avoid: &[MemberName]) -> Option<&'a Member> {
+pub fn worth_asking<'a>(policy: Policy<'_>, evidence: Evidence<'a>, avoid: &[MemberName]) -> Option<&'a Member> {
     let view = evidence.view;
-    if policy.role != ListenerRole::Read || balance::nobody_to_stream_from(view, avoid) {
+    if !policy.role.is_balanced() || balance::nobody_to_stream_from(view, avoid) {
         return None;
     }
     let untried = |member: &&Member| !avoid.contains(&member.name);
@@ -254,9 +348,16 @@ pub fn worth_asking<'a>(policy: Policy, evidence: Evidence<'a>, avoid: &[MemberN
 
 /// Whether `target`, chosen a moment ago, may still be connected to: a dial takes time. `avoid` is what it was chosen with.
 #[must_use]
-pub fn still_leads_to(target: &Target, policy: Policy, evidence: Evidence<'_>, avoid: &[MemberName]) -> bool {
+pub fn still_leads_to(target: &Target, policy: Policy<'_>, evidence: Evidence<'_>, avoid: &[MemberName]) -> bool {
     if target.epoch.is_some() {
-        return writer(evidence).as_ref() == Ok(target);
+        let leader = match policy.role {
+            ListenerRole::Write => writer(evidence),
+            ListenerRole::StandbyLeader => standby_leader(evidence),
+            ListenerRole::Read | ListenerRole::Sync | ListenerRole::Async | ListenerRole::Any => {
+                leader_of_either_kind(evidence)
+            }
+        };
+        return leader.as_ref() == Ok(target);
     }
     let Some(member) = evidence.view.members.get(&target.member) else {
         return false;
@@ -266,7 +367,7 @@ pub fn still_leads_to(target: &Target, policy: Policy, evidence: Evidence<'_>, a
     let readable = || readable(policy, evidence, member).is_ok();
     let is_last_resort = || {
         balance::nobody_to_stream_from(view, avoid)
-            && balance::last_resort(view, member, policy.max_lag_bytes).is_ok()
+            && balance::last_resort(view, member, policy.wanted(evidence)).is_ok()
             && !evidence.silent.contains(&member.name)
     };
     same_address && (readable() || is_last_resort())

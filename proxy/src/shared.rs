@@ -20,8 +20,11 @@ use crate::counters::{Counted, Gauge, Routes, Tally};
 use crate::entrance::Entrance;
 use crate::events::EventLog;
 use crate::gate::{Gate, Gates};
+use crate::lag::{self, LeaderPositions};
+use crate::reload::ReloadCounts;
 use crate::route::Evidence;
 use crate::sessions::Sessions;
+use crate::tls::TlsSettings;
 use crate::warrant::{Vouch, Warrant, Words, with_leader};
 
 /// One listener and what was counted on it.
@@ -96,6 +99,7 @@ pub(crate) struct Seen {
     pub(crate) warrant: Warrant,
     pub(crate) words: Arc<Words>,
     pub(crate) silent: Arc<BTreeSet<MemberName>>,
+    pub(crate) positions: Arc<LeaderPositions>,
     pub(crate) now: Boottime,
 }
 
@@ -106,6 +110,7 @@ impl Seen {
             warrant: self.warrant,
             words: &self.words,
             silent: &self.silent,
+            positions: &self.positions,
             now: self.now,
         }
     }
@@ -121,6 +126,8 @@ struct Completed {
 pub(crate) struct Shared {
     /// As last read.
     pub(crate) config: ArcSwap<ProxyConfig>,
+    /// As read with it.
+    pub(crate) tls: ArcSwap<TlsSettings>,
     /// What the store says. Whoever routes or ends sessions asks [`Shared::seen`].
     pub(crate) view: ViewHandle,
     /// Only who asks leaders' agents changes them.
@@ -129,6 +136,8 @@ pub(crate) struct Shared {
     completed: ArcSwapOption<Completed>,
     /// Members that have sessions or might get some, and do not answer.
     silent: ArcSwap<BTreeSet<MemberName>>,
+    /// How far the leader was, and when.
+    positions: ArcSwap<LeaderPositions>,
     /// Changes when something else than the view does that may end sessions or open routes.
     recheck: watch::Sender<u64>,
     /// Told when a client begins to wait.
@@ -164,20 +173,23 @@ pub(crate) struct Shared {
     pub(crate) opened: watch::Sender<u64>,
     pub(crate) leadership: Mutex<Leadership>,
     pub(crate) panics: AtomicU64,
+    pub(crate) reloads: Arc<ReloadCounts>,
     pub(crate) started: Boottime,
 }
 
 impl Shared {
-    pub(crate) fn new(config: ProxyConfig, view: ViewHandle, workers: usize) -> Self {
+    pub(crate) fn new(config: ProxyConfig, tls: TlsSettings, view: ViewHandle, workers: usize) -> Self {
         let started = Boottime::now();
         let places = Gates::new(config.limits.per_member);
         let startups = Gates::new(config.limits.startups_per_member);
         Self {
             config: ArcSwap::from_pointee(config),
+            tls: ArcSwap::from_pointee(tls),
             view,
             words: ArcSwap::default(),
             completed: ArcSwapOption::empty(),
             silent: ArcSwap::default(),
+            positions: ArcSwap::default(),
             recheck: watch::Sender::new(0),
             waits: Notify::new(),
             listeners: ArcSwap::default(),
@@ -207,6 +219,7 @@ impl Shared {
                 writable: false,
             }),
             panics: AtomicU64::new(0),
+            reloads: Arc::default(),
             started,
         }
     }
@@ -249,6 +262,7 @@ impl Shared {
             view,
             warrant,
             silent: self.silent.load_full(),
+            positions: self.positions.load_full(),
             now,
             words,
         }
@@ -283,6 +297,16 @@ impl Shared {
         if *known != changed {
             self.words.store(Arc::new(changed));
             self.recheck.send_modify(|times| *times += 1);
+        }
+    }
+
+    /// Notes how far the leader of a new view is. For one writer.
+    pub(crate) fn note_position(&self, seen: &Seen) {
+        let known = self.positions.load();
+        if let Some(position) = lag::leader_position(&seen.view).filter(|position| known.newest() != Some(*position)) {
+            let mut positions = LeaderPositions::clone(&known);
+            positions.note(position, seen.now);
+            self.positions.store(Arc::new(positions));
         }
     }
 

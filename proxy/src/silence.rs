@@ -23,8 +23,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::balance;
-use crate::config::ListenerRole;
+use crate::balance::{self, Wanted};
 use crate::dial;
 use crate::events::EventKind;
 use crate::shared::Shared;
@@ -140,7 +139,7 @@ async fn watch_for_ever(shared: &Shared) {
 fn whom(shared: &Shared, known: &BTreeMap<MemberName, Place>) -> BTreeMap<MemberName, Place> {
     let open = shared.routes.open_by_member();
     let reads = shared.listeners().iter().any(|listener| {
-        let reads = listener.config.load().role == ListenerRole::Read;
+        let reads = listener.config.load().role.is_balanced();
         reads && listener.connections.get() > 0
     });
     if !reads {
@@ -163,8 +162,10 @@ fn whom(shared: &Shared, known: &BTreeMap<MemberName, Place>) -> BTreeMap<Member
 fn candidates(view: &View, has_sessions: impl Fn(&MemberName) -> bool) -> BTreeMap<MemberName, Place> {
     let asked = view.members.values().filter(|member| {
         let leads = view.epoch().is_some_and(|epoch| epoch.holder == member.name);
-        let may_be_read =
-            || balance::readable(view, member, None).is_ok() || balance::last_resort(view, member, None).is_ok();
+        let may_be_read = || {
+            balance::readable(view, member, Wanted::ANY_REPLICA).is_ok()
+                || balance::last_resort(view, member, Wanted::ANY_REPLICA).is_ok()
+        };
         !leads && (has_sessions(&member.name) || may_be_read())
     });
     let place = |member: &pgherd_cluster::view::Member| Place {

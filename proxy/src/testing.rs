@@ -7,6 +7,7 @@ use pgherd_cluster::key::Keys;
 use pgherd_cluster::name::{MemberName, Scope};
 use pgherd_cluster::view::{Entry, View};
 
+use crate::lag::LeaderPositions;
 use crate::warrant::{Vouch, Words};
 
 pub(crate) fn name(text: &str) -> MemberName {
@@ -14,6 +15,7 @@ pub(crate) fn name(text: &str) -> MemberName {
 }
 
 pub(crate) static NO_WORDS: Words = Words::none();
+pub(crate) static NO_POSITIONS: LeaderPositions = LeaderPositions::none();
 pub(crate) static NOBODY: BTreeSet<MemberName> = BTreeSet::new();
 
 #[derive(Clone)]
@@ -48,6 +50,10 @@ impl Cluster {
 
     pub(crate) fn status(self, json: &str) -> Self {
         self.put("status", json.to_owned(), 1, 1)
+    }
+
+    pub(crate) fn sync(self, json: &str) -> Self {
+        self.put("sync", json.to_owned(), 1, 1)
     }
 
     pub(crate) fn primary(self, member: &str, mod_revision: i64) -> Self {

@@ -102,7 +102,10 @@ fn need(shared: &Shared) -> Need {
     }
     let waits = shared.listeners().iter().any(|listener| {
         let config = listener.config.load();
-        let for_leader = config.role == ListenerRole::Write || config.fallback_to_leader;
+        let for_leader = match config.role {
+            ListenerRole::Write | ListenerRole::StandbyLeader | ListenerRole::Any => true,
+            ListenerRole::Read | ListenerRole::Sync | ListenerRole::Async => config.reads.fallback_to_leader,
+        };
         for_leader && listener.held.get() > 0
     });
     if waits { Need::Waiting } else { Need::None }

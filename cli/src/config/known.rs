@@ -75,11 +75,16 @@ const LOGIN: &str = "username password sslmode sslcert sslkey sslpassword sslroo
 const OURS: &[(&str, &str)] = &[
     (
         "proxy",
-        "source listeners server_tls hold limits stats workers drain application_name log_sessions",
+        "source listeners tls server_tls server_ca server_certificate server_key hold limits stats workers drain takeover \
+         application_name log_sessions",
     ),
     (
         "proxy.listeners[]",
-        "address role tls max_lag fallback allow proxy_protocol",
+        "address role tls tags max_lag max_lag_time fallback allow proxy_protocol",
+    ),
+    (
+        "proxy.tls",
+        "certificate private_key client_ca client_certificate map_users min_version",
     ),
     ("proxy.hold", "timeout clients"),
     (

@@ -3,13 +3,14 @@
 pub(crate) mod agent;
 mod environment;
 mod etcd;
+pub(crate) mod files;
 mod known;
 mod limits;
 mod locate;
 mod not_yet;
 mod postgresql;
 pub(crate) mod proxy;
-mod runtime_dir;
+pub(crate) mod runtime_dir;
 mod section;
 mod value;
 mod watchdog;

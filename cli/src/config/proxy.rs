@@ -1,9 +1,14 @@
 //! The `proxy` section: what DESIGN calls the proxy's part of the file, with defaults for all of it.
 
+mod reading;
+mod tls;
+
+use std::path::PathBuf;
 use std::time::Duration;
 
 use pgherd_cluster::record::Address;
-use pgherd_proxy::{ApplicationName, LimitsConfig, Network};
+use pgherd_proxy::tls::{ClientTlsConfig, ListenerTls, ServerTlsConfig};
+use pgherd_proxy::{ApplicationName, LimitsConfig, ListenerRole, Network, ReadRules};
 use serde_json::Value;
 
 use super::limits::{self, count};
@@ -23,28 +28,31 @@ pub(crate) struct ProxySection {
     pub(crate) drain: Duration,
     pub(crate) application_name: Option<ApplicationName>,
     pub(crate) log_sessions: bool,
+    /// The socket through which a new proxy takes this one over; a default place when absent.
+    pub(crate) takeover: Option<PathBuf>,
+    pub(crate) client_tls: Option<ClientTlsConfig>,
+    pub(crate) server_tls: ServerTlsConfig,
 }
 
 /// One port for clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Listener {
     pub(crate) address: Address,
-    pub(crate) role: Role,
-    pub(crate) max_lag_bytes: Option<u64>,
-    pub(crate) fallback_to_leader: bool,
+    pub(crate) role: ListenerRole,
+    pub(crate) reads: ReadRules,
+    pub(crate) tls: ListenerTls,
     pub(crate) allow: Vec<Network>,
     pub(crate) proxy_protocol: Vec<Network>,
 }
 
-/// Where a listener's clients are led.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
-    /// To the leader.
-    Write,
-    /// To replicas.
-    Read,
-}
-
+const ROLES: [ListenerRole; 6] = [
+    ListenerRole::Write,
+    ListenerRole::Read,
+    ListenerRole::Sync,
+    ListenerRole::Async,
+    ListenerRole::Any,
+    ListenerRole::StandbyLeader,
+];
 const WRITE_PORT: u16 = 5432;
 const READ_PORT: u16 = 5433;
 const STATS_PORT: u16 = 8080;
@@ -60,12 +68,6 @@ fn everywhere(port: u16) -> Address {
 pub(crate) fn read(root: &Section<'_>) -> Option<ProxySection> {
     let section = root.section("proxy");
     one_of(&section, "source", &["etcd"], &["agents", "static"]);
-    one_of(
-        &section,
-        "server_tls",
-        &["prefer", "allow", "disable"],
-        &["require", "verify-ca", "verify-full"],
-    );
     let hold = section.section("hold");
     let limits = limits::read(&section.section("limits"));
     let connections = limits.connections;
@@ -78,6 +80,14 @@ pub(crate) fn read(root: &Section<'_>) -> Option<ProxySection> {
     }
     let listeners = listeners(&section);
     let stats = stats(&section.section("stats"));
+    let client_tls = tls::clients(&section);
+    let server_tls = tls::servers(&section);
+    tls::check_listeners(
+        &section,
+        listeners.as_deref().unwrap_or_default(),
+        &client_tls,
+        &server_tls,
+    );
     // All of them are read, for their findings, before one that is missing ends this.
     let hold_timeout = hold.duration("timeout").unwrap_or(Duration::from_secs(10));
     let workers = workers(&section);
@@ -93,6 +103,9 @@ pub(crate) fn read(root: &Section<'_>) -> Option<ProxySection> {
         drain,
         application_name,
         log_sessions: section.boolean("log_sessions").unwrap_or(false),
+        takeover: section.text("takeover").map(PathBuf::from),
+        client_tls,
+        server_tls,
     })
 }
 
@@ -132,17 +145,20 @@ fn listeners(section: &Section<'_>) -> Option<Vec<Listener>> {
         return Some(vec![
             Listener {
                 address: everywhere(WRITE_PORT),
-                role: Role::Write,
-                max_lag_bytes: None,
-                fallback_to_leader: false,
+                role: ListenerRole::Write,
+                reads: ReadRules::none(),
+                tls: ListenerTls::Off,
                 allow: Vec::new(),
                 proxy_protocol: Vec::new(),
             },
             Listener {
                 address: everywhere(READ_PORT),
-                role: Role::Read,
-                max_lag_bytes: None,
-                fallback_to_leader: true,
+                role: ListenerRole::Read,
+                reads: ReadRules {
+                    fallback_to_leader: true,
+                    ..ReadRules::none()
+                },
+                tls: ListenerTls::Off,
                 allow: Vec::new(),
                 proxy_protocol: Vec::new(),
             },
@@ -184,43 +200,25 @@ fn listener(section: &Section<'_>) -> Option<Listener> {
     }
     let address = section.address("address", WRITE_PORT).map(bindable);
     if !section.has("role") {
-        section.missing("role", "write or read");
+        section.missing("role", &ROLES.map(ListenerRole::as_str).join(" or "));
     }
-    let role = match one_of(
-        section,
-        "role",
-        &["write", "read"],
-        &["sync", "async", "any", "standby_leader"],
-    ) {
-        Some("write") => Some(Role::Write),
-        Some("read") => Some(Role::Read),
-        _ => None,
-    };
-    one_of(
-        section,
-        "tls",
-        &["off", "allow"],
-        &["require", "on", "verify-ca", "verify-full"],
-    );
-    let max_lag_bytes = section.size("max_lag");
-    let fallback = one_of(section, "fallback", &["leader", "none", "off"], &[]);
-    if role == Some(Role::Write) {
-        for key in ["max_lag", "fallback"].into_iter().filter(|key| section.has(key)) {
-            section.error(key, "has a meaning for role: read only; remove it here");
-        }
-    }
+    let words = ROLES.map(ListenerRole::as_str);
+    let role = one_of(section, "role", &words, &[]);
+    let role = role.and_then(|word| ROLES.into_iter().find(|role| role.as_str() == word));
+    let tls = tls::of_listener(section);
+    let reads = reading::read(section, role);
     Some(Listener {
         address: address?,
         role: role?,
-        max_lag_bytes,
-        fallback_to_leader: fallback == Some("leader"),
+        reads: reads?,
+        tls,
         allow: limits::networks(section, "allow"),
         proxy_protocol: limits::networks(section, "proxy_protocol"),
     })
 }
 
 /// A word out of a few. YAML takes some of them for yes or no.
-fn one_of<'w>(section: &Section<'_>, key: &str, words: &[&'w str], not_yet: &[&str]) -> Option<&'w str> {
+pub(super) fn one_of<'w>(section: &Section<'_>, key: &str, words: &[&'w str], not_yet: &[&str]) -> Option<&'w str> {
     let found = section.get(key)?;
     let text = match found {
         Value::Bool(true) => "on".to_owned(),
@@ -256,7 +254,7 @@ mod tests {
     use super::*;
     use crate::config::section::Findings;
 
-    fn read_from(section: Value) -> (Option<ProxySection>, Vec<String>) {
+    pub(super) fn read_from(section: Value) -> (Option<ProxySection>, Vec<String>) {
         let tree = json!({ "proxy": section });
         let findings = Findings::default();
         let config = read(&Section::root(tree.as_object().expect("a map"), &findings));
@@ -280,7 +278,7 @@ mod tests {
         let (config, errors) = read_from(json!({
             "source": "etcd",
             "listeners": [
-                {"address": "*:6432", "role": "write", "tls": "allow", "allow": ["10.0.0.0/8", "::1"], "proxy_protocol": "192.0.2.7"},
+                {"address": "*:6432", "role": "write", "tls": "passthrough", "allow": ["10.0.0.0/8", "::1"], "proxy_protocol": "192.0.2.7"},
                 {"address": "127.0.0.1:6433", "role": "read", "max_lag": "16MB", "fallback": "leader", "tls": false},
             ],
             "server_tls": "prefer",
@@ -305,8 +303,8 @@ mod tests {
         );
         assert_eq!(
             (
-                config.listeners[1].max_lag_bytes,
-                config.listeners[1].fallback_to_leader
+                config.listeners[1].reads.max_lag_bytes,
+                config.listeners[1].reads.fallback_to_leader
             ),
             (Some(16 << 20), true)
         );
@@ -340,8 +338,8 @@ mod tests {
                 "proxy.listeners[0]: 5 is not a section; write { key: value, ... }",
             ),
             (
-                json!({"listeners": [{"address": "a:1", "role": "sync"}]}),
-                "proxy.listeners[0].role: \"sync\" is not in this version; write write or read",
+                json!({"listeners": [{"address": "a:1", "role": "reed"}]}),
+                "proxy.listeners[0].role: \"reed\" is not known here; write write or read or sync or async or any or standby_leader",
             ),
             (
                 json!({"listeners": [{"role": "write"}]}),
@@ -349,11 +347,15 @@ mod tests {
             ),
             (
                 json!({"listeners": [{"address": "a:1", "role": "write", "tls": "require"}]}),
-                "proxy.listeners[0].tls: \"require\" is not in this version; write off or allow",
+                "proxy.tls: missing; write {certificate: FILE, private_key: FILE}: the listener a:1 ends TLS and needs something to show",
+            ),
+            (
+                json!({"listeners": [{"address": "a:1", "role": "write", "tls": "verify-full"}]}),
+                "proxy.listeners[0].tls: \"verify-full\" is not known here; write off or allow or require or passthrough",
             ),
             (
                 json!({"listeners": [{"address": "a:1", "role": "write", "max_lag": 1}]}),
-                "proxy.listeners[0].max_lag: has a meaning for role: read only; remove it here",
+                "proxy.listeners[0].max_lag: has no meaning for role: write; remove it here",
             ),
             (
                 json!({"listeners": [{"address": "a:1", "role": "write"}, {"address": "a:1", "role": "read"}]}),

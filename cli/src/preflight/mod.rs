@@ -5,6 +5,7 @@ pub(crate) mod port;
 pub(crate) mod programs;
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use pgherd_agent::config::AgentConfig;
@@ -56,12 +57,22 @@ pub(crate) fn member(config: &mut AgentConfig) -> Preflight {
 
 /// Looks at what a proxy needs.
 pub(crate) fn proxy(config: &ProxySection, tls: &EtcdTls) -> Preflight {
+    proxy_with(config, tls, &[])
+}
+
+/// The same for one that has sockets on some `ports` already.
+pub(crate) fn proxy_with(config: &ProxySection, tls: &EtcdTls, ports: &[SocketAddr]) -> Preflight {
     let mut preflight = Preflight::default();
     preflight.errors.extend(tls_files(tls));
+    let has = |address: &Address| ports.iter().any(|port| port.port() == address.port);
     for (index, listener) in config.listeners.iter().enumerate() {
-        preflight.port(&format!("proxy.listeners[{index}].address"), &listener.address, None);
+        if !has(&listener.address) {
+            preflight.port(&format!("proxy.listeners[{index}].address"), &listener.address, None);
+        }
     }
-    preflight.port("proxy.stats.address", &config.stats, None);
+    if !has(&config.stats) {
+        preflight.port("proxy.stats.address", &config.stats, None);
+    }
     preflight
 }
 

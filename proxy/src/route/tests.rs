@@ -1,17 +1,28 @@
+use std::sync::LazyLock;
+
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Cluster, NO_WORDS, NOBODY, name};
+use crate::testing::{Cluster, NO_POSITIONS, NO_WORDS, NOBODY, name};
 use crate::warrant::{Vouch, with_leader};
 
 const SECOND: u64 = 1_000_000_000;
 const ASKED: Boottime = Boottime::from_nanos(100 * SECOND);
 
-fn policy(role: ListenerRole) -> Policy {
+static PLAIN: ReadRules = ReadRules::none();
+static FALLBACK: LazyLock<ReadRules> = LazyLock::new(|| ReadRules {
+    fallback_to_leader: true,
+    ..ReadRules::none()
+});
+
+fn rules(fallback_to_leader: bool) -> &'static ReadRules {
+    if fallback_to_leader { &FALLBACK } else { &PLAIN }
+}
+
+fn policy(role: ListenerRole) -> Policy<'static> {
     Policy {
         role,
-        max_lag_bytes: None,
-        fallback_to_leader: false,
+        rules: &PLAIN,
         hold_until: Boottime::from_nanos(u64::MAX),
     }
 }
@@ -35,6 +46,7 @@ fn evidence(view: &View, now: Boottime) -> Evidence<'_> {
         warrant: Warrant::new(view, Some(ASKED)),
         words: &NO_WORDS,
         silent: &NOBODY,
+        positions: &NO_POSITIONS,
         now,
     }
 }
@@ -57,7 +69,7 @@ fn with_the_replica(member: &str, may_be_led: bool) -> Footing {
     }
 }
 
-fn decide(policy: Policy, cluster: &Cluster, now: Boottime) -> Decision {
+fn decide(policy: Policy<'_>, cluster: &Cluster, now: Boottime) -> Decision {
     route(policy, evidence(&cluster.view(), now), IDLE)
 }
 
@@ -148,7 +160,7 @@ fn a_lapsed_warrant_closes_the_route_and_patience_ends() {
 fn readers_go_to_replicas_and_to_the_leader_only_as_a_last_resort() {
     let read = policy(ListenerRole::Read);
     let fallback = Policy {
-        fallback_to_leader: true,
+        rules: &FALLBACK,
         ..read
     };
     let now = ASKED + Duration::from_secs(1);
@@ -192,7 +204,7 @@ fn readers_go_to_a_standby_that_does_not_stream_only_while_there_is_nobody_to_st
     ];
     for (cluster, fallback_to_leader, avoid, expected) in cases {
         let policy = Policy {
-            fallback_to_leader,
+            rules: rules(fallback_to_leader),
             ..policy(ListenerRole::Read)
         };
         let view = cluster.view();
@@ -206,12 +218,103 @@ fn readers_go_to_a_standby_that_does_not_stream_only_while_there_is_nobody_to_st
 }
 
 #[test]
+fn each_role_of_readers_gets_its_kind_of_member() {
+    let cluster = led_by_n1().sync(r#"{"leader":"n1","sync_standby":"n2"}"#);
+    let cluster = cluster.replica("n2").replica("n3");
+    let whom = |role: ListenerRole, cluster: &Cluster| -> Vec<String> {
+        // Every draw: whoever may be chosen is.
+        let draws = (0..3).flat_map(|first| (0..3).map(move |second| [first, second]));
+        let view = cluster.view();
+        let decided = draws.map(|draws| route(policy(role), evidence(&view, ASKED), Load { draws, ..IDLE }));
+        let found: BTreeSet<String> = decided
+            .filter_map(target)
+            .map(|(member, epoch)| format!("{member}{}", if epoch.is_some() { " leads" } else { "" }))
+            .collect();
+        found.into_iter().collect()
+    };
+    assert_eq!(whom(ListenerRole::Read, &cluster), ["n2", "n3"]);
+    assert_eq!(whom(ListenerRole::Sync, &cluster), ["n2"]);
+    assert_eq!(whom(ListenerRole::Async, &cluster), ["n3"]);
+    assert_eq!(whom(ListenerRole::Any, &cluster), ["n1 leads", "n2", "n3"]);
+    let quorum = cluster
+        .clone()
+        .sync(r#"{"leader":"n1","quorum":1,"sync_standby":"n2,n3"}"#);
+    assert_eq!(whom(ListenerRole::Sync, &quorum), ["n2", "n3"]);
+    // A list that is not in force says nothing.
+    let inactive = cluster.sync(r#"{"leader":null,"sync_standby":"n2"}"#);
+    assert_eq!(whom(ListenerRole::Sync, &inactive), Vec::<String>::new());
+    assert_eq!(whom(ListenerRole::Async, &inactive), ["n2", "n3"]);
+    let Decision::Hold(Why::NoReplica { members }) = decide(policy(ListenerRole::Sync), &inactive, ASKED) else {
+        panic!("nobody is synchronous");
+    };
+    assert!(members.contains(&(name("n2"), LeftOut::NotSync)));
+}
+
+#[test]
+fn the_leader_is_one_of_any_only_by_a_warrant_and_with_the_tags() {
+    let any = policy(ListenerRole::Any);
+    let late = ASKED + Duration::from_secs(29);
+    let led = led_by_n1();
+    assert_eq!(target(decide(any, &led, ASKED)), Some(("n1".to_owned(), Some(10))));
+    let why = |cluster: &Cluster, policy: Policy<'_>, now| match decide(policy, cluster, now) {
+        Decision::Hold(Why::NoReplica { members }) => members.into_iter().map(|(_, why)| why).next(),
+        other => panic!("{other:?}"),
+    };
+    let lapsed = why(&led, any, late).expect("it is listed");
+    assert!(lapsed.to_string().contains("it is not certain who leads"), "{lapsed}");
+    let unproven = Cluster::new().leader("n1", 10).primary("n1", 9);
+    assert!(matches!(why(&unproven, any, ASKED), Some(LeftOut::LeadsAnd(_))));
+    let tagged = ReadRules {
+        tags: [("purpose".to_owned(), "reports".to_owned())].into(),
+        ..ReadRules::none()
+    };
+    let tagged = Policy { rules: &tagged, ..any };
+    assert!(matches!(why(&led, tagged, ASKED), Some(LeftOut::OtherTag { .. })));
+}
+
+#[test]
+fn the_leader_of_a_standby_cluster_is_found_by_those_who_came_for_it() {
+    let role = policy(ListenerRole::StandbyLeader);
+    let standby = Cluster::new().leader("n1", 10).with_role("n1", "standby_leader", 11);
+    let to_n1 = Some(("n1".to_owned(), Some(10)));
+    assert_eq!(target(decide(role, &standby, ASKED)), to_n1);
+    // It is their leader for readers of either kind, too.
+    let last_resort = Policy {
+        rules: rules(true),
+        ..policy(ListenerRole::Read)
+    };
+    for policy in [last_resort, policy(ListenerRole::Any)] {
+        let decided = decide(policy, &standby, ASKED);
+        assert_eq!(target(decided.clone()), to_n1);
+        let Decision::To(chosen) = decided else {
+            panic!("checked above")
+        };
+        assert!(still_leads_to(&chosen, policy, evidence(&standby.view(), ASKED), &[]));
+    }
+    let late = ASKED + Duration::from_secs(29);
+    assert!(matches!(
+        decide(role, &standby, late),
+        Decision::Hold(Why::WarrantLapsed { .. })
+    ));
+    let unproven = Cluster::new().leader("n1", 10).with_role("n1", "standby_leader", 9);
+    assert!(matches!(
+        decide(role, &unproven, ASKED),
+        Decision::Hold(Why::NotUp { .. })
+    ));
+    let leader = name("n1");
+    assert_eq!(
+        decide(role, &led_by_n1(), ASKED),
+        Decision::Refuse(Why::NoStandbyCluster { leader })
+    );
+}
+
+#[test]
 fn a_leader_is_asked_only_for_a_reader_whom_its_silence_would_help() {
     let read = policy(ListenerRole::Read);
     let led = led_by_n1();
     let archive = r#""replication_state":"in archive recovery""#;
     let stranded = led.clone().member("n2", "replica", "running", archive);
-    let asks = |policy: Policy, cluster: &Cluster, avoid: &[MemberName]| {
+    let asks = |policy: Policy<'_>, cluster: &Cluster, avoid: &[MemberName]| {
         worth_asking(policy, evidence(&cluster.view(), ASKED), avoid).map(|leader| leader.name.to_string())
     };
     assert_eq!(asks(read, &stranded, &[]), Some("n1".to_owned()));
@@ -374,7 +477,7 @@ proptest! {
         let now = Boottime::from_nanos(1000 * SECOND);
         let as_of = confirmed.map(|age| now - Duration::from_secs(age));
         let role = if read { ListenerRole::Read } else { ListenerRole::Write };
-        let policy = Policy { fallback_to_leader: read, ..policy(role) };
+        let policy = Policy { rules: rules(read), ..policy(role) };
         let evidence = Evidence { warrant: Warrant::new(&view, as_of), ..evidence(&view, now) };
         if let Decision::To(target) = route(policy, evidence, Load { draws, ..IDLE }) {
             let holds_the_key = leader.is_some_and(|(holder, _)| target.member.as_str() == format!("n{holder}"));

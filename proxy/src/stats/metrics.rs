@@ -70,6 +70,19 @@ fn process(scrape: &Scrape, shared: &Shared, state: &State) -> prometheus::Resul
         "Since the proxy started.",
         state.uptime_seconds,
     )?;
+    let reloads = scrape.counter(
+        "pgherd_config_reloads_total",
+        "New configurations, by whether they were applied.",
+        &["result"],
+    )?;
+    for (result, count) in [
+        ("applied", &shared.reloads.applied),
+        ("refused", &shared.reloads.refused),
+    ] {
+        reloads
+            .with_label_values(&[result])
+            .inc_by(count.load(Ordering::Relaxed));
+    }
     let panics = shared.panics.load(Ordering::Relaxed);
     scrape.total(
         "pgherd_panics_total",
@@ -265,6 +278,14 @@ fn members(scrape: &Scrape, state: &State) -> prometheus::Result<()> {
         "How far a member is behind the leader's last known position.",
         &["node", "kind"],
     )?;
+    let lag_time = GaugeVec::new(
+        Opts::new(
+            "pgherd_replication_lag_seconds",
+            "How long the leader is known to be past a member.",
+        ),
+        &["node"],
+    )?;
+    scrape.0.register(Box::new(lag_time.clone()))?;
     if let Some(held_by) = &state.leader {
         scrape.single(
             "pgherd_leader_epoch",
@@ -282,6 +303,9 @@ fn members(scrape: &Scrape, state: &State) -> prometheus::Result<()> {
         if let Some(bytes) = member.lag_bytes.filter(|_| !leads) {
             lag.with_label_values(&[member.name.as_str(), "replay"])
                 .set(whole(bytes));
+        }
+        if let Some(seconds) = member.lag_seconds.filter(|_| !leads) {
+            lag_time.with_label_values(&[&member.name]).set(seconds);
         }
     }
     Ok(())

@@ -152,20 +152,22 @@ fn members(members: &[MemberState]) -> String {
         };
         format!(
             "<tr><td>{}</td><td>{}</td><td>{}</td><td class=\"n\">{}</td><td class=\"n mono\">{}</td>\
-             <td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"{class}\">{}</td></tr>\n",
+             <td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
+             <td class=\"{class}\">{}</td></tr>\n",
             escaped(&member.name),
             escaped(member.role),
             escaped(&member.state),
             or_dash(member.timeline),
             or_dash(member.lsn.as_deref().map(escaped)),
             or_dash(member.lag_bytes),
+            or_dash(member.lag_seconds.map(|seconds| format!("{seconds:.1}"))),
             member.sessions_write,
             member.sessions_read,
             escaped(takes)
         )
     };
     let columns = [
-        "member", "role", "state", "#TL", "#LSN", "#lag B", "#write", "#read", "takes",
+        "member", "role", "state", "#TL", "#LSN", "#lag B", "#lag s", "#write", "#read", "takes",
     ];
     table("Members", &columns, members.iter().map(row))
 }

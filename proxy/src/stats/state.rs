@@ -11,8 +11,9 @@ use pgherd_cluster::view::Member;
 use serde::Serialize;
 
 use crate::balance::{self, LeftOut, Load};
-use crate::config::ListenerRole;
+use crate::config::{ListenerConfig, ListenerRole, ReadRules};
 use crate::counters::RouteCounts;
+use crate::lag::Behind;
 use crate::refusal;
 use crate::route::{self, Decision, Policy, Why};
 use crate::shared::{ListenerState, Seen, Shared};
@@ -69,6 +70,8 @@ pub(crate) struct MemberState {
     pub(crate) timeline: Option<u32>,
     pub(crate) lsn: Option<String>,
     pub(crate) lag_bytes: Option<u64>,
+    /// Since when the leader is past it; nothing when that is not known.
+    pub(crate) lag_seconds: Option<f64>,
     pub(crate) sessions_write: usize,
     pub(crate) sessions_read: usize,
     /// `write`, `read`, or nothing.
@@ -126,8 +129,7 @@ impl State {
 fn where_writes_go(seen: &Seen) -> Decision {
     let policy = Policy {
         role: ListenerRole::Write,
-        max_lag_bytes: None,
-        fallback_to_leader: false,
+        rules: &ReadRules::none(),
         hold_until: Boottime::from_nanos(u64::MAX),
     };
     let load = Load {
@@ -222,18 +224,21 @@ fn members(shared: &Shared, seen: &Seen, decision: &Decision, counts: &[RouteCou
             .get(route.listener)
             .map(|listener| listener.config.load().role)
     };
-    let sessions = |name: &MemberName, role| {
-        let routes = counts
-            .iter()
-            .filter(|route| route.member == *name && role_of(route) == Some(role));
+    let sessions = |name: &MemberName, writers: bool| {
+        let routes = counts.iter().filter(|route| {
+            let role = role_of(route);
+            route.member == *name && role.is_some_and(|role| (role == ListenerRole::Write) == writers)
+        });
         routes.map(|route| route.open).sum()
     };
     let open = listeners.iter().filter(|listener| listener.is_open());
-    let mut configs = open.map(|listener| listener.config.load_full());
-    let readers = configs.find(|config| config.role == ListenerRole::Read);
-    let max_lag_bytes = readers.and_then(|config| config.max_lag_bytes);
+    let configs = open.map(|listener| listener.config.load_full());
+    let mut readers: Vec<Arc<ListenerConfig>> = configs.filter(|config| config.role.is_balanced()).collect();
+    if readers.is_empty() {
+        readers.push(Arc::new(ListenerConfig::new("", ListenerRole::Read)));
+    }
     let row = |member: &Member| {
-        let (takes, left_out) = takes(seen, member, decision, max_lag_bytes);
+        let (takes, left_out) = takes(seen, member, decision, &readers);
         MemberState {
             name: member.name.to_string(),
             role: seen.view.shown_role(member).as_str(),
@@ -245,8 +250,9 @@ fn members(shared: &Shared, seen: &Seen, decision: &Decision, counts: &[RouteCou
                 .or(member.record.xlog_location)
                 .map(|lsn| lsn.to_string()),
             lag_bytes: balance::lag_bytes(&seen.view, member),
-            sessions_write: sessions(&member.name, ListenerRole::Write),
-            sessions_read: sessions(&member.name, ListenerRole::Read),
+            lag_seconds: lag_seconds(seen, member),
+            sessions_write: sessions(&member.name, true),
+            sessions_read: sessions(&member.name, false),
             takes,
             left_out,
         }
@@ -254,12 +260,20 @@ fn members(shared: &Shared, seen: &Seen, decision: &Decision, counts: &[RouteCou
     seen.view.members.values().map(row).collect()
 }
 
-/// What a member takes, or why nothing.
+fn lag_seconds(seen: &Seen, member: &Member) -> Option<f64> {
+    let as_of = seen.now - seen.warrant.age(seen.now)?;
+    match balance::lag_time(member, &seen.positions, as_of)? {
+        Behind::For(time) => Some(time.as_secs_f64()),
+        Behind::AtLeast(_) => None,
+    }
+}
+
+/// What a member takes, from any of the listeners for readers, or why nothing from the first of them.
 fn takes(
     seen: &Seen,
     member: &Member,
     decision: &Decision,
-    max_lag_bytes: Option<u64>,
+    readers: &[Arc<ListenerConfig>],
 ) -> (Option<&'static str>, Option<String>) {
     if seen.view.epoch().is_some_and(|epoch| epoch.holder == member.name) {
         return match decision {
@@ -273,17 +287,19 @@ fn takes(
     if seen.silent.contains(&member.name) {
         return (None, Some(LeftOut::Silent.to_string()));
     }
-    let readable = balance::readable(&seen.view, member, max_lag_bytes);
-    match readable {
-        Ok(()) => (Some("read"), None),
-        Err(_)
-            if balance::nobody_to_stream_from(&seen.view, &[])
-                && balance::last_resort(&seen.view, member, max_lag_bytes).is_ok() =>
-        {
-            (Some("read"), None)
+    let last_resort = balance::nobody_to_stream_from(&seen.view, &[]);
+    let mut why = None;
+    for reader in readers {
+        let wanted = seen.evidence().wanted(reader.role, &reader.reads);
+        match balance::readable(&seen.view, member, wanted) {
+            Ok(()) => return (Some("read"), None),
+            Err(_) if last_resort && balance::last_resort(&seen.view, member, wanted).is_ok() => {
+                return (Some("read"), None);
+            }
+            Err(left_out) => why = why.or(Some(left_out)),
         }
-        Err(left_out) => (None, Some(left_out.to_string())),
     }
+    (None, why.map(|left_out| left_out.to_string()))
 }
 
 fn listeners(shared: &Shared, counts: &[RouteCounts]) -> Vec<ListenerRow> {

@@ -88,6 +88,9 @@ pub enum Malformed {
     /// A TLS ClientHello without an SSLRequest.
     #[error("direct TLS is not offered here")]
     DirectTls,
+    /// Direct TLS whose client did not say that it speaks PostgreSQL's protocol inside it.
+    #[error("direct TLS without the ALPN protocol \"postgresql\"")]
+    NoAlpn,
     /// No PostgreSQL client writes this length.
     #[error("invalid length of startup packet: {0}")]
     Length(u32),
@@ -113,13 +116,18 @@ pub enum Malformed {
     Repeated,
 }
 
+/// Whether this is how a TLS handshake begins: a record of that kind, version 3.x.
+#[must_use]
+pub const fn begins_tls(header: [u8; 4]) -> bool {
+    matches!(header, [0x16, 0x03, ..])
+}
+
 /// How long the packet is that starts with `header`, its own four bytes included.
 ///
 /// # Errors
 /// When no first packet of PostgreSQL's starts so.
 pub fn packet_bytes(header: [u8; 4]) -> Result<usize, Malformed> {
-    // A TLS record: handshake, version 3.x.
-    if header.starts_with(&[0x16, 0x03]) {
+    if begins_tls(header) {
         return Err(Malformed::DirectTls);
     }
     let length = u32::from_be_bytes(header);
@@ -130,6 +138,12 @@ pub fn packet_bytes(header: [u8; 4]) -> Result<usize, Malformed> {
 }
 
 impl FirstPacket {
+    /// The request for TLS.
+    #[must_use]
+    pub const fn ssl_request() -> Bytes {
+        Bytes::from_static(&[0, 0, 0, 8, 4, 210, 22, 47])
+    }
+
     /// Reads exactly one packet of the length that it declares.
     ///
     /// # Errors
@@ -286,6 +300,7 @@ mod tests {
     #[test]
     fn each_kind_is_known_by_its_code() {
         assert_eq!(FirstPacket::decode(packet(80_877_103, b"")), Ok(FirstPacket::Ssl));
+        assert_eq!(packet(80_877_103, b""), FirstPacket::ssl_request());
         assert_eq!(FirstPacket::decode(packet(80_877_104, b"")), Ok(FirstPacket::GssEnc));
         assert_eq!(FirstPacket::decode(packet(80_877_103, b"x")), Err(Malformed::Layout));
         let startup = packet(196_608, b"user\0ann\0database\0d\0\0");

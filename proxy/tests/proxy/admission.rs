@@ -464,7 +464,10 @@ async fn a_flood_beyond_the_limit_keeps_no_operator_out() {
     }
     expect_hello(&mut client_from(3, &proxy, 0, "dba", "d").await).await;
     let shown = metrics(&proxy).await;
-    assert!(shown.contains("pgherd_limits_rejected_total{limit=\"refusals\"}"), "{shown}");
+    assert!(
+        shown.contains("pgherd_limits_rejected_total{limit=\"refusals\"}"),
+        "{shown}"
+    );
 }
 
 #[tokio::test]

@@ -210,6 +210,26 @@ impl Cluster {
         self
     }
 
+    /// Writes how far the leader is.
+    pub(crate) fn optime(&mut self, optime: u64) -> &mut Self {
+        self.put("status", format!(r#"{{"optime":{optime}}}"#));
+        self.publish();
+        self
+    }
+
+    /// A replica that streams and has replayed so far.
+    pub(crate) fn replica_at(&mut self, member: &str, address: SocketAddr, replayed: u64) -> &mut Self {
+        let more = format!(r#","replication_state":"streaming","replay_lsn":{replayed}"#);
+        self.record(member, address, "replica", &more)
+    }
+
+    /// Writes the record of synchronous replication.
+    pub(crate) fn sync(&mut self, json: &str) -> &mut Self {
+        self.put("sync", json.to_owned());
+        self.publish();
+        self
+    }
+
     pub(crate) fn replica(&mut self, member: &str, address: SocketAddr) -> &mut Self {
         self.record(member, address, "replica", r#","replication_state":"streaming""#)
     }

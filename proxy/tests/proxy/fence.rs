@@ -115,7 +115,7 @@ async fn a_reader_on_the_leader_is_fenced_like_a_writer() {
     let mut cluster = Cluster::new();
     cluster.writable("n1", leader.address);
     let mut listener = read_listener();
-    listener.fallback_to_leader = true;
+    listener.reads.fallback_to_leader = true;
     let proxy = Running::start(config(vec![listener]), &cluster);
     let mut client = proxy.client().await;
     let _session = leader.session().await;
@@ -178,7 +178,7 @@ async fn readers_who_may_be_on_the_leader_stay_through_a_promotion_and_are_fence
     let mut cluster = Cluster::new();
     cluster.replica("n2", server.address);
     let mut listener = read_listener();
-    listener.fallback_to_leader = true;
+    listener.reads.fallback_to_leader = true;
     let proxy = Running::start(config(vec![listener]), &cluster);
     let mut client = proxy.client().await;
     let mut session = server.session().await;

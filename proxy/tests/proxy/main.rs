@@ -9,6 +9,7 @@ mod limits;
 mod not_now;
 mod relay;
 mod reload;
+mod roles;
 mod silence;
 mod startup;
 mod surfaces;

@@ -164,7 +164,7 @@ async fn reads_go_on_while_the_leader_cannot_be_connected_to() {
         .writable("n1", address)
         .record("n2", replica.address, "replica", "");
     let mut fallback = read_listener();
-    fallback.fallback_to_leader = true;
+    fallback.reads.fallback_to_leader = true;
     let proxy = Running::start(config(vec![read_listener(), fallback]), &cluster);
     for listener in 0..2 {
         expect_hello(&mut proxy.client_of(listener).await).await;
@@ -178,7 +178,7 @@ async fn a_reader_waits_for_the_only_leader_while_it_starts_up() {
     let mut cluster = Cluster::new();
     cluster.writable("n1", address);
     let mut fallback = read_listener();
-    fallback.fallback_to_leader = true;
+    fallback.reads.fallback_to_leader = true;
     let proxy = Running::start(config(vec![fallback]), &cluster);
     let mut client = proxy.client().await;
     for _ in 0..3 {

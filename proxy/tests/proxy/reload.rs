@@ -113,7 +113,7 @@ async fn newcomers_get_the_new_settings() {
     let fatal = expect_fatal(&mut proxy.client().await).await;
     assert!(fatal.text.contains("no replica can be read from"), "{}", fatal.text);
     let mut with_fallback = impatient.clone();
-    with_fallback.listeners[0].fallback_to_leader = true;
+    with_fallback.listeners[0].reads.fallback_to_leader = true;
     with_fallback.limits.connections = 1;
     with_fallback.hold.clients = 1;
     proxy.reload(with_fallback).await.expect("a good configuration");

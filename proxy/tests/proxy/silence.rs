@@ -97,7 +97,7 @@ async fn with_reader() -> (Server, Host, Cluster, Running, TcpStream, ServerSess
         .writable("n1", leader.address)
         .replica_with_agent("n2", host.postgres.address, host.agent.address);
     let mut listener = read_listener();
-    listener.fallback_to_leader = true;
+    listener.reads.fallback_to_leader = true;
     let proxy = Running::start(config(vec![listener]), &cluster);
     cluster.confirmed().await;
     let mut client = proxy.client().await;
