@@ -6,6 +6,7 @@ mod config;
 mod demo;
 mod failure;
 mod logging;
+mod open_files;
 mod preflight;
 mod reload;
 mod run;

@@ -11,6 +11,7 @@ use crate::config::files::FilesWatch;
 use crate::config::proxy::ProxySection;
 use crate::config::{ClusterConfig, Document, Source};
 use crate::failure::Failure;
+use crate::open_files;
 use crate::preflight;
 use crate::run::{bind_failure, proxy_config};
 
@@ -74,7 +75,8 @@ impl ProxyReload {
             pgherd_proxy::ReloadError::Bind(error) => bind_failure(error),
             pgherd_proxy::ReloadError::Stopping => Failure::Unavailable(error.to_string()),
         })?;
-        for warning in &fresh.warnings {
+        let shortage = open_files::shortage(&fresh.section.limits, open_files::most());
+        for warning in fresh.warnings.iter().chain(&shortage) {
             tracing::warn!("{warning}");
         }
         let own = done.at_next_start.iter().map(|key| format!("proxy.{key}"));

@@ -26,6 +26,7 @@ use crate::config::proxy::ProxySection;
 use crate::config::{ClusterConfig, Document, Source, runtime_dir};
 use crate::failure::Failure;
 use crate::logging;
+use crate::open_files;
 use crate::preflight::programs::{self, Search};
 use crate::preflight::{self, Preflight};
 use crate::reload::ProxyReload;
@@ -257,6 +258,11 @@ pub(crate) fn proxy(named: Option<PathBuf>, takeover: bool) -> Result<(), Failur
         .warnings()
         .iter()
         .for_each(|warning| tracing::warn!("{warning}"));
+    let files = open_files::raise();
+    tracing::info!("{}", open_files::told(&section.limits, files));
+    if let Some(shortage) = open_files::shortage(&section.limits, files) {
+        tracing::warn!("{shortage}");
+    }
     let path = takeover_path(&section, &cluster);
     let (inherited, predecessor) = match takeover.then(|| Taken::from(&path)).transpose() {
         Ok(Some(Some(taken))) => {
@@ -464,6 +470,8 @@ pub(crate) fn proxy_config(section: &ProxySection) -> ProxyConfig {
         let mut config = ListenerConfig::new(listener.address.to_string(), listener.role);
         config.reads = listener.reads.clone();
         config.tls = listener.tls;
+        config.allow = listener.allow.clone();
+        config.proxy_protocol = listener.proxy_protocol.clone();
         config
     });
     ProxyConfig {
@@ -479,6 +487,8 @@ pub(crate) fn proxy_config(section: &ProxySection) -> ProxyConfig {
         client_tls: section.client_tls.clone(),
         server_tls: section.server_tls.clone(),
         workers: section.workers.unwrap_or_default(),
+        application_name: section.application_name.clone(),
+        log_sessions: section.log_sessions,
         drain: section.drain,
     }
 }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::LimitsConfig;
+use crate::counters::Counted;
 
 /// Who a client says that it is, and where it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,7 +52,7 @@ impl Of {
 
 /// How many there are of each. What nobody has any more takes no memory.
 #[derive(Debug)]
-struct Counts<K>(Arc<Mutex<HashMap<K, usize>>>);
+pub(crate) struct Counts<K>(Arc<Mutex<HashMap<K, usize>>>);
 
 impl<K> Default for Counts<K> {
     fn default() -> Self {
@@ -61,7 +62,7 @@ impl<K> Default for Counts<K> {
 
 /// One unit of a [`Counts`], taken out when dropped.
 #[derive(Debug)]
-struct Place<K: Eq + Hash> {
+pub(crate) struct Place<K: Eq + Hash> {
     counts: Arc<Mutex<HashMap<K, usize>>>,
     key: K,
 }
@@ -69,7 +70,7 @@ struct Place<K: Eq + Hash> {
 impl<K: Clone + Eq + Hash> Counts<K> {
     /// Counts one more in, unless there are `limit` already: then how many there are. Counted without a limit too, so that a
     /// limit that is set later knows of all.
-    fn enter(&self, key: K, limit: Option<usize>) -> Result<Place<K>, usize> {
+    pub(crate) fn enter(&self, key: K, limit: Option<usize>) -> Result<Place<K>, usize> {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let open = counts.get(&key).copied().unwrap_or_default();
         if limit.is_some_and(|limit| open >= limit) {
@@ -105,15 +106,28 @@ pub(crate) struct Occupancy {
 /// A client's places under all limits, given back when dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Places {
+    /// One that is kept for operators, instead of all others.
+    pub(crate) reserved: Option<Counted>,
     _address: Option<Place<IpAddr>>,
     _user: Option<Place<String>>,
     _database: Option<Place<String>>,
+}
+
+impl Places {
+    /// An operator's, under no limit.
+    pub(crate) fn reserved(place: Counted) -> Self {
+        Self {
+            reserved: Some(place),
+            ..Self::default()
+        }
+    }
 }
 
 impl Occupancy {
     /// Places for a client, or the first limit that has none left.
     pub(crate) fn enter(&self, who: &Who, limits: &LimitsConfig) -> Result<Places, Reached> {
         Ok(Places {
+            reserved: None,
             _address: take(&self.addresses, who.address, limits.per_client_address, Of::Address)?,
             _user: take(&self.users, who.user.clone(), limits.per_user, Of::User)?,
             _database: take(&self.databases, who.database.clone(), limits.per_database, Of::Database)?,

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub use self::limits::{LimitsConfig, QueueConfig};
+use crate::label::ApplicationName;
+use crate::network::Network;
 use crate::tls::{ClientTlsConfig, ListenerTls, ServerTlsConfig, ServerTlsMode, TlsConfigError};
 
 /// What a listener's clients come for.
@@ -86,6 +88,10 @@ pub struct ListenerConfig {
     pub reads: ReadRules,
     /// Whether its clients may speak TLS.
     pub tls: ListenerTls,
+    /// Where clients may be; everywhere when it is empty. Those on unix sockets are let in by the socket's permissions.
+    pub allow: Vec<Network>,
+    /// Proxies that begin each connection with a PROXY protocol header, which tells who the client is.
+    pub proxy_protocol: Vec<Network>,
 }
 
 impl ListenerConfig {
@@ -112,6 +118,8 @@ impl ListenerConfig {
             role,
             reads: ReadRules::none(),
             tls: ListenerTls::Off,
+            allow: Vec::new(),
+            proxy_protocol: Vec::new(),
         }
     }
 
@@ -177,6 +185,10 @@ pub struct ProxyConfig {
     pub server_tls: ServerTlsConfig,
     /// Threads that carry sessions; 0 for one per CPU.
     pub workers: usize,
+    /// How servers see the `application_name` of clients; nothing for as it came.
+    pub application_name: Option<ApplicationName>,
+    /// Whether the log tells of each session's begin and end, at the level that is shown unasked.
+    pub log_sessions: bool,
     /// How long sessions may go on after a stop was asked for.
     pub drain: Duration,
 }
@@ -227,6 +239,12 @@ pub enum ConfigError {
     /// Nobody could connect.
     #[error("limits.connections is 0")]
     NoConnections,
+    /// Nobody could take them.
+    #[error("limits.reserved is {reserved}, and limits.operators names nobody")]
+    NoOperators {
+        /// Places that are kept.
+        reserved: usize,
+    },
     /// Held clients are connected clients.
     #[error("hold.clients is {clients}, more than limits.connections, which is {connections}")]
     HoldOverConnections {
@@ -249,6 +267,8 @@ impl ProxyConfig {
             client_tls: None,
             server_tls: ServerTlsConfig::default(),
             workers: 0,
+            application_name: None,
+            log_sessions: false,
             drain: Duration::from_secs(30),
         }
     }
@@ -292,6 +312,10 @@ impl ProxyConfig {
         if connections == 0 {
             return Err(ConfigError::NoConnections);
         }
+        let reserved = self.limits.reserved;
+        if reserved > 0 && self.limits.operators.is_empty() {
+            return Err(ConfigError::NoOperators { reserved });
+        }
         if clients > connections {
             return Err(ConfigError::HoldOverConnections { clients, connections });
         }
@@ -332,6 +356,9 @@ mod tests {
         small.limits.connections = 10;
         assert!(matches!(small.check(), Err(ConfigError::HoldOverConnections { .. })));
         small.hold.clients = 10;
+        small.limits.reserved = 1;
+        assert_eq!(small.check(), Err(ConfigError::NoOperators { reserved: 1 }));
+        small.limits.operators = vec!["dba".to_owned()];
         assert_eq!(small.check(), Ok(()));
     }
 

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::balance::Load;
+use crate::client::Client;
 use crate::config::{ListenerConfig, ListenerRole};
 use crate::counters::OpenRoute;
 use crate::dial::dial;
@@ -31,7 +32,7 @@ use crate::secure::secure;
 use crate::sessions::{Ending, Registration};
 use crate::shared::{ListenerState, Shared, count};
 use crate::stream::Stream;
-use crate::turn::{NoTurn, Waits};
+use crate::turn::{Entered, NoTurn, Place, STARTUP_MAX, Waits, keep_briefly};
 use crate::wire::error_response::Fatal;
 use crate::wire::first_answer::FirstAnswer;
 use crate::wire::startup::FirstPacket;
@@ -39,7 +40,7 @@ use crate::wire::startup::FirstPacket;
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_millis(500);
 /// For how long other replicas are tried for a client that may not be held.
-const TRY_OTHERS_MAX: Duration = Duration::from_secs(5);
+pub(crate) const TRY_OTHERS_MAX: Duration = Duration::from_secs(5);
 /// A startup message fits in any socket buffer; a server that takes none of it is as good as absent.
 const FORWARD_MAX: Duration = Duration::from_secs(2);
 
@@ -53,7 +54,7 @@ pub(crate) struct Connected {
     pub(crate) ended: oneshot::Receiver<Ending>,
     pub(crate) route: OpenRoute,
     /// Kept while the session goes on.
-    pub(crate) place: Pass,
+    pub(crate) place: Place,
 }
 
 /// Why there is none.
@@ -81,6 +82,7 @@ pub(crate) struct Connector<'a> {
     pub(crate) client_by_tls: bool,
     /// What the server gets first.
     pub(crate) startup: &'a Bytes,
+    pub(crate) client_is: &'a Client,
     /// The startup message is in it, and not the client's request for TLS with the server.
     pub(crate) in_clear: bool,
     pub(crate) cut: &'a CancellationToken,
@@ -92,19 +94,14 @@ enum Dialled {
     Failed(Why),
     /// What the dial was decided on is no longer so.
     Overtaken,
-    ClientGone,
-    Stopping,
-    /// The member has no place for it.
-    Refused(Fatal),
+    Denied(Denied),
 }
 
 impl From<NoTurn> for Dialled {
     fn from(why: NoTurn) -> Self {
         match why {
             NoTurn::Overtaken => Self::Overtaken,
-            NoTurn::ClientGone => Self::ClientGone,
-            NoTurn::Stopping => Self::Stopping,
-            NoTurn::Refused(fatal) => Self::Refused(fatal),
+            NoTurn::Denied(denied) => Self::Denied(denied),
         }
     }
 }
@@ -138,7 +135,7 @@ impl Connector<'_> {
             changes.mark_unchanged();
             rechecks.mark_unchanged();
             opened.mark_unchanged();
-            let (why, last_chance) = match self.decide(policy, &avoid) {
+            let (why, last_chance) = match self.decide(policy, &avoid, &mut waits) {
                 Decision::Refuse(why) => (why, true),
                 Decision::Hold(why) => (why, false),
                 Decision::To(target) => match self
@@ -153,9 +150,7 @@ impl Connector<'_> {
                 {
                     Dialled::Connected(connected) => return Ok(*connected),
                     Dialled::Overtaken => continue,
-                    Dialled::ClientGone => return Err(Denied::ClientGone),
-                    Dialled::Stopping => return Err(Denied::Stopping),
-                    Dialled::Refused(fatal) => return Err(Denied::Refused(fatal)),
+                    Dialled::Denied(denied) => return Err(denied),
                     Dialled::Failed(why) if self.config.role.is_balanced() && Boottime::now() < look_until => {
                         avoid.push(target.member);
                         failed = Some(why);
@@ -181,11 +176,7 @@ impl Connector<'_> {
             if place.is_none() {
                 place = Some(self.shared.hold(self.listener).ok_or_else(|| self.refuse_hold(&why))?);
             }
-            let mut pause = policy.hold_until.since(Boottime::now());
-            if matches!(why, Why::Unreachable { .. } | Why::NotNow { .. }) {
-                pause = pause.min(retry);
-                retry = (retry * 2).min(RETRY_MAX);
-            }
+            let pause = pause(&why, policy, &mut retry);
             avoid.clear(); // They may answer by then.
             tokio::select! {
                 () = sleep(pause) => {}
@@ -212,26 +203,29 @@ impl Connector<'_> {
     }
 
     /// Where a client goes; of replicas, to one that has room, if there is one.
-    fn decide(&self, policy: Policy<'_>, avoid: &[MemberName]) -> Decision {
+    fn decide(&self, policy: Policy<'_>, avoid: &[MemberName], waits: &mut Waits) -> Decision {
         let decision = self.route(policy, avoid);
         let Decision::To(first) = &decision else {
             return decision;
         };
-        let has_room = |target: &Target| target.epoch.is_some() || self.shared.places.of(&target.member).has_room();
         let mut full = avoid.to_vec();
         let mut next = first.clone();
-        while !has_room(&next) {
+        while next.epoch.is_none() && !self.enter_at_once(&next.member, waits) {
             full.push(next.member);
             next = match self.route(policy, &full) {
-                Decision::To(next) if next.epoch.is_none() && !full.contains(&next.member) => next,
+                Decision::To(next) if !full.contains(&next.member) => next,
                 // All are full: it waits where it was sent first.
                 _ => return decision,
             };
         }
         // The last resorts are for when the others do not answer, not for when they are full.
-        if route::still_leads_to(&next, policy, self.shared.seen().evidence(), avoid) {
+        let is_first = next.member == first.member;
+        if is_first
+            || (next.epoch.is_none() && route::still_leads_to(&next, policy, self.shared.seen().evidence(), avoid))
+        {
             return Decision::To(next);
         }
+        waits.entered = None;
         decision
     }
 
@@ -300,14 +294,14 @@ impl Connector<'_> {
             }
         };
         tokio::pin!(overtaken);
-        let place = match self.turn(target, waits, overtaken.as_mut()).await {
-            Ok(place) => place,
+        let Entered { place, startup } = match self.turn(target, waits, overtaken.as_mut()).await {
+            Ok(entered) => entered,
             Err(why) => return why.into(),
         };
         let dialled = tokio::select! {
             dialled = self.reach(target) => dialled,
             () = overtaken => return Dialled::Overtaken,
-            () = self.cut.cancelled() => return Dialled::Stopping,
+            () = self.cut.cancelled() => return Dialled::Denied(Denied::Stopping),
         };
         let (server, address): (Stream, SocketAddr) = match dialled {
             Ok(connected) => connected,
@@ -338,7 +332,7 @@ impl Connector<'_> {
             route,
             place,
         };
-        self.ask(connected, look_until).await
+        self.ask(connected, startup, look_until).await
     }
 
     /// Connects, and speaks TLS where that is wanted.
@@ -354,7 +348,7 @@ impl Connector<'_> {
 
     /// Forwards the startup message and looks at the first word of the answer: a server that takes no connections now is as
     /// good as one that does not answer. Nothing has been said to the client yet, so it can still go elsewhere.
-    async fn ask(&self, mut connected: Connected, look_until: Boottime) -> Dialled {
+    async fn ask(&self, mut connected: Connected, startup: Pass, look_until: Boottime) -> Dialled {
         let target = &connected.target;
         let forwarded = timeout(FORWARD_MAX, connected.server.write_all(self.startup)).await;
         if !matches!(forwarded, Ok(Ok(()))) {
@@ -365,17 +359,20 @@ impl Connector<'_> {
             connected.route = connected.route.begun();
             return Dialled::Connected(Box::new(connected));
         }
+        // Who has waited for its turn has a moment to be looked after.
+        let look_until = look_until.max(Boottime::now() + STARTUP_MAX);
         let looked = tokio::select! {
             biased;
             ending = &mut connected.ended => {
                 return match ending {
-                    Ok(Ending::Stopping) => Dialled::Stopping,
+                    Ok(Ending::Stopping) => Dialled::Denied(Denied::Stopping),
                     Ok(Ending::Outlived(_)) | Err(_) => Dialled::Overtaken,
                 };
             }
             looked = look(&mut connected.server, &mut connected.early) => looked,
-            () = gone(&self.client) => return Dialled::ClientGone,
-            () = self.cut.cancelled() => return Dialled::Stopping,
+            never = keep_briefly(startup) => match never {},
+            () = gone(&self.client) => return Dialled::Denied(Denied::ClientGone),
+            () = self.cut.cancelled() => return Dialled::Denied(Denied::Stopping),
             // A server may think for long before its first word; the relay waits on.
             () = sleep(look_until.since(Boottime::now())) => Ok(FirstAnswer::ForTheClient),
         };
@@ -416,6 +413,16 @@ impl Connector<'_> {
         let limit = self.shared.config.load().hold.clients;
         Denied::Refused(refusal::hold_full(why, limit, self.shared.leaderless_for()))
     }
+}
+
+/// Until the next look, if nothing changes before. What the view does not tell of is looked for more and more rarely.
+fn pause(why: &Why, policy: Policy, retry: &mut Duration) -> Duration {
+    let pause = policy.hold_until.since(Boottime::now());
+    if !matches!(why, Why::Unreachable { .. } | Why::NotNow { .. }) {
+        return pause;
+    }
+    let next = (*retry * 2).min(RETRY_MAX);
+    pause.min(std::mem::replace(retry, next))
 }
 
 /// The next change; never, once nobody is left to make one.

@@ -1,6 +1,5 @@
 //! One client's life: startup, then a cancellation or a session; what it is told at the end, and how its sockets close.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,10 +10,14 @@ use tracing::debug;
 
 use crate::admission::{Of, Places, Reached, Who};
 use crate::cancel;
+use crate::client::{Client, SessionLine};
+use crate::config::ListenerConfig;
 use crate::connect::{Connected, Connector, Denied};
+use crate::entrance::{Opening, OpeningError, STARTUPS};
 use crate::events::EventKind;
-use crate::handshake::{self, Arrived, HandshakeError, Offer, Wish};
-use crate::listener::Accepted;
+use crate::handshake::{Arrived, HandshakeError, Offer, Wish};
+use crate::listener::{Accepted, Admission};
+use crate::peer::Peer;
 use crate::refusal;
 use crate::relay::{Counters, Outcome, Relay};
 use crate::secure::common_name;
@@ -59,50 +62,57 @@ impl Connection {
         } else {
             STARTUP_MAX
         };
+        let mut opening = Opening {
+            shared: Arc::clone(&self.shared),
+            config: listener.config.load_full(),
+            peer: accepted.peer,
+            starting: accepted.starting,
+        };
         let read = tokio::select! {
-            read = timeout(startup_max, Box::pin(handshake::read(client, offer))) => read,
+            read = timeout(startup_max, Box::pin(opening.read(client, offer))) => read,
             () = self.cut.cancelled() => return,
         };
+        // Its places among those that have not said what they come for are free again.
+        let Opening {
+            peer, config, starting, ..
+        } = opening;
+        drop(starting);
         match read {
             Ok(Ok(arrived)) => {
                 let arrival = Arrival {
-                    peer: accepted.peer,
+                    peer,
+                    config,
                     index: accepted.index,
-                    over_limit,
+                    admission: accepted.admission,
                     map_users: tls.map_users,
                 };
                 drop(tls);
-                self.answer(arrived, &arrival, listener).await;
+                self.answer(arrived, arrival, listener).await;
             }
-            Ok(Err(error @ HandshakeError::Tls(_))) => {
-                debug!(peer = %accepted.peer, %error, "a client and the proxy do not agree on TLS");
-                count(&listener.refused);
-                self.shared.limited.count("tls", "");
-            }
-            // It left, or said too little in time: a check of the port, most likely.
-            Ok(Err(_)) | Err(_) => {}
+            Ok(Err(error)) => self.opened_badly(listener, &peer, &error),
+            Err(_) => {} // It said too little in time: a check of the port, most likely.
         }
-        drop((accepted.admission, accepted.load));
+        drop(accepted.load);
     }
 
     /// Does what a client came for, or says why not.
-    async fn answer(&self, arrived: Arrived, arrival: &Arrival, listener: &ListenerState) {
+    async fn answer(&self, arrived: Arrived, arrival: Arrival, listener: &ListenerState) {
         let Arrived { stream: client, wish } = arrived;
         match wish {
-            Wish::Packet(FirstPacket::Cancel { key, bytes }) => {
-                let role = listener.config.load().role;
-                cancel::forward(&self.shared, role, &key, &bytes).await;
+            Wish::Packet(FirstPacket::Cancel { key, bytes }) if arrival.is_allowed() => {
+                cancel::forward(&self.shared, arrival.config.role, &key, &bytes).await;
             }
+            // Answered when they were read; and whoever may not connect may not cancel.
+            Wish::Packet(FirstPacket::Ssl | FirstPacket::GssEnc | FirstPacket::Cancel { .. }) => {}
             Wish::Packet(FirstPacket::Startup { user, database, bytes }) => {
                 let who = arrival.who(user, database);
                 debug!(peer = %arrival.peer, ?who, "a session is asked for");
                 let certified = arrival.certified(&client, who.user.as_deref());
-                let admitted = certified.and_then(|()| {
-                    let admitted = self.admit(&who, arrival.over_limit);
-                    admitted.map_err(|reached| refusal::limit_reached(&reached))
-                });
-                match admitted {
-                    Ok(_places) => self.session(client, arrival.index, listener, (&bytes, true)).await,
+                match certified.and_then(|()| self.admit(&arrival, &who)) {
+                    Ok(places) => {
+                        let client_is = arrival.admitted(who, places);
+                        self.session(client, listener, &client_is, (&bytes, true)).await;
+                    }
                     Err(fatal) => {
                         count(&listener.refused);
                         farewell(client, &fatal).await;
@@ -112,16 +122,18 @@ impl Connection {
             Wish::Passthrough(bytes) => {
                 debug!(peer = %arrival.peer, "a session by TLS with the server is asked for");
                 // Who they are is the server's to learn: only their number and their address can be limited.
-                match self.admit(&arrival.who(None, None), arrival.over_limit) {
-                    Ok(_places) => self.session(client, arrival.index, listener, (&bytes, false)).await,
+                let who = arrival.who(None, None);
+                match self.admit(&arrival, &who) {
+                    Ok(places) => {
+                        let client_is = arrival.admitted(who, places);
+                        self.session(client, listener, &client_is, (&bytes, false)).await;
+                    }
                     Err(_) => {
                         count(&listener.refused);
                         client.reset();
                     }
                 }
             }
-            // Answered when they were read.
-            Wish::Packet(FirstPacket::Ssl | FirstPacket::GssEnc) => {}
             Wish::Refused(why) => {
                 debug!(peer = %arrival.peer, %why, "a connection is refused");
                 count(&listener.refused);
@@ -132,10 +144,27 @@ impl Connection {
         }
     }
 
-    /// Places under the limits for whoever wants a session.
-    fn admit(&self, who: &Who, over_limit: bool) -> Result<Places, Reached> {
+    /// What cannot be answered is counted, and closed.
+    fn opened_badly(&self, listener: &ListenerState, peer: &Peer, error: &OpeningError) {
+        let label = match error {
+            OpeningError::Handshake(HandshakeError::Tls(_)) => "tls",
+            OpeningError::Handshake(_) => return, // It left: a check of the port, most likely.
+            OpeningError::Header(_) => "proxy_protocol",
+            OpeningError::TooMany(_) => STARTUPS,
+        };
+        debug!(%peer, listener = listener.name, %error, "a connection is refused");
+        count(&listener.refused);
+        self.shared.limited.count(label, "");
+    }
+
+    /// Places for whoever wants a session, or what it is told.
+    fn admit(&self, arrival: &Arrival, who: &Who) -> Result<Places, Fatal> {
+        if !arrival.is_allowed() {
+            self.shared.limited.count("allow", "");
+            return Err(refusal::not_allowed(who));
+        }
         let limits = &self.shared.config.load().limits;
-        let admitted = if over_limit {
+        let admitted = if arrival.admission.over_limit {
             Err(Reached {
                 of: Of::Connections,
                 open: self.shared.admitted.get(),
@@ -144,42 +173,49 @@ impl Connection {
         } else {
             self.shared.occupancy.enter(who, limits)
         };
-        if let Err(reached) = &admitted {
+        admitted.or_else(|reached| {
+            if let Some(reserved) = self.shared.reserve(who.user.as_deref()) {
+                return Ok(Places::reserved(reserved));
+            }
             let limit = reached.of.key();
             self.shared.limited.count(limit, "");
             self.shared.events.record(EventKind::Limited { limit });
-        }
-        admitted
+            Err(refusal::limit_reached(&reached))
+        })
     }
 
     async fn session(
         &self,
         mut client: Stream,
-        index: usize,
         listener: &ListenerState,
+        client_is: &Client,
         (startup, in_clear): (&Bytes, bool),
     ) {
+        let config = self.shared.config.load();
+        let written = config.application_name.as_ref().filter(|_| in_clear);
+        let written = written.map(|name| name.write(startup, &client_is.peer, &listener.name));
+        drop(config);
         let connector = Connector {
             shared: &self.shared,
             worker: self.worker,
-            index,
+            index: client_is.index,
             listener,
             config: &listener.config.load_full(),
             client_by_tls: matches!(client, Stream::Tls(_)),
             client: Mutex::new(&mut client),
-            startup,
+            startup: written.as_ref().unwrap_or(startup),
+            client_is,
             in_clear,
             cut: &self.cut,
         };
         // In a box of its own, which is gone while the session goes on.
         let connected = Box::pin(connector.connect()).await;
-        drop(connector);
         match connected {
-            Ok(connected) => self.relay(client, listener, connected, in_clear).await,
+            Ok(connected) => self.relay(client, listener, client_is, (connected, in_clear)).await,
             // Who waits for the beginning of TLS with a server takes one byte only; closing says as much.
             Err(Denied::Refused(_) | Denied::Stopping) if !in_clear => client.reset(),
             Err(Denied::Refused(fatal)) => {
-                debug!(why = fatal.message(), "a client is refused");
+                debug!(client = %client_is.peer, why = fatal.message(), "a client is refused");
                 farewell(client, &fatal).await;
             }
             Err(Denied::Stopping) => farewell(client, &refusal::stopping()).await,
@@ -187,17 +223,25 @@ impl Connection {
         }
     }
 
-    async fn relay(&self, client: Stream, listener: &ListenerState, connected: Connected, in_clear: bool) {
+    async fn relay(
+        &self,
+        client: Stream,
+        listener: &ListenerState,
+        client_is: &Client,
+        (connected, in_clear): (Connected, bool),
+    ) {
         let Connected {
             server,
             early,
             target,
-            registration,
+            mut registration,
             ended,
             route,
             place: _place,
         } = connected;
-        debug!(member = %target.member, listener = listener.name, "a session begins");
+        let shown = self.shared.config.load().log_sessions;
+        let line = SessionLine::new(client_is, &listener.name, &target.member, shown);
+        registration.describe(line.clone());
         let counters = route.0.moved(self.worker).map(|moved| Counters {
             to_server: &moved.to_server,
             to_client: &moved.to_client,
@@ -227,15 +271,19 @@ impl Connection {
             }
         };
         self.shared.ended.count(reason, sqlstate);
+        if let Some(line) = line {
+            line.ends(reason);
+        }
     }
 }
 
 /// What is known of a client before it is served.
 struct Arrival {
-    peer: SocketAddr,
-    /// The listener's number.
+    peer: Peer,
+    /// Its listener as it was when the client came, and the listener's number.
+    config: Arc<ListenerConfig>,
     index: usize,
-    over_limit: bool,
+    admission: Admission,
     /// A certificate is for the user only whom it names.
     map_users: bool,
 }
@@ -245,7 +293,22 @@ impl Arrival {
         Who {
             user,
             database,
-            address: Some(self.peer.ip().to_canonical()),
+            address: self.peer.address(),
+        }
+    }
+
+    fn is_allowed(&self) -> bool {
+        self.peer.is_allowed(&self.config.allow)
+    }
+
+    /// It gets a session. A place among those that are only told why they are refused is free for the next.
+    fn admitted(self, who: Who, places: Places) -> Client {
+        Client {
+            peer: self.peer,
+            who,
+            index: self.index,
+            places,
+            _admission: Some(self.admission).filter(|admission| !admission.over_limit),
         }
     }
 

@@ -99,22 +99,40 @@ impl Gate {
         if inner.waiting.len() >= waiting_max {
             return Entry::Full;
         }
+        Entry::Wait(self.queue(&mut inner, since))
+    }
+
+    /// A place beyond the limit, for whoever has a right to one.
+    pub(crate) fn enter_over(&self) -> Pass {
+        let mut inner = self.lock();
+        inner.inside += 1;
+        Pass(self.clone())
+    }
+
+    /// A place, waited for as long as it takes. For few.
+    pub(crate) async fn wait(&self, since: Boottime) -> Pass {
+        let turn = {
+            let mut inner = self.lock();
+            if inner.inside < inner.limit {
+                inner.inside += 1;
+                return Pass(self.clone());
+            }
+            self.queue(&mut inner, since)
+        };
+        turn.granted().await
+    }
+
+    fn queue(&self, inner: &mut Inner, since: Boottime) -> Turn {
         let ticket = (since, inner.tickets);
         inner.tickets += 1;
         let (call, called) = oneshot::channel();
         inner.waiting.insert(ticket, call);
-        Entry::Wait(Turn {
+        Turn {
             gate: self.clone(),
             ticket,
             called,
             taken: false,
-        })
-    }
-
-    /// Whether a newcomer would be let in at once.
-    pub(crate) fn has_room(&self) -> bool {
-        let inner = self.lock();
-        inner.inside < inner.limit
+        }
     }
 
     pub(crate) fn crowd(&self) -> Crowd {
@@ -272,7 +290,8 @@ mod tests {
         };
         gates.set_limit(Some(1));
         assert_eq!(gates.crowds()[&name("n1")], Crowd { inside: 2, waiting: 0 });
-        assert!(!gate.has_room() && gates.of(&name("n2")).has_room());
+        assert!(matches!(gate.enter(at(3), 0), Entry::Full));
+        assert!(matches!(gates.of(&name("n2")).enter(at(3), 0), Entry::In(_)));
     }
 
     proptest! {

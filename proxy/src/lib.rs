@@ -6,19 +6,24 @@
 mod admission;
 pub mod balance;
 mod cancel;
+mod client;
 pub mod config;
 mod connect;
 mod connection;
 mod counters;
 mod dial;
 mod draw;
+mod entrance;
 mod events;
 mod fence;
 mod gate;
 mod handshake;
+mod label;
 pub mod lag;
 mod listener;
 mod look;
+mod network;
+mod peer;
 mod proxy;
 mod refusal;
 mod relay;
@@ -43,6 +48,8 @@ mod worker;
 pub use config::{
     HoldConfig, LimitsConfig, ListenerConfig, ListenerRole, ProxyConfig, QueueConfig, ReadRules, StatsConfig,
 };
+pub use label::{ApplicationName, ApplicationNameError};
 pub use listener::{BindError, Inherited};
+pub use network::{Network, NetworkError};
 pub use proxy::{Addresses, Proxy, ProxyError};
 pub use reload::{ReloadError, Reloaded, Reloader};

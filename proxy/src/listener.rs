@@ -1,18 +1,23 @@
 //! Binding ports, and handing what connects to the least loaded worker.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
+use pgherd_cluster::clock::Boottime;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use crate::admission::Place;
 use crate::config::ConfigError;
 use crate::counters::{Counted, Gauge};
+use crate::entrance::{STARTUPS, Starting};
+use crate::network::Network;
+use crate::peer::Peer;
 use crate::shared::{ListenerState, Shared, count};
 use crate::stream::socket;
 use crate::worker::Job;
@@ -20,6 +25,8 @@ use crate::worker::Job;
 const BACKLOG: i32 = 1024;
 /// Connections beyond the limit that may be there at a time to hear why they are refused.
 const OVER_LIMIT_MAX: usize = 64;
+/// Of these, from one address: operators come in by the same way.
+const OVER_LIMIT_PER_ADDRESS_MAX: usize = OVER_LIMIT_MAX / 4;
 /// After an error of accept that concerns the process, such as no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -122,6 +129,7 @@ pub(crate) struct Admission {
     /// Here only to be told that there is no room, or to cancel a query.
     pub(crate) over_limit: bool,
     _place: Counted,
+    _over_limit_from: Option<Place<Network>>,
 }
 
 /// A client's socket.
@@ -145,7 +153,8 @@ impl Arrival {
 /// A connection on its way to a worker.
 pub(crate) struct Accepted {
     pub(crate) stream: Arrival,
-    pub(crate) peer: SocketAddr,
+    pub(crate) peer: Peer,
+    pub(crate) starting: Starting,
     /// The listener's number, and itself.
     pub(crate) index: usize,
     pub(crate) listener: Arc<ListenerState>,
@@ -153,14 +162,29 @@ pub(crate) struct Accepted {
     pub(crate) load: Counted,
 }
 
-/// A place for one more connection, within the limit as last read, or among the few beyond it.
-fn admit(shared: &Shared) -> Option<Admission> {
+/// A place for one more connection, within the limit as last read, or among the few beyond it. `address` is whose it is, as far
+/// as that is known.
+fn admit(shared: &Shared, address: Option<IpAddr>) -> Option<Admission> {
     let limit = shared.config.load().limits.connections;
-    let within = shared.admitted.enter_below(limit).map(|place| (false, place));
-    let (over_limit, place) = within.or_else(|| Some((true, shared.over_limit.enter_below(OVER_LIMIT_MAX)?)))?;
+    if let Some(place) = shared.admitted.enter_below(limit) {
+        return Some(Admission {
+            over_limit: false,
+            _place: place,
+            _over_limit_from: None,
+        });
+    }
+    let from = match address {
+        Some(address) => Some(
+            shared
+                .over_limit_from
+                .enter(address, Some(OVER_LIMIT_PER_ADDRESS_MAX))?,
+        ),
+        None => None,
+    };
     Some(Admission {
-        over_limit,
-        _place: place,
+        over_limit: true,
+        _place: shared.over_limit.enter_below(OVER_LIMIT_MAX)?,
+        _over_limit_from: from,
     })
 }
 
@@ -199,7 +223,7 @@ impl Acceptor {
     async fn accept_for_ever(&self, socket: &tokio::net::TcpListener) {
         loop {
             match socket.accept().await {
-                Ok((stream, peer)) => self.hand_over(stream, peer).await,
+                Ok((stream, peer)) => self.hand_over(stream, Peer::Ip(peer)).await,
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
                     warn!(%error, "cannot accept connections");
@@ -210,9 +234,29 @@ impl Acceptor {
         }
     }
 
-    async fn hand_over(&self, stream: tokio::net::TcpStream, peer: SocketAddr) {
+    /// Whose connection this is: behind a trusted proxy are many clients, each known when it is told of.
+    fn address_of(&self, peer: &Peer) -> Option<IpAddr> {
+        let is_trusted = peer.is_in(&self.listener.config.load().proxy_protocol);
+        peer.address().filter(|_| !is_trusted)
+    }
+
+    /// A place among those of its address that have not said yet what they come for.
+    fn enter(&self, address: Option<IpAddr>) -> Option<Option<Place<Network>>> {
+        let Some(address) = address else {
+            return Some(None);
+        };
+        let limit = self.shared.config.load().limits.startups_per_client_address;
+        self.shared.entrance.enter(address, limit).map(Some)
+    }
+
+    async fn hand_over(&self, stream: tokio::net::TcpStream, peer: Peer) {
         count(&self.listener.accepted);
-        let Some(admission) = admit(&self.shared) else {
+        let address = self.address_of(&peer);
+        let Some(from_address) = self.enter(address) else {
+            self.shared.limited.count(STARTUPS, "");
+            return; // Closed without a word: whoever is served well says something before there are so many.
+        };
+        let Some(admission) = admit(&self.shared, address) else {
             self.shared.limited.count("refusals", "");
             return; // Closed without a word: there are too many even to refuse.
         };
@@ -228,15 +272,21 @@ impl Acceptor {
             let Ok(stream) = stream.into_std() else { return };
             Arrival::Elsewhere(stream)
         };
+        // Waiting here leaves further clients in the kernel's queue, and so does waiting for a worker.
+        let starting = Starting {
+            from_address,
+            _on_listener: self.listener.startups.wait(Boottime::now()).await,
+        };
         let accepted = Box::new(Accepted {
             stream,
             peer,
+            starting,
             index: self.index,
             listener: Arc::clone(&self.listener),
             admission,
             load: inbox.load.enter(),
         });
-        // Waiting here leaves further clients in the kernel's queue. A worker that has ended takes the proxy with it.
+        // A worker that has ended takes the proxy with it.
         let _ = inbox.sender.send(Job::Serve(accepted)).await;
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pgherd_cluster::name::MemberName;
 
-use crate::admission::{Of, Reached};
+use crate::admission::{Of, Reached, Who};
 use crate::config::LimitsConfig;
 use crate::gate::Crowd;
 use crate::handshake::HandshakeError;
@@ -18,8 +18,8 @@ use crate::wire::startup::Malformed;
 const CANNOT_CONNECT_NOW: &str = "57P03";
 const ADMIN_SHUTDOWN: &str = "57P01";
 const TOO_MANY_CONNECTIONS: &str = "53300";
-const PROTOCOL_VIOLATION: &str = "08P01";
 const INVALID_AUTHORIZATION: &str = "28000";
+const PROTOCOL_VIOLATION: &str = "08P01";
 const FEATURE_NOT_SUPPORTED: &str = "0A000";
 
 fn seconds(duration: Duration) -> String {
@@ -101,6 +101,22 @@ pub(crate) fn hold_full(why: &Why, limit: usize, leaderless_for: Option<Duration
     .hint("Try again later.")
 }
 
+/// A client whose address the listener does not take, as PostgreSQL says it.
+pub(crate) fn not_allowed(who: &Who) -> Fatal {
+    let address = who
+        .address
+        .map_or_else(|| "unknown".to_owned(), |address| address.to_string());
+    let (user, database) = (who.user.as_deref(), who.database.as_deref());
+    let message = format!(
+        "no entry of allow for host \"{address}\", user {:?}, database {:?}",
+        user.unwrap_or_default(),
+        database.unwrap_or("replication")
+    );
+    Fatal::new(INVALID_AUTHORIZATION, message)
+        .detail("The proxy's listener takes clients from certain addresses only.")
+        .hint("Connect from another address, or add this one to allow of the listener.")
+}
+
 /// A client for whom a limit leaves no place.
 pub(crate) fn limit_reached(reached: &Reached) -> Fatal {
     let Reached { of, open, limit } = reached;
@@ -147,6 +163,25 @@ pub(crate) fn member_full(member: &MemberName, crowd: Crowd, limits: &LimitsConf
             "The proxy opens at most {sessions} sessions on one member, and lets at most {clients} clients wait for one, for {timeout}."
         ))
         .hint("Close connections that are not used, or raise limits.per_member or limits.queue.")
+}
+
+/// A client whose turn to start at a member has not come.
+pub(crate) fn startups_full(member: &MemberName, crowd: Crowd, waited: Option<Duration>) -> Fatal {
+    let Crowd { inside, waiting } = crowd;
+    let fatal = Fatal::new(
+        CANNOT_CONNECT_NOW,
+        format!(
+            "too many clients connect to {member} at once: {inside} are starting, and {waiting} more wait for their turn"
+        ),
+    );
+    let fatal = match waited {
+        Some(waited) => fatal.detail(format!(
+            "The connection was held for {} before it was refused.",
+            seconds(waited)
+        )),
+        None => fatal,
+    };
+    fatal.hint("Try again; limits.startups_per_member says how many may start at a time.")
 }
 
 /// Said when sessions are cut at the end of a drain, and to clients that have no session yet.

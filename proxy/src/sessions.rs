@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
+use crate::client::SessionLine;
 use crate::route::{Footing, Outlived};
 use crate::wire::startup::CancelKey;
 
@@ -59,6 +60,8 @@ pub(crate) struct Registration {
     sessions: Arc<Sessions>,
     shard: usize,
     id: u64,
+    /// What the log says of it.
+    line: Option<Arc<SessionLine>>,
 }
 
 impl Sessions {
@@ -97,6 +100,7 @@ impl Sessions {
             sessions: Arc::clone(self),
             shard,
             id,
+            line: None,
         };
         (registration, ended)
     }
@@ -141,6 +145,11 @@ impl Sessions {
 }
 
 impl Registration {
+    /// Has the log told of the session once its server's process is known.
+    pub(crate) fn describe(&mut self, line: Option<Arc<SessionLine>>) {
+        self.line = line;
+    }
+
     /// Notes the key that cancels this session's queries.
     pub(crate) fn learn_key(&self, key: CancelKey) {
         let Some(mut guard) = self.sessions.lock(self.shard) else {
@@ -150,9 +159,15 @@ impl Registration {
         let Some(entry) = shard.entries.get_mut(&self.id) else {
             return;
         };
-        if entry.key.is_none() {
-            shard.by_process_id.entry(key.process_id()).or_default().push(self.id);
-            entry.key = Some(key);
+        if entry.key.is_some() {
+            return;
+        }
+        let process_id = key.process_id();
+        shard.by_process_id.entry(process_id).or_default().push(self.id);
+        entry.key = Some(key);
+        drop(guard);
+        if let Some(line) = &self.line {
+            line.begins(i32::from_be_bytes(process_id));
         }
     }
 }

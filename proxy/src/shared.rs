@@ -17,8 +17,9 @@ use crate::admission::Occupancy;
 use crate::cancel::Limiter;
 use crate::config::{ListenerConfig, ProxyConfig};
 use crate::counters::{Counted, Gauge, Routes, Tally};
+use crate::entrance::Entrance;
 use crate::events::EventLog;
-use crate::gate::Gates;
+use crate::gate::{Gate, Gates};
 use crate::lag::{self, LeaderPositions};
 use crate::reload::ReloadCounts;
 use crate::route::Evidence;
@@ -38,6 +39,8 @@ pub(crate) struct ListenerState {
     /// Client connections, held ones included.
     pub(crate) connections: Gauge,
     pub(crate) held: Gauge,
+    /// Connections that have not said yet what they come for.
+    pub(crate) startups: Gate,
     pub(crate) accepted: AtomicU64,
     pub(crate) refused: AtomicU64,
     pub(crate) hold_expired: AtomicU64,
@@ -58,6 +61,7 @@ impl ListenerState {
             addresses,
             connections: Gauge::default(),
             held: Gauge::default(),
+            startups: Gate::new(None),
             accepted: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             hold_expired: AtomicU64::new(0),
@@ -154,8 +158,15 @@ pub(crate) struct Shared {
     pub(crate) over_limit: Gauge,
     /// Connections by user, database and client address.
     pub(crate) occupancy: Occupancy,
+    pub(crate) entrance: Entrance,
+    /// Connections beyond the limit, by where they are from.
+    pub(crate) over_limit_from: Entrance,
     /// Sessions by member, and who waits for one.
     pub(crate) places: Gates,
+    /// Sessions that a member has not yet said a word to, and who waits to be one.
+    pub(crate) startups: Gates,
+    /// Places that operators have taken beyond the limits.
+    pub(crate) reserved: Gauge,
     pub(crate) unknown_cancels: Limiter,
     pub(crate) events: EventLog,
     /// Changes when a route may have opened that no change of the view tells of.
@@ -170,6 +181,7 @@ impl Shared {
     pub(crate) fn new(config: ProxyConfig, tls: TlsSettings, view: ViewHandle, workers: usize) -> Self {
         let started = Boottime::now();
         let places = Gates::new(config.limits.per_member);
+        let startups = Gates::new(config.limits.startups_per_member);
         Self {
             config: ArcSwap::from_pointee(config),
             tls: ArcSwap::from_pointee(tls),
@@ -190,7 +202,11 @@ impl Shared {
             admitted: Gauge::default(),
             over_limit: Gauge::default(),
             occupancy: Occupancy::default(),
+            entrance: Entrance::default(),
+            over_limit_from: Entrance::default(),
             places,
+            startups,
+            reserved: Gauge::default(),
             unknown_cancels: Limiter::new(started),
             events: EventLog::new(),
             opened: watch::Sender::new(0),
@@ -211,7 +227,22 @@ impl Shared {
     /// Takes a new configuration. For one writer.
     pub(crate) fn set_config(&self, config: ProxyConfig) {
         self.places.set_limit(config.limits.per_member);
+        self.startups.set_limit(config.limits.startups_per_member);
+        for listener in self.listeners().iter() {
+            listener.startups.set_limit(config.limits.startups);
+        }
         self.config.store(Arc::new(config));
+    }
+
+    /// One of the places that are kept for operators, if `user` says that it is one and there is one left.
+    pub(crate) fn reserve(&self, user: Option<&str>) -> Option<Counted> {
+        let config = self.config.load();
+        let is_operator = config
+            .limits
+            .operators
+            .iter()
+            .any(|operator| Some(operator.as_str()) == user);
+        is_operator.then(|| self.reserved.enter_below(config.limits.reserved))?
     }
 
     /// What is known now.
@@ -295,6 +326,7 @@ impl Shared {
     /// Adds a listener; its number and itself. For one writer.
     pub(crate) fn add_listener(&self, listener: ListenerState) -> (usize, Arc<ListenerState>) {
         let listener = Arc::new(listener);
+        listener.startups.set_limit(self.config.load().limits.startups);
         let mut listeners = self.listeners.load().to_vec();
         listeners.push(Arc::clone(&listener));
         let index = listeners.len() - 1;

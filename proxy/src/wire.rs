@@ -6,5 +6,6 @@
 pub mod backend;
 pub mod error_response;
 pub mod first_answer;
+pub mod proxy_header;
 pub mod sasl;
 pub mod startup;

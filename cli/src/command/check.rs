@@ -3,6 +3,7 @@
 use crate::args::CheckArgs;
 use crate::config::Document;
 use crate::failure::Failure;
+use crate::open_files;
 use crate::preflight::{self, Preflight};
 use crate::terminal::say;
 
@@ -37,7 +38,17 @@ pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
             note(preflight::proxy(proxy, &cluster.etcd.tls));
         }
     }
-    for warning in document.warnings().into_iter().chain(in_use.into_iter().map(own)) {
+    let files = open_files::most();
+    let shortage = proxy
+        .as_ref()
+        .and_then(|proxy| open_files::shortage(&proxy.limits, files));
+    let shortage = shortage.filter(|_| !args.file_only).map(as_here);
+    for warning in document
+        .warnings()
+        .into_iter()
+        .chain(in_use.into_iter().map(own))
+        .chain(shortage)
+    {
         say(format!("warning: {warning}"));
     }
     let cluster = document.finish(cluster)?;
@@ -58,8 +69,14 @@ pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
             cluster.scope,
             listeners.join(", ")
         ));
+        say(open_files::told(&proxy.limits, files));
     }
     Ok(())
+}
+
+/// A service may have more files open than the shell that the check is made in, or fewer.
+fn as_here(shortage: String) -> String {
+    format!("{shortage}; what counts is what the service may have")
 }
 
 /// The service that a file is for may well be running while the file is checked.

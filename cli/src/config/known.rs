@@ -75,11 +75,12 @@ const LOGIN: &str = "username password sslmode sslcert sslkey sslpassword sslroo
 const OURS: &[(&str, &str)] = &[
     (
         "proxy",
-        "source listeners tls server_tls server_ca server_certificate server_key hold limits stats workers drain takeover",
+        "source listeners tls server_tls server_ca server_certificate server_key hold limits stats workers drain takeover \
+         application_name log_sessions",
     ),
     (
         "proxy.listeners[]",
-        "address role tls tags max_lag max_lag_time fallback",
+        "address role tls tags max_lag max_lag_time fallback allow proxy_protocol",
     ),
     (
         "proxy.tls",
@@ -88,7 +89,8 @@ const OURS: &[(&str, &str)] = &[
     ("proxy.hold", "timeout clients"),
     (
         "proxy.limits",
-        "connections per_user per_database per_client_address per_member queue",
+        "connections per_user per_database per_client_address per_member queue startups startups_per_client_address startups_per_member \
+         reserved operators",
     ),
     ("proxy.limits.queue", "clients timeout"),
     ("proxy.stats", "address username password password_file"),

@@ -1,15 +1,26 @@
 //! The `proxy.limits` section.
 
-use pgherd_proxy::{LimitsConfig, QueueConfig};
+use pgherd_proxy::{LimitsConfig, Network, QueueConfig};
 
 use super::section::Section;
 
 /// Reads the section; an absent one gives the defaults. In it 0 stands for no limit.
 pub(crate) fn read(section: &Section<'_>) -> LimitsConfig {
-    let usual = LimitsConfig::default();
+    let connections = count(section, "connections", 1).unwrap_or(LimitsConfig::default().connections);
+    let usual = LimitsConfig::of(connections);
     let queue = section.section("queue");
+    let reserved = count(section, "reserved", 0).unwrap_or(usual.reserved);
+    let operators = section.texts("operators").unwrap_or_default();
+    if reserved > 0 && operators.is_empty() {
+        let fix = "name in proxy.limits.operators who may have these places, or remove it";
+        section.error("reserved", format!("{reserved} places are for nobody; {fix}"));
+    }
+    if reserved == 0 && !operators.is_empty() {
+        let fix = "write in proxy.limits.reserved how many, such as 3, or remove it";
+        section.error("operators", format!("no places are kept for them; {fix}"));
+    }
     LimitsConfig {
-        connections: count(section, "connections", 1).unwrap_or(usual.connections),
+        connections,
         per_user: limit(section, "per_user", usual.per_user),
         per_database: limit(section, "per_database", usual.per_database),
         per_client_address: limit(section, "per_client_address", usual.per_client_address),
@@ -18,7 +29,37 @@ pub(crate) fn read(section: &Section<'_>) -> LimitsConfig {
             clients: count(&queue, "clients", 0).unwrap_or(usual.queue.clients),
             timeout: queue.duration("timeout").unwrap_or(usual.queue.timeout),
         },
+        startups: limit(section, "startups", usual.startups),
+        startups_per_member: limit(section, "startups_per_member", usual.startups_per_member),
+        reserved,
+        operators,
+        startups_per_client_address: limit(
+            section,
+            "startups_per_client_address",
+            usual.startups_per_client_address,
+        ),
     }
+}
+
+/// The networks under `key`; none when it is absent.
+pub(crate) fn networks(section: &Section<'_>, key: &str) -> Vec<Network> {
+    let Some(texts) = section.texts(key) else {
+        return Vec::new();
+    };
+    if texts.is_empty() {
+        section.error(
+            key,
+            "an empty list; write addresses or networks such as 10.0.0.0/8, or remove it",
+        );
+    }
+    let read = |text: &String| match text.parse() {
+        Ok(network) => Some(network),
+        Err(error) => {
+            section.error(key, format!("{text:?} {error}"));
+            None
+        }
+    };
+    texts.iter().filter_map(read).collect()
 }
 
 /// A number of at least `min`.
@@ -57,7 +98,7 @@ mod tests {
         assert_eq!((usual, errors), (LimitsConfig::default(), Vec::new()));
         let (limits, errors) = read_from(json!({
             "connections": 7, "per_user": 3, "per_database": 0, "per_client_address": "5", "per_member": 90,
-            "queue": {"clients": 0, "timeout": "2s"},
+            "queue": {"clients": 0, "timeout": "2s"}, "reserved": 3, "operators": "postgres,dba", "startups_per_member": 0,
         }));
         assert_eq!(errors, Vec::<String>::new());
         assert_eq!(
@@ -65,6 +106,10 @@ mod tests {
             (7, Some(3), None)
         );
         assert_eq!((limits.per_client_address, limits.per_member), (Some(5), Some(90)));
+        assert_eq!(
+            (limits.reserved, limits.operators.len(), limits.startups_per_member),
+            (3, 2, None)
+        );
         assert_eq!(
             (limits.queue.clients, limits.queue.timeout),
             (0, Duration::from_secs(2))
@@ -81,6 +126,14 @@ mod tests {
             (
                 json!({"connections": 0}),
                 "proxy.limits.connections: 0 is not such a number; write a whole number from 1 up",
+            ),
+            (
+                json!({"reserved": 2}),
+                "proxy.limits.reserved: 2 places are for nobody; name in proxy.limits.operators who may have these places, or remove it",
+            ),
+            (
+                json!({"operators": ["postgres"]}),
+                "proxy.limits.operators: no places are kept for them; write in proxy.limits.reserved how many, such as 3, or remove it",
             ),
             (
                 json!({"queue": 5}),

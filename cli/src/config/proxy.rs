@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use pgherd_cluster::record::Address;
 use pgherd_proxy::tls::{ClientTlsConfig, ListenerTls, ServerTlsConfig};
-use pgherd_proxy::{LimitsConfig, ListenerRole, ReadRules};
+use pgherd_proxy::{ApplicationName, LimitsConfig, ListenerRole, Network, ReadRules};
 use serde_json::Value;
 
 use super::limits::{self, count};
@@ -26,6 +26,8 @@ pub(crate) struct ProxySection {
     /// As many as there are processors when absent.
     pub(crate) workers: Option<usize>,
     pub(crate) drain: Duration,
+    pub(crate) application_name: Option<ApplicationName>,
+    pub(crate) log_sessions: bool,
     /// The socket through which a new proxy takes this one over; a default place when absent.
     pub(crate) takeover: Option<PathBuf>,
     pub(crate) client_tls: Option<ClientTlsConfig>,
@@ -39,6 +41,8 @@ pub(crate) struct Listener {
     pub(crate) role: ListenerRole,
     pub(crate) reads: ReadRules,
     pub(crate) tls: ListenerTls,
+    pub(crate) allow: Vec<Network>,
+    pub(crate) proxy_protocol: Vec<Network>,
 }
 
 const ROLES: [ListenerRole; 6] = [
@@ -88,6 +92,7 @@ pub(crate) fn read(root: &Section<'_>) -> Option<ProxySection> {
     let hold_timeout = hold.duration("timeout").unwrap_or(Duration::from_secs(10));
     let workers = workers(&section);
     let drain = section.duration("drain").unwrap_or(Duration::from_secs(30));
+    let application_name = application_name(&section);
     Some(ProxySection {
         listeners: listeners?,
         hold_timeout,
@@ -96,10 +101,19 @@ pub(crate) fn read(root: &Section<'_>) -> Option<ProxySection> {
         stats: stats?,
         workers,
         drain,
+        application_name,
+        log_sessions: section.boolean("log_sessions").unwrap_or(false),
         takeover: section.text("takeover").map(PathBuf::from),
         client_tls,
         server_tls,
     })
+}
+
+fn application_name(section: &Section<'_>) -> Option<ApplicationName> {
+    let text = section.text("application_name")?;
+    let read = text.parse::<ApplicationName>();
+    read.map_err(|error| section.error("application_name", format!("{text:?} {error}")))
+        .ok()
 }
 
 fn workers(section: &Section<'_>) -> Option<usize> {
@@ -134,6 +148,8 @@ fn listeners(section: &Section<'_>) -> Option<Vec<Listener>> {
                 role: ListenerRole::Write,
                 reads: ReadRules::none(),
                 tls: ListenerTls::Off,
+                allow: Vec::new(),
+                proxy_protocol: Vec::new(),
             },
             Listener {
                 address: everywhere(READ_PORT),
@@ -143,6 +159,8 @@ fn listeners(section: &Section<'_>) -> Option<Vec<Listener>> {
                     ..ReadRules::none()
                 },
                 tls: ListenerTls::Off,
+                allow: Vec::new(),
+                proxy_protocol: Vec::new(),
             },
         ]);
     };
@@ -194,6 +212,8 @@ fn listener(section: &Section<'_>) -> Option<Listener> {
         role: role?,
         reads: reads?,
         tls,
+        allow: limits::networks(section, "allow"),
+        proxy_protocol: limits::networks(section, "proxy_protocol"),
     })
 }
 
@@ -258,7 +278,7 @@ mod tests {
         let (config, errors) = read_from(json!({
             "source": "etcd",
             "listeners": [
-                {"address": "*:6432", "role": "write", "tls": "passthrough"},
+                {"address": "*:6432", "role": "write", "tls": "passthrough", "allow": ["10.0.0.0/8", "::1"], "proxy_protocol": "192.0.2.7"},
                 {"address": "127.0.0.1:6433", "role": "read", "max_lag": "16MB", "fallback": "leader", "tls": false},
             ],
             "server_tls": "prefer",
@@ -267,10 +287,20 @@ mod tests {
             "stats": {"address": "127.0.0.1:9000"},
             "workers": 2,
             "drain": "3s",
+            "application_name": "{name} via {address}",
+            "log_sessions": true,
         }));
         assert_eq!(errors, Vec::<String>::new());
         let config = config.expect("no errors");
+        assert!(config.application_name.is_some() && config.log_sessions);
         assert_eq!(config.listeners[0].address.to_string(), "0.0.0.0:6432");
+        assert_eq!(
+            (
+                config.listeners[0].allow.len(),
+                config.listeners[0].proxy_protocol.len()
+            ),
+            (2, 1)
+        );
         assert_eq!(
             (
                 config.listeners[1].reads.max_lag_bytes,
@@ -332,8 +362,24 @@ mod tests {
                 "proxy.listeners: \"a:1\" is listed twice; give each its own port",
             ),
             (
+                json!({"listeners": [{"address": "a:1", "role": "write", "allow": ["10.0.0.1/8"]}]}),
+                "proxy.listeners[0].allow: \"10.0.0.1/8\" has address bits beyond its prefix; write 10.0.0.0/8, or 10.0.0.1 for that one address",
+            ),
+            (
+                json!({"listeners": [{"address": "a:1", "role": "write", "allow": []}]}),
+                "proxy.listeners[0].allow: an empty list; write addresses or networks such as 10.0.0.0/8, or remove it",
+            ),
+            (
+                json!({"listeners": [{"address": "a:1", "role": "write", "proxy_protocol": "lb.example.com"}]}),
+                "proxy.listeners[0].proxy_protocol: \"lb.example.com\" is not an address or a network; write one such as 10.0.0.0/8, 192.0.2.7 or fd00::/8",
+            ),
+            (
                 json!({"stats": {"password_file": "/x"}}),
                 "proxy.stats.password_file: the page cannot be guarded in this version; remove it, and let the page listen on 127.0.0.1",
+            ),
+            (
+                json!({"application_name": "{name} via {adress}"}),
+                "proxy.application_name: \"{name} via {adress}\" has \"{adress}\", which is none of {name}, {address}, {port} and {listener}",
             ),
             (
                 json!({"workers": 0}),

@@ -108,7 +108,13 @@ fn listeners(scrape: &Scrape, state: &State) -> prometheus::Result<()> {
         "Clients refused at the end of their hold.",
         &["listener"],
     )?;
+    let startups = scrape.gauge(
+        "pgherd_listener_startups",
+        "Client connections that have not said yet what they come for.",
+        &["listener"],
+    )?;
     for row in &state.listeners {
+        startups.with_label_values(&[&row.name]).set(whole(row.startups));
         let active = row.connections.saturating_sub(row.held);
         connections
             .with_label_values(&[&row.name, row.role, "active"])
@@ -170,7 +176,26 @@ fn queues(scrape: &Scrape, shared: &Shared) -> prometheus::Result<()> {
         places.with_label_values(&[member.as_str()]).set(whole(crowd.inside));
         queued.with_label_values(&[member.as_str()]).set(whole(crowd.waiting));
     }
-    Ok(())
+    let starting = scrape.gauge(
+        "pgherd_node_startups",
+        "Sessions that a member has not yet said a word to.",
+        &["node"],
+    )?;
+    let waiting = scrape.gauge(
+        "pgherd_node_startup_queue_clients",
+        "Clients that wait for their turn to start at a member.",
+        &["node"],
+    )?;
+    for (member, crowd) in shared.startups.crowds() {
+        starting.with_label_values(&[member.as_str()]).set(whole(crowd.inside));
+        waiting.with_label_values(&[member.as_str()]).set(whole(crowd.waiting));
+    }
+    let reserved = shared.reserved.get();
+    scrape.single(
+        "pgherd_reserved_places",
+        "Places of operators that are taken.",
+        whole(reserved),
+    )
 }
 
 fn outcomes(scrape: &Scrape, shared: &Shared) -> prometheus::Result<()> {
@@ -186,7 +211,11 @@ fn outcomes(scrape: &Scrape, shared: &Shared) -> prometheus::Result<()> {
     for ((outcome, key), count) in shared.cancels.counts() {
         cancels.with_label_values(&[outcome, key]).inc_by(count);
     }
-    let limited = scrape.counter("pgherd_limits_rejected_total", "Turned away by a limit.", &["limit"])?;
+    let limited = scrape.counter(
+        "pgherd_limits_rejected_total",
+        "Turned away by a limit, or by what a listener takes.",
+        &["limit"],
+    )?;
     for ((limit, _), count) in shared.limited.counts() {
         limited.with_label_values(&[limit]).inc_by(count);
     }

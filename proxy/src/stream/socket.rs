@@ -107,6 +107,17 @@ impl Socket {
         }
     }
 
+    /// At least one byte; 0 at the end. May be dropped at any time.
+    pub(crate) async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            each!(self, stream => stream.readable().await)?;
+            match self.receive(buffer) {
+                Err(error) if super::is_transient(&error) => {}
+                read => return read,
+            }
+        }
+    }
+
     /// Waits until something can be received, and leaves it there; 0 at the end.
     pub(crate) async fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
         poll_fn(|cx| self.poll_peek(cx, buffer)).await

@@ -14,7 +14,7 @@ const SECRET_BYTES_MIN: usize = 4;
 /// The longest, protocol 3.2: <https://www.postgresql.org/docs/18/protocol-message-formats.html>.
 const SECRET_BYTES_MAX: usize = 256;
 /// `NAMEDATALEN` less its terminator.
-const NAME_BYTES_MAX: usize = 63;
+pub const NAME_BYTES_MAX: usize = 63;
 /// Length, code and process id.
 const CANCEL_HEAD_BYTES: usize = 12;
 
@@ -242,6 +242,35 @@ pub fn parameters(packet: &Bytes) -> Result<Vec<(Bytes, Bytes)>, Malformed> {
         parameters.push((packet.slice_ref(name), packet.slice_ref(value)));
         rest = after;
     }
+}
+
+/// A startup message whose `application_name` is what `write` makes of the one that it has; all else is as it was. Nothing for
+/// replication, whose standbys are known by that name, and for a message that would become too long.
+pub fn with_application_name(packet: &Bytes, write: impl FnOnce(&[u8]) -> Vec<u8>) -> Option<Bytes> {
+    const KEY: &[u8] = b"application_name";
+    let mut parameters = parameters(packet).ok()?;
+    if parameters.iter().any(|(key, _)| key == b"replication".as_slice()) {
+        return None;
+    }
+    // PostgreSQL goes by the last.
+    match parameters.iter_mut().rfind(|(key, _)| key == KEY) {
+        Some((_, value)) => *value = write(value).into(),
+        None => parameters.push((Bytes::from_static(KEY), write(b"").into())),
+    }
+    let texts = parameters.iter().flat_map(|(key, value)| [key, value]);
+    let total = texts
+        .clone()
+        .fold(STARTUP_BYTES_MIN + 1, |sum, text| sum + text.len() + 1);
+    let length = u32::try_from(total).ok().filter(|_| total <= STARTUP_BYTES_MAX)?;
+    let mut written = BytesMut::with_capacity(total);
+    written.extend_from_slice(&length.to_be_bytes());
+    written.extend_from_slice(packet.get(4..STARTUP_BYTES_MIN)?);
+    for text in texts {
+        written.extend_from_slice(text);
+        written.extend_from_slice(&[0]);
+    }
+    written.extend_from_slice(&[0]);
+    Some(written.freeze())
 }
 
 /// What precedes the first NUL, and what follows it.

@@ -208,7 +208,8 @@ async fn a_reader_goes_to_a_replica_that_has_room_and_not_to_the_leader() {
     for reader in &mut readers {
         expect_hello(reader).await;
     }
-    (one.session().await, two.session().await);
+    one.session().await;
+    two.session().await;
     let fatal = expect_fatal(&mut proxy.client().await).await;
     assert!(fatal.text.contains("too many sessions on n"), "{}", fatal.text);
 }
@@ -232,4 +233,363 @@ async fn a_client_in_the_queue_follows_the_leader() {
     cluster.writable("n2", second.address);
     expect_hello(&mut waiting).await;
     second.session().await;
+}
+
+fn networks(texts: &[&str]) -> Vec<pgherd_proxy::Network> {
+    texts.iter().map(|text| text.parse().expect("a network")).collect()
+}
+
+#[tokio::test]
+async fn one_address_that_says_nothing_does_not_keep_others_out() {
+    let mut server = Server::start().await;
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", server.address);
+    let mut config = limited(LimitsConfig::of(40));
+    config.hold.clients = 1;
+    config.limits.startups_per_client_address = Some(4);
+    config.limits.startups = Some(8);
+    let proxy = Running::start(config, &cluster);
+    let mut flood = Vec::new();
+    for _ in 0..100 {
+        flood.push(connect_from(2, &proxy, 0).await);
+    }
+    for _ in 0..3 {
+        expect_hello(&mut client_from(1, &proxy, 0, "ann", "d").await).await;
+        server.session().await;
+    }
+    let shown = metrics(&proxy).await;
+    let refused = "pgherd_limits_rejected_total{limit=\"startups_per_client_address\"} 96";
+    assert!(shown.contains(refused), "{shown}");
+    // What was closed is closed at once; what is within the bound may still speak.
+    let mut open = 0;
+    for stream in &mut flood {
+        let read = tokio::time::timeout(Duration::from_millis(20), stream.read_u8()).await;
+        open += usize::from(read.is_err());
+    }
+    assert_eq!(open, 4);
+    drop(flood);
+    expect_hello(&mut client_from(2, &proxy, 0, "ann", "d").await).await;
+}
+
+#[tokio::test]
+async fn beyond_a_listeners_startups_clients_wait_in_the_kernels_queue() {
+    let server = Server::start().await;
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", server.address);
+    let mut config = limited(LimitsConfig::default());
+    config.limits.startups = Some(2);
+    let proxy = Running::start(config, &cluster);
+    let silent = [connect_from(2, &proxy, 0).await, connect_from(3, &proxy, 0).await];
+    until("both are there", async || {
+        let shown = metrics(&proxy).await;
+        let mut lines = shown
+            .lines()
+            .filter(|line| line.starts_with("pgherd_listener_startups{"));
+        lines.any(|line| line.ends_with(" 2")).then_some(())
+    })
+    .await;
+    let mut waiting = client_from(1, &proxy, 0, "ann", "d").await;
+    let told = tokio::time::timeout(Duration::from_millis(100), read_message(&mut waiting)).await;
+    assert!(told.is_err(), "it is not looked at yet");
+    drop(silent);
+    expect_hello(&mut waiting).await;
+    // Sessions are none of them: any number goes on.
+    let mut sessions = Vec::new();
+    for _ in 0..4 {
+        let mut client = client_from(1, &proxy, 0, "ann", "d").await;
+        expect_hello(&mut client).await;
+        sessions.push(client);
+    }
+}
+
+#[tokio::test]
+async fn a_listener_takes_whom_it_allows() {
+    let mut server = Server::start().await;
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", server.address);
+    let mut config = limited(LimitsConfig::default());
+    config.listeners.push(write_listener());
+    config.listeners[0].allow = networks(&["127.0.0.1", "fd00::/8"]);
+    let proxy = Running::start(config, &cluster);
+    let mut ann = client_from(1, &proxy, 0, "ann", "d").await;
+    let key = expect_hello(&mut ann).await;
+    server.session().await;
+    let mut stranger = connect_from(2, &proxy, 0).await;
+    stranger.write_all(&packet(SSL_REQUEST, b"")).await.expect("sent");
+    assert_eq!(within("an answer", stranger.read_u8()).await.expect("an answer"), b'N');
+    stranger.write_all(&startup()).await.expect("sent");
+    let fatal = expect_fatal(&mut stranger).await;
+    assert_eq!(fatal.sqlstate, "28000");
+    let said = "no entry of allow for host \"127.0.0.2\", user \"ann\", database \"ann\"";
+    assert!(fatal.text.contains(said), "{}", fatal.text);
+    assert!(metrics(&proxy).await.contains("{limit=\"allow\"} 1"));
+    // A cancel is closed without a word, and reaches nobody.
+    let mut cancel = connect_from(2, &proxy, 0).await;
+    cancel.write_all(&packet(CANCEL_REQUEST, &key)).await.expect("sent");
+    let mut rest = Vec::new();
+    within("it is closed", cancel.read_to_end(&mut rest))
+        .await
+        .expect("an orderly end");
+    assert!(rest.is_empty() && server.has_no_cancel());
+    // The other listener takes everyone.
+    expect_hello(&mut client_from(2, &proxy, 1, "ann", "d").await).await;
+}
+
+/// A proxy in front of ours, at 127.0.0.9, which is trusted, with one connection per client address and one address allowed.
+async fn behind_a_proxy(cluster: &Cluster) -> Running {
+    let mut config = limited(LimitsConfig {
+        per_client_address: Some(1),
+        ..LimitsConfig::default()
+    });
+    config.listeners[0].proxy_protocol = networks(&["127.0.0.8/30"]);
+    config.listeners[0].allow = networks(&["10.0.0.0/8", "127.0.0.9"]);
+    Running::start(config, cluster)
+}
+
+#[tokio::test]
+async fn who_a_trusted_proxy_tells_of_is_who_counts() {
+    let mut server = Server::start().await;
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", server.address);
+    let proxy = behind_a_proxy(&cluster).await;
+    let told = |header: &'static [u8]| {
+        let proxy = &proxy;
+        async move {
+            let mut stream = connect_from(9, proxy, 0).await;
+            stream.write_all(&[header, &startup()].concat()).await.expect("sent");
+            stream
+        }
+    };
+    let mut first = told(b"PROXY TCP4 10.1.1.1 10.0.0.1 1 5432\r\n").await;
+    expect_hello(&mut first).await;
+    // The startup message follows byte for byte.
+    assert_eq!(server.session().await.startup, startup());
+    let fatal = expect_fatal(&mut told(b"PROXY TCP4 10.1.1.1 10.0.0.1 2 5432\r\n").await).await;
+    assert!(fatal.text.contains("address 10.1.1.1: 1 are open"), "{}", fatal.text);
+    let v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x0a\x01\x01\x02\x0a\0\0\x01\0\x01\x15\x38";
+    let mut second = told(v2).await;
+    expect_hello(&mut second).await;
+    let fatal = expect_fatal(&mut told(b"PROXY TCP4 192.0.2.1 10.0.0.1 1 5432\r\n").await).await;
+    assert!(fatal.text.contains("host \"192.0.2.1\""), "{}", fatal.text);
+    // The proxy's own checks come from the proxy's own address.
+    let mut own = told(b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0").await;
+    expect_hello(&mut own).await;
+}
+
+#[tokio::test]
+async fn a_header_is_required_of_trusted_proxies_and_understood_from_nobody_else() {
+    let server = Server::start().await;
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", server.address);
+    let proxy = behind_a_proxy(&cluster).await;
+    for bytes in [startup(), b"PROXY TCP4 10.1.1.1\r\n".to_vec()] {
+        let mut stream = connect_from(9, &proxy, 0).await;
+        stream.write_all(&bytes).await.expect("sent");
+        let mut rest = Vec::new();
+        let _ = within("it is closed", stream.read_to_end(&mut rest)).await;
+        assert!(rest.is_empty());
+    }
+    assert!(metrics(&proxy).await.contains("{limit=\"proxy_protocol\"} 2"));
+    let mut stranger = connect_from(1, &proxy, 0).await;
+    let header = b"PROXY TCP4 10.1.1.1 10.0.0.1 1 5432\r\n";
+    stranger
+        .write_all(&[&header[..], &startup()].concat())
+        .await
+        .expect("sent");
+    let fatal = expect_fatal(&mut stranger).await;
+    assert_eq!(fatal.sqlstate, "08P01", "{}", fatal.text);
+}
+
+#[tokio::test]
+async fn operators_get_in_beyond_the_limits_and_no_more_of_them_than_may() {
+    let mut server = Server::start().await;
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", server.address);
+    let mut config = limited(LimitsConfig {
+        connections: 1,
+        per_user: Some(1),
+        per_member: Some(1),
+        reserved: 2,
+        operators: vec!["dba".to_owned()],
+        ..LimitsConfig::default()
+    });
+    config.hold.clients = 1;
+    let proxy = Running::start(config, &cluster);
+    let mut first = client_from(1, &proxy, 0, "ann", "d").await;
+    expect_hello(&mut first).await;
+    server.session().await;
+    let mut operators = Vec::new();
+    for _ in 0..2 {
+        let mut operator = client_from(1, &proxy, 0, "dba", "d").await;
+        expect_hello(&mut operator).await;
+        let mut session = server.session().await;
+        exchange(&mut operator, &mut session).await;
+        operators.push((operator, session));
+    }
+    assert!(metrics(&proxy).await.contains("pgherd_reserved_places 2"));
+    for user in ["dba", "bob"] {
+        let fatal = expect_fatal(&mut client_from(1, &proxy, 0, user, "d").await).await;
+        assert!(
+            fatal.text.contains("too many connections to the proxy: 1 are open"),
+            "{}",
+            fatal.text
+        );
+    }
+    operators.clear();
+    until("a place is free again", async || {
+        let mut operator = client_from(1, &proxy, 0, "dba", "d").await;
+        matches!(read_message(&mut operator).await, Some((b'R', _))).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_flood_beyond_the_limit_keeps_no_operator_out() {
+    let server = Server::start().await;
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", server.address);
+    let mut config = limited(LimitsConfig {
+        connections: 1,
+        reserved: 1,
+        operators: vec!["dba".to_owned()],
+        ..LimitsConfig::default()
+    });
+    config.hold.clients = 1;
+    let proxy = Running::start(config, &cluster);
+    let mut first = client_from(1, &proxy, 0, "ann", "d").await;
+    expect_hello(&mut first).await;
+    let mut flood = Vec::new();
+    for _ in 0..100 {
+        flood.push(connect_from(2, &proxy, 0).await);
+    }
+    expect_hello(&mut client_from(3, &proxy, 0, "dba", "d").await).await;
+    let shown = metrics(&proxy).await;
+    assert!(
+        shown.contains("pgherd_limits_rejected_total{limit=\"refusals\"}"),
+        "{shown}"
+    );
+}
+
+#[tokio::test]
+async fn servers_see_the_name_that_the_proxy_writes_and_all_else_as_it_came() {
+    let mut server = Server::start().await;
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", server.address);
+    let mut config = limited(LimitsConfig::default());
+    config.application_name = Some("{name} via {address}".parse().expect("a template"));
+    let mut proxy = Running::start(config.clone(), &cluster);
+    let _client = client_from(3, &proxy, 0, "ann", "d").await;
+    let startup = server.session().await.startup;
+    let expected = packet(196_608, b"user\0ann\0database\0d\0application_name\0via 127.0.0.3\0\0");
+    assert_eq!(startup, expected);
+    config.application_name = None;
+    proxy.reload(config).await.expect("a good configuration");
+    let _client = client_from(3, &proxy, 0, "ann", "d").await;
+    assert_eq!(
+        server.session().await.startup,
+        packet(196_608, b"user\0ann\0database\0d\0\0")
+    );
+}
+
+/// A server that takes connections and answers none until the test does.
+async fn silent_server() -> (tokio::net::TcpListener, SocketAddr) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    (listener, address)
+}
+
+#[tokio::test]
+async fn no_more_clients_start_at_a_member_at_once_than_may() {
+    let (server, address) = silent_server().await;
+    let mut cluster = Cluster::new();
+    cluster.no_leader();
+    let mut config = limited(LimitsConfig::default());
+    config.limits.startups_per_member = Some(2);
+    config.hold.timeout = PATIENCE;
+    let proxy = Running::start(config, &cluster);
+    // Held until there is a leader, in the order in which they came.
+    let mut clients = Vec::new();
+    for count in 1..=6 {
+        clients.push(client_from(1, &proxy, 0, &format!("w{count}"), "d").await);
+        until("it is held", async || {
+            let shown = metrics(&proxy).await;
+            let mut lines = shown.lines().filter(|line| line.starts_with("pgherd_hold_clients{"));
+            lines.any(|line| line.ends_with(&format!(" {count}"))).then_some(())
+        })
+        .await;
+    }
+    cluster.writable("n1", address);
+    let mut served = Vec::new();
+    let mut starting = Vec::new();
+    for _ in 0..3 {
+        while starting.len() < 2 {
+            starting.push(within("a client starts", server.accept()).await.expect("accepted").0);
+        }
+        let more = tokio::time::timeout(Duration::from_millis(50), server.accept()).await;
+        assert!(more.is_err(), "a third one starts");
+        for mut stream in starting.drain(..) {
+            let startup = read_packet(&mut stream).await.expect("a startup message");
+            served.push(String::from_utf8_lossy(&startup[13..15]).into_owned());
+            stream.write_all(&ready()).await.expect("sent");
+            clients.push(stream); // Its session goes on, and is no startup any more.
+        }
+    }
+    served.sort();
+    assert_eq!(served, ["w1", "w2", "w3", "w4", "w5", "w6"]);
+    until("all have started", async || {
+        let shown = metrics(&proxy).await;
+        shown.contains("pgherd_node_startups{node=\"n1\"} 0").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn servers_that_are_slow_to_speak_keep_nobodys_turn_for_long() {
+    let (server, address) = silent_server().await;
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", address);
+    let mut config = limited(LimitsConfig::default());
+    config.limits.startups_per_member = Some(1);
+    config.hold.timeout = PATIENCE;
+    let proxy = Running::start(config, &cluster);
+    let _first = proxy.client().await;
+    let (_slow, _) = within("it starts", server.accept()).await.expect("accepted");
+    let mut second = proxy.client().await;
+    let (mut stream, _) = within("the next one starts", server.accept()).await.expect("accepted");
+    stream.write_all(&ready()).await.expect("sent");
+    assert_eq!(read_message(&mut second).await, Some((b'Z', b"I".to_vec())));
+}
+
+#[tokio::test]
+async fn whose_turn_does_not_come_is_told_why() {
+    let (server, address) = silent_server().await;
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", address);
+    let mut config = limited(LimitsConfig::default());
+    config.limits.startups_per_member = Some(1);
+    config.hold.timeout = Duration::from_millis(50);
+    let proxy = Running::start(config, &cluster);
+    let mut clients = Vec::new();
+    for waiting in 0..5 {
+        clients.push(proxy.client().await);
+        until("it starts or waits", async || {
+            let line = format!("pgherd_node_startup_queue_clients{{node=\"n1\"}} {waiting}");
+            let one = "pgherd_node_startups{node=\"n1\"} 1";
+            let shown = metrics(&proxy).await;
+            (shown.contains(&line) && shown.contains(one)).then_some(())
+        })
+        .await;
+    }
+    // One that leaves gives its turn back; the last is not served within five seconds by a server that never speaks.
+    drop(clients.remove(0));
+    let fatal = expect_fatal(clients.last_mut().expect("four are left")).await;
+    assert_eq!(fatal.sqlstate, "57P03");
+    assert!(
+        fatal
+            .text
+            .contains("too many clients connect to n1 at once: 1 are starting"),
+        "{}",
+        fatal.text
+    );
+    drop(server);
 }
