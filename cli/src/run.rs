@@ -361,6 +361,8 @@ pub(crate) fn proxy_config(section: &ProxySection) -> ProxyConfig {
         }),
         workers: section.workers.unwrap_or_default(),
         drain: section.drain,
+        zone: section.zone.clone(),
+        slow_start: section.slow_start,
     }
 }
 

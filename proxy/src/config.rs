@@ -165,6 +165,9 @@ pub struct StatsConfig {
     pub address: String,
 }
 
+/// Half a minute warms the caches of a server that was started, and is soon over.
+pub const SLOW_START: Duration = Duration::from_secs(30);
+
 /// Everything that a proxy is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProxyConfig {
@@ -180,6 +183,10 @@ pub struct ProxyConfig {
     pub workers: usize,
     /// How long sessions may go on after a stop was asked for.
     pub drain: Duration,
+    /// The zone that this proxy is in: readers go to members of the same first.
+    pub zone: Option<String>,
+    /// How long a member that comes back takes to get its whole share of readers.
+    pub slow_start: Duration,
 }
 
 /// Why a configuration cannot work.
@@ -228,6 +235,8 @@ impl ProxyConfig {
             stats: None,
             workers: 0,
             drain: Duration::from_secs(30),
+            zone: None,
+            slow_start: SLOW_START,
         }
     }
 

@@ -1,7 +1,6 @@
 //! From a client that wants a session to a server that takes it: decide, dial, hold, again, until it is connected or its
 //! patience is over.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -115,7 +114,7 @@ impl Connector<'_> {
                 Decision::Refuse(why) => (why, true),
                 Decision::Hold(why) => (why, false),
                 Decision::To(target) => match self
-                    .dial(policy, &target, &avoid, (&mut changes, &mut rechecks), look_until)
+                    .try_it(policy, &target, &avoid, (&mut changes, &mut rechecks), look_until)
                     .await
                 {
                     Dialled::Connected(connected) => return Ok(*connected),
@@ -179,17 +178,38 @@ impl Connector<'_> {
 
     fn decide(&self, policy: Policy<'_>, avoid: &[MemberName]) -> Decision {
         let seen = self.shared.seen();
-        let open = if policy.role.is_balanced() {
-            self.shared.routes.open_by_member()
-        } else {
-            HashMap::new() // There is nothing to choose.
-        };
+        if !policy.role.is_balanced() {
+            return route::route(policy, seen.evidence(), Load::IDLE); // There is nothing to choose.
+        }
+        let config = self.shared.config.load();
+        let open = self.shared.routes.open_by_member();
+        let mut experience = self.shared.experience();
         let load = Load {
             open: &|member| open.get(member).copied().unwrap_or_default(),
+            standing: &|member| experience.standing(member, seen.now, config.slow_start),
+            zone: config.zone.as_deref(),
             draws: draws(),
             avoid,
         };
-        route::route(policy, seen.evidence(), load)
+        let decision = route::route(policy, seen.evidence(), load);
+        if let Decision::To(target) = &decision {
+            experience.chosen(&target.member, seen.now);
+        }
+        decision
+    }
+
+    /// Notes what came of connecting a reader, begun at `started`.
+    fn learn(&self, target: &Target, dialled: &Dialled, started: Boottime) {
+        if !self.config.role.is_balanced() {
+            return;
+        }
+        let now = Boottime::now();
+        let mut experience = self.shared.experience();
+        match dialled {
+            Dialled::Connected(_) => experience.answered(&target.member, now.since(started), now),
+            Dialled::Failed(_) => experience.failed(&target.member, now),
+            Dialled::Overtaken | Dialled::ClientGone | Dialled::Stopping => {}
+        }
     }
 
     /// The leader, if it cannot be connected to: nobody can stream from it then. One that answered is noted in `answered` and
@@ -219,6 +239,23 @@ impl Connector<'_> {
         None
     }
 
+    /// Connects to `target`, and notes what came of it. A reader counts as a session of its member from here on: those who
+    /// come at the same time must not all go to the same one.
+    async fn try_it(
+        &self,
+        policy: Policy<'_>,
+        target: &Target,
+        avoid: &[MemberName],
+        changes: (&mut watch::Receiver<Arc<View>>, &mut watch::Receiver<u64>),
+        look_until: Boottime,
+    ) -> Dialled {
+        let started = Boottime::now();
+        let route = self.shared.routes.enter(self.index, &target.member);
+        let dialled = self.dial(policy, target, avoid, changes, look_until, route).await;
+        self.learn(target, &dialled, started);
+        dialled
+    }
+
     /// Dials while the route still leads there, and enters the session before its evidence is looked at for the last time:
     /// from then on the fence knows of it.
     async fn dial(
@@ -228,6 +265,7 @@ impl Connector<'_> {
         avoid: &[MemberName],
         (changes, rechecks): (&mut watch::Receiver<Arc<View>>, &mut watch::Receiver<u64>),
         look_until: Boottime,
+        route: OpenRoute,
     ) -> Dialled {
         let still_leads_there = || route::still_leads_to(target, policy, self.shared.seen().evidence(), avoid);
         let dialling = dial(&target.address);
@@ -264,7 +302,6 @@ impl Connector<'_> {
         if !still_leads_there() {
             return Dialled::Overtaken;
         }
-        let route = self.shared.routes.enter(self.index, &target.member);
         let connected = Connected {
             server,
             early: Vec::new(),

@@ -65,6 +65,7 @@ pub(crate) async fn run(shared: &Shared, stop: CancellationToken) -> std::io::Re
         rechecks.mark_unchanged();
         let seen = shared.seen();
         shared.note_position(&seen);
+        shared.note_up(&seen);
         let now = Standing::of(&seen);
         if now != standing {
             end_sessions(shared, &seen);

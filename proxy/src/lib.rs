@@ -1,7 +1,7 @@
 //! From a client's socket to a member's socket: listeners, startup, routing, hold, relay, fence, cancel; page and metrics.
 //!
 //! Knows nothing of how a leader is made: it reads a view of the cluster, and the proof of how current that is.
-//! [`route`], [`balance`], [`lag`], [`warrant`] and [`wire`] are pure: no clock, no socket, no log.
+//! [`route`], [`balance`], [`experience`], [`lag`], [`warrant`] and [`wire`] are pure: no clock, no socket, no log.
 
 pub mod balance;
 mod cancel;
@@ -12,6 +12,7 @@ mod counters;
 mod dial;
 mod draw;
 mod events;
+pub mod experience;
 mod fence;
 mod handshake;
 pub mod lag;
@@ -35,7 +36,9 @@ pub mod warrant;
 pub mod wire;
 mod worker;
 
-pub use config::{HoldConfig, LimitsConfig, ListenerConfig, ListenerRole, ProxyConfig, ReadRules, StatsConfig};
+pub use config::{
+    HoldConfig, LimitsConfig, ListenerConfig, ListenerRole, ProxyConfig, ReadRules, SLOW_START, StatsConfig,
+};
 pub use listener::BindError;
 pub use proxy::{Addresses, Proxy, ProxyError};
 pub use reload::{ReloadError, Reloaded, Reloader};

@@ -73,7 +73,10 @@ const LOGIN: &str = "username password sslmode sslcert sslkey sslpassword sslroo
 
 /// Our own sections and their keys, `[]` standing for the elements of a list.
 const OURS: &[(&str, &str)] = &[
-    ("proxy", "source listeners server_tls hold limits stats workers drain"),
+    (
+        "proxy",
+        "source listeners server_tls hold limits stats workers drain zone slow_start",
+    ),
     (
         "proxy.listeners[]",
         "address role tls tags max_lag max_lag_time fallback",

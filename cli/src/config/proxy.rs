@@ -5,7 +5,7 @@ mod reading;
 use std::time::Duration;
 
 use pgherd_cluster::record::Address;
-use pgherd_proxy::{ListenerRole, ReadRules};
+use pgherd_proxy::{ListenerRole, ReadRules, SLOW_START};
 use serde_json::Value;
 
 use super::section::Section;
@@ -22,6 +22,8 @@ pub(crate) struct ProxySection {
     /// As many as there are processors when absent.
     pub(crate) workers: Option<usize>,
     pub(crate) drain: Duration,
+    pub(crate) zone: Option<String>,
+    pub(crate) slow_start: Duration,
 }
 
 /// One port for clients.
@@ -82,6 +84,8 @@ pub(crate) fn read(root: &Section<'_>) -> Option<ProxySection> {
     // All of them are read, for their findings, before one that is missing ends this.
     let hold_timeout = hold.duration("timeout").unwrap_or(Duration::from_secs(10));
     let workers = workers(&section);
+    let zone = section.text("zone");
+    let slow_start = section.duration("slow_start").unwrap_or(SLOW_START);
     let drain = section.duration("drain").unwrap_or(Duration::from_secs(30));
     Some(ProxySection {
         listeners: listeners?,
@@ -91,6 +95,8 @@ pub(crate) fn read(root: &Section<'_>) -> Option<ProxySection> {
         stats: stats?,
         workers,
         drain,
+        zone,
+        slow_start,
     })
 }
 
@@ -265,6 +271,8 @@ mod tests {
             "stats": {"address": "127.0.0.1:9000"},
             "workers": 2,
             "drain": "3s",
+            "zone": "a",
+            "slow_start": "1min",
         }));
         assert_eq!(errors, Vec::<String>::new());
         let config = config.expect("no errors");
@@ -283,6 +291,10 @@ mod tests {
         assert_eq!(
             (config.connections, config.workers, config.drain),
             (7, Some(2), Duration::from_secs(3))
+        );
+        assert_eq!(
+            (config.zone.as_deref(), config.slow_start),
+            (Some("a"), Duration::from_secs(60))
         );
     }
 
@@ -332,6 +344,14 @@ mod tests {
             (
                 json!({"stats": {"password_file": "/x"}}),
                 "proxy.stats.password_file: the page cannot be guarded in this version; remove it, and let the page listen on 127.0.0.1",
+            ),
+            (
+                json!({"zone": ["a"]}),
+                "proxy.zone: a list is not a text; write a text, in quotes if YAML takes it for something else",
+            ),
+            (
+                json!({"slow_start": "slowly"}),
+                "proxy.slow_start: \"slowly\" is not a duration; write one such as 10s, 500ms or 2min",
             ),
             (
                 json!({"workers": 0}),

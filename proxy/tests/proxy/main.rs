@@ -1,5 +1,6 @@
 //! The proxy between real sockets: clients of the test, servers of the test, a view that the test publishes.
 
+mod balance;
 mod cancel;
 mod fake;
 mod fence;
