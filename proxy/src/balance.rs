@@ -94,6 +94,40 @@ pub enum LeftOut {
     Silent,
 }
 
+impl LeftOut {
+    /// Whether a member is known to be other than a listener asks for, and up. Of one that is down its sessions hear by
+    /// themselves; what is not known ends nobody's session.
+    const fn is_known_to_be_other(&self) -> bool {
+        match self {
+            Self::NotStreaming(_)
+            | Self::NoLoadBalance
+            | Self::NotSync
+            | Self::IsSync
+            | Self::OtherTag { .. }
+            | Self::Lags { .. }
+            | Self::LagsFor { .. } => true,
+            Self::Leads
+            | Self::LeadsAnd(_)
+            | Self::NotRunning(_)
+            | Self::NotStandby(_)
+            | Self::LagUnknown
+            | Self::NoAddress
+            | Self::Silent => false,
+        }
+    }
+}
+
+/// Why `member` is no longer what a listener's readers came for, if it is known to be so.
+#[must_use]
+pub fn strayed(view: &View, member: &Member, wanted: Wanted<'_>) -> Option<LeftOut> {
+    let told = if nobody_to_stream_from(view, &[]) {
+        last_resort(view, member, wanted)
+    } else {
+        readable(view, member, wanted)
+    };
+    told.err().filter(LeftOut::is_known_to_be_other)
+}
+
 impl std::fmt::Display for LeftOut {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::balance::Load;
-use crate::config::{ListenerConfig, ListenerRole};
+use crate::config::ListenerConfig;
 use crate::counters::OpenRoute;
 use crate::dial::dial;
 use crate::draw::draws;
@@ -25,7 +25,7 @@ use crate::events::EventKind;
 use crate::look::look;
 use crate::refusal;
 use crate::route::{self, Decision, Footing, Policy, Target, Why};
-use crate::sessions::{Ending, Registration};
+use crate::sessions::{Ending, Registration, Word};
 use crate::shared::{ListenerState, Shared, count};
 use crate::wire::error_response::Fatal;
 use crate::wire::first_answer::FirstAnswer;
@@ -44,7 +44,7 @@ pub(crate) struct Connected {
     pub(crate) early: Vec<u8>,
     pub(crate) target: Target,
     pub(crate) registration: Registration,
-    pub(crate) ended: oneshot::Receiver<Ending>,
+    pub(crate) ended: oneshot::Receiver<Word>,
     pub(crate) route: OpenRoute,
 }
 
@@ -147,7 +147,10 @@ impl Connector<'_> {
                 place = Some(self.shared.hold(self.listener).ok_or_else(|| self.refuse_hold(&why))?);
             }
             let mut pause = policy.hold_until.since(Boottime::now());
-            if matches!(why, Why::Unreachable { .. } | Why::NotNow { .. }) {
+            if matches!(
+                why,
+                Why::Unreachable { .. } | Why::NotNow { .. } | Why::LeaderFull { .. }
+            ) {
                 pause = pause.min(retry);
                 retry = (retry * 2).min(RETRY_MAX);
             }
@@ -186,6 +189,7 @@ impl Connector<'_> {
         let mut experience = self.shared.experience();
         let load = Load {
             open: &|member| open.get(member).copied().unwrap_or_default(),
+            of_listener: &|member| self.shared.routes.open_on(self.index, member),
             standing: &|member| experience.standing(member, seen.now, config.slow_start),
             zone: config.zone.as_deref(),
             draws: draws(),
@@ -250,10 +254,20 @@ impl Connector<'_> {
         look_until: Boottime,
     ) -> Dialled {
         let started = Boottime::now();
-        let route = self.shared.routes.enter(self.index, &target.member);
+        let Some(route) = self.enter(policy, target) else {
+            return Dialled::Overtaken; // Others took the last places on the leader.
+        };
         let dialled = self.dial(policy, target, avoid, changes, look_until, route).await;
         self.learn(target, &dialled, started);
         dialled
+    }
+
+    /// Counts a session in, as far as its member takes that many.
+    fn enter(&self, policy: Policy<'_>, target: &Target) -> Option<OpenRoute> {
+        let is_last_resort = target.epoch.is_some() && policy.rules.fallback_to_leader;
+        let limit = policy.rules.fallback_max.filter(|_| is_last_resort);
+        let limit = limit.unwrap_or(usize::MAX);
+        self.shared.routes.enter_below(self.index, &target.member, limit)
     }
 
     /// Dials while the route still leads there, and enters the session before its evidence is looked at for the last time:
@@ -296,7 +310,9 @@ impl Connector<'_> {
         let footing = Footing {
             member: target.member.clone(),
             epoch: target.epoch.clone(),
-            may_be_led: policy.role == ListenerRole::Any || policy.rules.fallback_to_leader,
+            on_promoted: self.config.on_promoted(),
+            listener: self.index,
+            since: Boottime::now(),
         };
         let (registration, ended) = self.shared.sessions.enter(self.worker, footing, address);
         if !still_leads_there() {
@@ -325,8 +341,9 @@ impl Connector<'_> {
             biased;
             ending = &mut connected.ended => {
                 return match ending {
-                    Ok(Ending::Stopping) => Dialled::Stopping,
-                    Ok(Ending::Outlived(_)) | Err(_) => Dialled::Overtaken,
+                    Ok(Word::End(Ending::Stopping)) => Dialled::Stopping,
+                    // One that should leave has not begun: it can go elsewhere at once.
+                    Ok(Word::End(Ending::Outlived(_)) | Word::Leave(..)) | Err(_) => Dialled::Overtaken,
                 };
             }
             looked = look(&connected.server, &mut connected.early) => looked,

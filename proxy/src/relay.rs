@@ -17,7 +17,8 @@ use tokio::sync::oneshot;
 use tokio::time::{Sleep, sleep};
 
 use crate::counters::Sum;
-use crate::sessions::{Ending, Registration};
+use crate::leaving::Leaving;
+use crate::sessions::{Ending, Registration, Word};
 use crate::socket;
 use crate::wire::backend::{StartupWatch, Tail};
 
@@ -53,7 +54,9 @@ pub(crate) struct Relay<'a> {
     to_server: Direction,
     to_client: Direction,
     talk: Talk,
-    ended: Option<oneshot::Receiver<Ending>>,
+    ended: Option<oneshot::Receiver<Word>>,
+    /// Between two transactions it is to end; in a box, since hardly any session is asked to.
+    leaving: Option<Box<Leaving>>,
     counters: Option<Counters<'a>>,
     client_follows: Option<Pin<Box<Sleep>>>,
 }
@@ -252,7 +255,7 @@ impl<'a> Relay<'a> {
         server: TcpStream,
         early: Vec<u8>,
         registration: Registration,
-        ended: oneshot::Receiver<Ending>,
+        ended: oneshot::Receiver<Word>,
         counters: Option<Counters<'a>>,
     ) -> Self {
         let mut relay = Self {
@@ -267,6 +270,7 @@ impl<'a> Relay<'a> {
                 registration,
             },
             ended: Some(ended),
+            leaving: None,
             counters,
             client_follows: None,
         };
@@ -293,15 +297,31 @@ impl<'a> Relay<'a> {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
         // First, so that a session that has been ended moves nothing more.
-        if let Some(ended) = &mut self.ended
-            && let Poll::Ready(ending) = Pin::new(ended).poll(cx)
+        while let Some(ended) = &mut self.ended
+            && let Poll::Ready(word) = Pin::new(ended).poll(cx)
         {
             self.ended = None;
-            if let Ok(ending) = ending {
-                return Poll::Ready(Outcome::Ended(ending));
+            match word {
+                Ok(Word::End(ending)) => return Poll::Ready(Outcome::Ended(ending)),
+                Ok(Word::Leave(ending, more)) => {
+                    self.ended = Some(more);
+                    self.leaving = Some(Box::new(Leaving::new(ending)));
+                }
+                Err(_) => {}
             }
         }
-        BUFFER.with_borrow_mut(|buffer| self.poll_bytes(cx, buffer))
+        let moved = BUFFER.with_borrow_mut(|buffer| self.poll_bytes(cx, buffer));
+        let is_idle = self.leaving.is_some() && self.is_idle();
+        match &mut self.leaving {
+            Some(leaving) if moved.is_pending() => leaving.poll(cx, is_idle).map(Outcome::Ended),
+            _ => moved,
+        }
+    }
+
+    /// Whether it looks as if the session were between two transactions.
+    fn is_idle(&self) -> bool {
+        let nothing_on_its_way = self.to_client.rest.is_empty() && self.to_server.rest.is_empty();
+        nothing_on_its_way && self.talk.startup.is_none() && !self.talk.outstanding && self.talk.tail.is_idle()
     }
 
     fn poll_bytes(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<Outcome> {

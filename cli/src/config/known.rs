@@ -79,7 +79,7 @@ const OURS: &[(&str, &str)] = &[
     ),
     (
         "proxy.listeners[]",
-        "address role tls tags max_lag max_lag_time fallback",
+        "address role tls tags max_lag max_lag_time fallback fallback_max on_promoted on_stale rebalance max_session_age",
     ),
     ("proxy.hold", "timeout clients"),
     ("proxy.limits", "connections per_client_address"),

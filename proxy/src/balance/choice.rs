@@ -46,6 +46,8 @@ pub enum Standing {
 pub struct Load<'a> {
     /// Sessions open on a member.
     pub open: &'a dyn Fn(&MemberName) -> usize,
+    /// Those of the client's own listener among them.
+    pub of_listener: &'a dyn Fn(&MemberName) -> usize,
     /// How a member stands with this proxy.
     pub standing: &'a dyn Fn(&MemberName) -> Standing,
     /// The zone whose members go first; nothing where all are alike.
@@ -60,6 +62,7 @@ impl Load<'_> {
     /// No session is open, nothing is known against anybody, and the first candidate is drawn.
     pub const IDLE: Load<'static> = Load {
         open: &|_| 0,
+        of_listener: &|_| 0,
         standing: &|_| Standing::Takes(Weight::FULL),
         zone: None,
         draws: [0, 0],

@@ -49,7 +49,9 @@ fn with_the_leader_of(epoch: &Epoch) -> Footing {
     Footing {
         member: epoch.holder.clone(),
         epoch: Some(epoch.clone()),
-        may_be_led: false,
+        on_promoted: OnChange::End,
+        listener: 0,
+        since: ASKED,
     }
 }
 
@@ -58,7 +60,9 @@ fn with_the_replica(member: &str, may_be_led: bool) -> Footing {
     Footing {
         member: name(member),
         epoch: None,
-        may_be_led,
+        on_promoted: if may_be_led { OnChange::Keep } else { OnChange::End },
+        listener: 0,
+        since: ASKED,
     }
 }
 
@@ -300,6 +304,91 @@ fn the_leader_of_a_standby_cluster_is_found_by_those_who_came_for_it() {
         decide(role, &led_by_n1(), ASKED),
         Decision::Refuse(Why::NoStandbyCluster { leader })
     );
+}
+
+#[test]
+fn the_leader_as_a_last_resort_takes_so_many_readers_and_no_more() {
+    let limited = ReadRules {
+        fallback_max: Some(2),
+        ..rules(true).clone()
+    };
+    let policy = Policy {
+        rules: &limited,
+        ..policy(ListenerRole::Read)
+    };
+    let decide = |cluster: &Cluster, open: usize| {
+        let load = Load {
+            of_listener: &|_| open,
+            ..Load::IDLE
+        };
+        route(policy, evidence(&cluster.view(), ASKED), load)
+    };
+    let alone = led_by_n1();
+    assert_eq!(target(decide(&alone, 1)), Some(("n1".to_owned(), Some(10))));
+    let leader = name("n1");
+    let full = Why::LeaderFull { leader, limit: 2 };
+    assert_eq!(decide(&alone, 2), Decision::Hold(full));
+    assert_eq!(target(decide(&alone.replica("n2"), 2)), Some(("n2".to_owned(), None)));
+}
+
+#[test]
+fn a_member_has_strayed_when_it_is_known_to_be_other_and_not_when_nothing_is_known_of_it() {
+    let limited = ReadRules {
+        max_lag_bytes: Some(100),
+        ..ReadRules::none()
+    };
+    let why = |cluster: &Cluster| {
+        let view = cluster.view();
+        strayed(
+            ListenerRole::Read,
+            &limited,
+            evidence(&view, ASKED),
+            &view.members[&name("n2")],
+        )
+    };
+    let led = || led_by_n1().status(r#"{"optime":1000}"#);
+    let with = |cluster: Cluster, state: &str, more: &str| cluster.member("n2", "replica", state, more);
+    let (streams, archive) = (r#""replication_state":"streaming""#, r#""replay_lsn":950"#);
+    assert_eq!(why(&with(led(), "running", &format!("{streams},{archive}"))), None);
+    let lags = Some(LeftOut::Lags {
+        bytes: 200,
+        bytes_max: 100,
+    });
+    assert_eq!(
+        why(&with(led(), "running", &format!(r#"{streams},"replay_lsn":800"#))),
+        lags
+    );
+    assert_eq!(why(&with(led(), "running", archive)), Some(LeftOut::NotStreaming(None)));
+    // Nobody can stream while nobody leads; how far it is counts all the same.
+    let leaderless = || Cluster::new().status(r#"{"optime":1000}"#);
+    assert_eq!(why(&with(leaderless(), "running", archive)), None);
+    assert_eq!(why(&with(leaderless(), "running", r#""replay_lsn":800"#)), lags);
+    assert_eq!(why(&with(led(), "running", streams)), None, "its lag is not known");
+    assert_eq!(why(&with(led(), "stopping", streams)), None);
+    assert_eq!(why(&Cluster::new().leader("n2", 10).primary("n2", 11)), None);
+}
+
+#[test]
+fn what_becomes_of_a_session_at_its_members_promotion_is_as_it_was_told() {
+    let view = Cluster::new().leader("n2", 10).view();
+    let leaves = |on_promoted: OnChange| {
+        let footing = Footing {
+            on_promoted,
+            ..with_the_replica("n2", false)
+        };
+        let told = may_go_on(&footing, evidence(&view, ASKED));
+        told.map(|epoch| should_leave(&footing, epoch.as_ref()).is_some())
+    };
+    let member = name("n2");
+    assert_eq!(leaves(OnChange::End), Err(Outlived::Promoted { member }));
+    assert_eq!(leaves(OnChange::EndWhenIdle), Ok(true));
+    assert_eq!(leaves(OnChange::Keep), Ok(false));
+    // Who was on a leader from the start leaves for no promotion.
+    let led = Footing {
+        on_promoted: OnChange::EndWhenIdle,
+        ..with_the_leader_of(view.epoch().expect("n2 leads"))
+    };
+    assert_eq!(should_leave(&led, view.epoch()), None);
 }
 
 #[test]

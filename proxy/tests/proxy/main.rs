@@ -5,6 +5,7 @@ mod cancel;
 mod fake;
 mod fence;
 mod hold;
+mod leaving;
 mod limits;
 mod not_now;
 mod relay;
