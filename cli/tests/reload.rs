@@ -125,10 +125,10 @@ fn a_good_file_is_applied_and_a_bad_one_refused_by_key_value_and_fix() {
     assert!(listens(first) && listens(second));
 
     // Refused whole: the good half of it is not applied.
-    proxy.reads_again(&config(store, page, &[listener(first, "sync")], "  workers: 0\n"));
+    proxy.reads_again(&config(store, page, &[listener(first, "reed")], "  workers: 0\n"));
     let told = proxy.says("SIGHUP: nothing was changed");
     for finding in [
-        "proxy.listeners[0].role: \"sync\" is not in this version; write write or read",
+        "proxy.listeners[0].role: \"reed\" is not known here; write write or read or sync",
         "proxy.workers: 0 is not such a number; write a whole number from 1 up",
     ] {
         assert!(told.contains(finding), "{told}");

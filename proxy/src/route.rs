@@ -512,4 +512,6 @@ pub fn should_leave(footing: &Footing, epoch: Option<&Epoch>) -> Option<Outlived
 }
 
 #[cfg(test)]
+mod reader_tests;
+#[cfg(test)]
 mod tests;
