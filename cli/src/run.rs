@@ -490,6 +490,8 @@ pub(crate) fn proxy_config(section: &ProxySection) -> ProxyConfig {
         application_name: section.application_name.clone(),
         log_sessions: section.log_sessions,
         drain: section.drain,
+        zone: section.zone.clone(),
+        slow_start: section.slow_start,
     }
 }
 

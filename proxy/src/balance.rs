@@ -1,4 +1,7 @@
-//! Which replica a reader goes to. Pure: the view, the sessions that are open and random draws in, a member out.
+//! Which members readers may go to, and which of them each gets. Pure: the view, what is known of each member, the sessions
+//! that are open and random draws in, a member out.
+
+mod choice;
 
 use std::time::Duration;
 
@@ -12,6 +15,8 @@ use crate::config::{ListenerRole, ReadRules};
 use crate::lag::{Behind, LeaderPositions};
 use crate::refusal;
 use crate::route::Why;
+
+pub use self::choice::{Load, QUICK, Standing, Weight, choose, preferred, zone_of};
 
 /// What a listener asks of a member before its readers go there.
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +92,40 @@ pub enum LeftOut {
     NoAddress,
     /// It does not answer this proxy, whatever its record says.
     Silent,
+}
+
+impl LeftOut {
+    /// Whether a member is known to be other than a listener asks for, and up. Of one that is down its sessions hear by
+    /// themselves; what is not known ends nobody's session.
+    const fn is_known_to_be_other(&self) -> bool {
+        match self {
+            Self::NotStreaming(_)
+            | Self::NoLoadBalance
+            | Self::NotSync
+            | Self::IsSync
+            | Self::OtherTag { .. }
+            | Self::Lags { .. }
+            | Self::LagsFor { .. } => true,
+            Self::Leads
+            | Self::LeadsAnd(_)
+            | Self::NotRunning(_)
+            | Self::NotStandby(_)
+            | Self::LagUnknown
+            | Self::NoAddress
+            | Self::Silent => false,
+        }
+    }
+}
+
+/// Why `member` is no longer what a listener's readers came for, if it is known to be so.
+#[must_use]
+pub fn strayed(view: &View, member: &Member, wanted: Wanted<'_>) -> Option<LeftOut> {
+    let told = if nobody_to_stream_from(view, &[]) {
+        last_resort(view, member, wanted)
+    } else {
+        readable(view, member, wanted)
+    };
+    told.err().filter(LeftOut::is_known_to_be_other)
 }
 
 impl std::fmt::Display for LeftOut {
@@ -243,47 +282,8 @@ fn tag_text(value: &Value) -> Option<String> {
     }
 }
 
-/// What the choice between equals rests on.
-#[derive(Clone, Copy)]
-pub struct Load<'a> {
-    /// Sessions open on a member.
-    pub open: &'a dyn Fn(&MemberName) -> usize,
-    /// Two random numbers.
-    pub draws: [u64; 2],
-    /// Members that did not answer this client.
-    pub avoid: &'a [MemberName],
-}
-
-/// The less loaded of two candidates drawn at random. With one proxy of many, always taking the least loaded would send
-/// every proxy's next client to the same member.
-#[must_use]
-pub fn choose<'a>(candidates: &[&'a Member], load: Load<'_>) -> Option<&'a Member> {
-    let pool: Vec<&Member> = candidates
-        .iter()
-        .copied()
-        .filter(|member| !load.avoid.contains(&member.name))
-        .collect();
-    let count = u64::try_from(pool.len()).ok().filter(|count| *count > 0)?;
-    let at = |index: u64| usize::try_from(index).ok().and_then(|index| pool.get(index).copied());
-    let [first_draw, second_draw] = load.draws;
-    let first = first_draw % count;
-    if count == 1 {
-        return at(first);
-    }
-    // Drawn from the others, so that the two differ.
-    let second = (first + 1 + second_draw % (count - 1)) % count;
-    let (first, second) = (at(first)?, at(second)?);
-    if (load.open)(&second.name) < (load.open)(&first.name) {
-        Some(second)
-    } else {
-        Some(first)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
     use crate::testing::{Cluster, name};
 
@@ -502,37 +502,6 @@ mod tests {
         assert_eq!(told(&[("dc", "b"), ("fast", "true")]), other);
         for key in ["zone", "none"] {
             assert_eq!(told(&[(key, "x")]), Err(format!("it has no tag {key}, x is asked for")));
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn the_choice_is_a_candidate_that_is_not_avoided(
-            count in 0_usize..6,
-            draws: [u64; 2],
-            avoided in proptest::collection::vec(0_usize..6, 0..4),
-            open in proptest::collection::vec(0_usize..9, 6),
-        ) {
-            let mut cluster = Cluster::new();
-            for index in 0..count {
-                cluster = cluster.replica(&format!("n{index}"));
-            }
-            let view = cluster.view();
-            let candidates: Vec<&Member> = view.members.values().collect();
-            let avoid: Vec<MemberName> = avoided.iter().map(|index| name(&format!("n{index}"))).collect();
-            let index_of = |member: &MemberName| member.as_str()[1..].parse::<usize>().expect("named above");
-            let load = Load { open: &|member| open[index_of(member)], draws, avoid: &avoid };
-            match choose(&candidates, load) {
-                Some(chosen) => {
-                    prop_assert!(!avoid.contains(&chosen.name));
-                    // Two are drawn, so the most loaded one is never chosen while another is less loaded.
-                    let left: Vec<usize> = candidates.iter().filter(|member| !avoid.contains(&member.name)).map(|member| open[index_of(&member.name)]).collect();
-                    let worst = left.iter().max().copied().expect("one was chosen");
-                    let alone = left.iter().filter(|load| **load == worst).count() == 1 && left.len() > 1;
-                    prop_assert!(!alone || open[index_of(&chosen.name)] < worst);
-                }
-                None => prop_assert!(candidates.iter().all(|member| avoid.contains(&member.name))),
-            }
         }
     }
 }

@@ -62,6 +62,25 @@ pub struct ReadRules {
     pub max_lag_time: Option<Duration>,
     /// Whether readers go to the leader when no replica can take them.
     pub fallback_to_leader: bool,
+    /// How many of them the leader takes at a time; nothing for any number.
+    pub fallback_max: Option<usize>,
+    /// What becomes of sessions whose replica is promoted; nothing for [`ListenerConfig::on_promoted`] to decide.
+    pub on_promoted: Option<OnChange>,
+    /// What becomes of sessions whose replica stops streaming, falls too far behind, or is no longer of the listener's kind.
+    pub on_stale: OnChange,
+    /// From which age on sessions may be moved, so that a member that comes back gets its part; nothing for never.
+    pub rebalance_after: Option<Duration>,
+}
+
+/// What becomes of a reader's session when its member is no longer what it came for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnChange {
+    /// It goes on.
+    Keep,
+    /// It is ended between two transactions.
+    EndWhenIdle,
+    /// It is ended at once.
+    End,
 }
 
 impl ReadRules {
@@ -73,6 +92,10 @@ impl ReadRules {
             max_lag_bytes: None,
             max_lag_time: None,
             fallback_to_leader: false,
+            fallback_max: None,
+            on_promoted: None,
+            on_stale: OnChange::Keep,
+            rebalance_after: None,
         }
     }
 }
@@ -123,6 +146,15 @@ impl ListenerConfig {
         }
     }
 
+    /// What becomes of sessions whose replica is promoted. Where readers may be on the leader anyway they stay, fenced from
+    /// then on like all sessions with a leader; elsewhere they came for a replica.
+    #[must_use]
+    pub fn on_promoted(&self) -> OnChange {
+        let may_be_led = self.role == ListenerRole::Any || self.reads.fallback_to_leader;
+        let default = if may_be_led { OnChange::Keep } else { OnChange::End };
+        self.reads.on_promoted.unwrap_or(default)
+    }
+
     /// The first setting that has no meaning for its role.
     fn without_meaning(&self) -> Option<&'static str> {
         let reads = &self.reads;
@@ -131,14 +163,21 @@ impl ListenerConfig {
             ("max_lag", reads.max_lag_bytes.is_some()),
             ("max_lag_time", reads.max_lag_time.is_some()),
             ("fallback", reads.fallback_to_leader),
+            ("fallback_max", reads.fallback_max.is_some()),
+            ("on_promoted", reads.on_promoted.is_some()),
+            ("on_stale", reads.on_stale != OnChange::Keep),
+            ("rebalance", reads.rebalance_after.is_some()),
         ];
         let is_set = |(setting, set): (&'static str, bool)| set.then_some(setting);
         let mut found = settings.into_iter().filter_map(is_set);
         match self.role {
             ListenerRole::Write | ListenerRole::StandbyLeader => found.next(),
             // The leader is no last resort where it is one of them.
-            ListenerRole::Any => found.find(|setting| *setting == "fallback"),
-            ListenerRole::Read | ListenerRole::Sync | ListenerRole::Async => None,
+            ListenerRole::Any => found.find(|setting| setting.starts_with("fallback")),
+            ListenerRole::Read | ListenerRole::Sync | ListenerRole::Async => {
+                let unlimited = reads.fallback_max.is_some() && !reads.fallback_to_leader;
+                unlimited.then_some("fallback_max without fallback")
+            }
         }
     }
 }
@@ -168,6 +207,9 @@ pub struct StatsConfig {
     pub address: String,
 }
 
+/// Half a minute warms the caches of a server that was started, and is soon over.
+pub const SLOW_START: Duration = Duration::from_secs(30);
+
 /// Everything that a proxy is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProxyConfig {
@@ -191,6 +233,10 @@ pub struct ProxyConfig {
     pub log_sessions: bool,
     /// How long sessions may go on after a stop was asked for.
     pub drain: Duration,
+    /// The zone that this proxy is in: readers go to members of the same first.
+    pub zone: Option<String>,
+    /// How long a member that comes back takes to get its whole share of readers.
+    pub slow_start: Duration,
 }
 
 /// Why a configuration cannot work.
@@ -270,6 +316,8 @@ impl ProxyConfig {
             application_name: None,
             log_sessions: false,
             drain: Duration::from_secs(30),
+            zone: None,
+            slow_start: SLOW_START,
         }
     }
 
@@ -360,6 +408,21 @@ mod tests {
         assert_eq!(small.check(), Err(ConfigError::NoOperators { reserved: 1 }));
         small.limits.operators = vec!["dba".to_owned()];
         assert_eq!(small.check(), Ok(()));
+    }
+
+    #[test]
+    fn readers_who_may_be_on_the_leader_stay_through_a_promotion_unless_told_otherwise() {
+        let listener = |role, fallback: bool, told: Option<OnChange>| {
+            let mut listener = ListenerConfig::new("0.0.0.0:5433", role);
+            listener.reads.fallback_to_leader = fallback;
+            listener.reads.on_promoted = told;
+            listener.on_promoted()
+        };
+        assert_eq!(listener(ListenerRole::Read, false, None), OnChange::End);
+        assert_eq!(listener(ListenerRole::Sync, true, None), OnChange::Keep);
+        assert_eq!(listener(ListenerRole::Any, false, None), OnChange::Keep);
+        let told = Some(OnChange::EndWhenIdle);
+        assert_eq!(listener(ListenerRole::Read, true, told), OnChange::EndWhenIdle);
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! From a client that wants a session to a server that takes it: decide, dial, hold, again, until it is connected or its
 //! patience is over.
 
-use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -19,7 +18,7 @@ use tracing::debug;
 
 use crate::balance::Load;
 use crate::client::Client;
-use crate::config::{ListenerConfig, ListenerRole};
+use crate::config::ListenerConfig;
 use crate::counters::OpenRoute;
 use crate::dial::dial;
 use crate::draw::draws;
@@ -29,7 +28,7 @@ use crate::look::look;
 use crate::refusal;
 use crate::route::{self, Decision, Footing, Policy, Target, Why};
 use crate::secure::secure;
-use crate::sessions::{Ending, Registration};
+use crate::sessions::{Ending, Registration, Word};
 use crate::shared::{ListenerState, Shared, count};
 use crate::stream::Stream;
 use crate::turn::{Entered, NoTurn, Place, STARTUP_MAX, Waits, keep_briefly};
@@ -51,10 +50,11 @@ pub(crate) struct Connected {
     pub(crate) early: Vec<u8>,
     pub(crate) target: Target,
     pub(crate) registration: Registration,
-    pub(crate) ended: oneshot::Receiver<Ending>,
+    pub(crate) ended: oneshot::Receiver<Word>,
     pub(crate) route: OpenRoute,
     /// Kept while the session goes on.
     pub(crate) place: Place,
+    pub(crate) dialled_at: Boottime,
 }
 
 /// Why there is none.
@@ -139,7 +139,7 @@ impl Connector<'_> {
                 Decision::Refuse(why) => (why, true),
                 Decision::Hold(why) => (why, false),
                 Decision::To(target) => match self
-                    .dial(
+                    .try_it(
                         policy,
                         &target,
                         &avoid,
@@ -231,17 +231,41 @@ impl Connector<'_> {
 
     fn route(&self, policy: Policy<'_>, avoid: &[MemberName]) -> Decision {
         let seen = self.shared.seen();
-        let open = if policy.role.is_balanced() {
-            self.shared.routes.open_by_member()
-        } else {
-            HashMap::new() // There is nothing to choose.
-        };
+        if !policy.role.is_balanced() {
+            return route::route(policy, seen.evidence(), Load::IDLE); // There is nothing to choose.
+        }
+        let config = self.shared.config.load();
+        let open = self.shared.routes.open_by_member();
+        let mut experience = self.shared.experience();
         let load = Load {
             open: &|member| open.get(member).copied().unwrap_or_default(),
+            of_listener: &|member| self.shared.routes.open_on(self.index, member),
+            standing: &|member| experience.standing(member, seen.now, config.slow_start),
+            zone: config.zone.as_deref(),
             draws: draws(),
             avoid,
         };
-        route::route(policy, seen.evidence(), load)
+        let decision = route::route(policy, seen.evidence(), load);
+        if let Decision::To(target) = &decision {
+            experience.chosen(&target.member, seen.now);
+        }
+        decision
+    }
+
+    /// Notes what came of connecting a reader.
+    fn learn(&self, target: &Target, dialled: &Dialled) {
+        if !self.config.role.is_balanced() {
+            return;
+        }
+        let now = Boottime::now();
+        let mut experience = self.shared.experience();
+        match dialled {
+            Dialled::Connected(connected) => {
+                experience.answered(&target.member, now.since(connected.dialled_at), now);
+            }
+            Dialled::Failed(_) => experience.failed(&target.member, now),
+            Dialled::Overtaken | Dialled::Denied(_) => {}
+        }
     }
 
     /// The leader, if it cannot be connected to: nobody can stream from it then. One that answered is noted in `answered` and
@@ -271,6 +295,32 @@ impl Connector<'_> {
         None
     }
 
+    /// Connects to `target`, and notes what came of it. A reader counts as a session of its member from here on: those who
+    /// come at the same time must not all go to the same one.
+    async fn try_it(
+        &self,
+        policy: Policy<'_>,
+        target: &Target,
+        avoid: &[MemberName],
+        changes: (&mut watch::Receiver<Arc<View>>, &mut watch::Receiver<u64>),
+        limits: (Boottime, &mut Waits),
+    ) -> Dialled {
+        let Some(route) = self.enter(policy, target) else {
+            return Dialled::Overtaken; // Others took the last places on the leader.
+        };
+        let dialled = self.dial(policy, target, avoid, changes, limits, route).await;
+        self.learn(target, &dialled);
+        dialled
+    }
+
+    /// Counts a session in, as far as its member takes that many.
+    fn enter(&self, policy: Policy<'_>, target: &Target) -> Option<OpenRoute> {
+        let is_last_resort = target.epoch.is_some() && policy.rules.fallback_to_leader;
+        let limit = policy.rules.fallback_max.filter(|_| is_last_resort);
+        let limit = limit.unwrap_or(usize::MAX);
+        self.shared.routes.enter_below(self.index, &target.member, limit)
+    }
+
     /// Dials while the route still leads there, and enters the session before its evidence is looked at for the last time:
     /// from then on the fence knows of it.
     async fn dial(
@@ -280,6 +330,7 @@ impl Connector<'_> {
         avoid: &[MemberName],
         (changes, rechecks): (&mut watch::Receiver<Arc<View>>, &mut watch::Receiver<u64>),
         (look_until, waits): (Boottime, &mut Waits),
+        route: OpenRoute,
     ) -> Dialled {
         let still_leads_there = || route::still_leads_to(target, policy, self.shared.seen().evidence(), avoid);
         let overtaken = async {
@@ -298,6 +349,7 @@ impl Connector<'_> {
             Ok(entered) => entered,
             Err(why) => return why.into(),
         };
+        let dialled_at = Boottime::now(); // Waiting for its turn is not the member's slowness.
         let dialled = tokio::select! {
             dialled = self.reach(target) => dialled,
             () = overtaken => return Dialled::Overtaken,
@@ -316,13 +368,14 @@ impl Connector<'_> {
         let footing = Footing {
             member: target.member.clone(),
             epoch: target.epoch.clone(),
-            may_be_led: policy.role == ListenerRole::Any || policy.rules.fallback_to_leader,
+            on_promoted: self.config.on_promoted(),
+            listener: self.index,
+            since: Boottime::now(),
         };
         let (registration, ended) = self.shared.sessions.enter(self.worker, footing, address);
         if !still_leads_there() {
             return Dialled::Overtaken;
         }
-        let route = self.shared.routes.enter(self.index, &target.member);
         let connected = Connected {
             server,
             early: Vec::new(),
@@ -331,6 +384,7 @@ impl Connector<'_> {
             ended,
             route,
             place,
+            dialled_at,
         };
         self.ask(connected, startup, look_until).await
     }
@@ -365,8 +419,9 @@ impl Connector<'_> {
             biased;
             ending = &mut connected.ended => {
                 return match ending {
-                    Ok(Ending::Stopping) => Dialled::Denied(Denied::Stopping),
-                    Ok(Ending::Outlived(_)) | Err(_) => Dialled::Overtaken,
+                    Ok(Word::End(Ending::Stopping)) => Dialled::Denied(Denied::Stopping),
+                    // One that should leave has not begun: it can go elsewhere at once.
+                    Ok(Word::End(Ending::Outlived(_)) | Word::Leave(..)) | Err(_) => Dialled::Overtaken,
                 };
             }
             looked = look(&mut connected.server, &mut connected.early) => looked,
@@ -418,7 +473,10 @@ impl Connector<'_> {
 /// Until the next look, if nothing changes before. What the view does not tell of is looked for more and more rarely.
 fn pause(why: &Why, policy: Policy, retry: &mut Duration) -> Duration {
     let pause = policy.hold_until.since(Boottime::now());
-    if !matches!(why, Why::Unreachable { .. } | Why::NotNow { .. }) {
+    if !matches!(
+        why,
+        Why::Unreachable { .. } | Why::NotNow { .. } | Why::LeaderFull { .. }
+    ) {
         return pause;
     }
     let next = (*retry * 2).min(RETRY_MAX);

@@ -13,6 +13,7 @@ use crate::cancel;
 use crate::client::{Client, SessionLine};
 use crate::config::ListenerConfig;
 use crate::connect::{Connected, Connector, Denied};
+use crate::counters::{Counted, OpenRoute};
 use crate::entrance::{Opening, OpeningError, STARTUPS};
 use crate::events::EventKind;
 use crate::handshake::{Arrived, HandshakeError, Offer, Wish};
@@ -25,6 +26,7 @@ use crate::sessions::Ending;
 use crate::shared::{ListenerState, Shared, count};
 use crate::stream::Stream;
 use crate::stream::socket::Socket;
+use crate::turn::Place;
 use crate::wire::error_response::Fatal;
 use crate::wire::startup::FirstPacket;
 
@@ -44,13 +46,31 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Serves until the connection has ended, whatever comes.
-    pub(crate) async fn serve(self, accepted: Accepted) {
-        let listener = &*accepted.listener;
+    /// Serves until the connection has ended, whatever comes. What a session needs at its beginning and at its end is in
+    /// boxes that are gone while it goes on: there may be very many that do nothing.
+    pub(crate) async fn serve(self, accepted: Box<Accepted>) {
+        let listener = Arc::clone(&accepted.listener);
         let _counted = listener.connections.enter();
-        let Ok(client) = accepted.stream.arrive().map(Socket::Tcp) else {
+        let Some(begun) = Box::pin(self.begin(accepted)).await else {
             return;
         };
+        let mut relay = begun.relay;
+        let outcome = {
+            let route = &begun.route;
+            let counters = route.0.moved(self.worker).map(|moved| Counters {
+                to_server: &moved.to_server,
+                to_client: &moved.to_client,
+            });
+            relay.run(counters.as_ref()).await
+        };
+        Box::pin(self.end(relay, outcome, &listener, begun.line)).await;
+    }
+
+    /// Whatever comes before the first byte is relayed; nothing when it does not come so far.
+    async fn begin(&self, accepted: Box<Accepted>) -> Option<Begun> {
+        let accepted = *accepted;
+        let listener = &*accepted.listener;
+        let client = accepted.stream.arrive().map(Socket::Tcp).ok()?;
         let tls = self.shared.tls.load_full();
         let offer = Offer {
             tls: listener.config.load().tls,
@@ -70,7 +90,7 @@ impl Connection {
         };
         let read = tokio::select! {
             read = timeout(startup_max, Box::pin(opening.read(client, offer))) => read,
-            () = self.cut.cancelled() => return,
+            () = self.cut.cancelled() => return None,
         };
         // Its places among those that have not said what they come for are free again.
         let Opening {
@@ -87,16 +107,24 @@ impl Connection {
                     map_users: tls.map_users,
                 };
                 drop(tls);
-                self.answer(arrived, arrival, listener).await;
+                self.answer(arrived, arrival, listener, accepted.load).await
             }
-            Ok(Err(error)) => self.opened_badly(listener, &peer, &error),
-            Err(_) => {} // It said too little in time: a check of the port, most likely.
+            Ok(Err(error)) => {
+                self.opened_badly(listener, &peer, &error);
+                None
+            }
+            Err(_) => None, // It said too little in time: a check of the port, most likely.
         }
-        drop(accepted.load);
     }
 
     /// Does what a client came for, or says why not.
-    async fn answer(&self, arrived: Arrived, arrival: Arrival, listener: &ListenerState) {
+    async fn answer(
+        &self,
+        arrived: Arrived,
+        arrival: Arrival,
+        listener: &ListenerState,
+        load: Counted,
+    ) -> Option<Begun> {
         let Arrived { stream: client, wish } = arrived;
         match wish {
             Wish::Packet(FirstPacket::Cancel { key, bytes }) if arrival.is_allowed() => {
@@ -111,7 +139,7 @@ impl Connection {
                 match certified.and_then(|()| self.admit(&arrival, &who)) {
                     Ok(places) => {
                         let client_is = arrival.admitted(who, places);
-                        self.session(client, listener, &client_is, (&bytes, true)).await;
+                        return self.session(client, listener, client_is, (&bytes, true), load).await;
                     }
                     Err(fatal) => {
                         count(&listener.refused);
@@ -126,7 +154,7 @@ impl Connection {
                 match self.admit(&arrival, &who) {
                     Ok(places) => {
                         let client_is = arrival.admitted(who, places);
-                        self.session(client, listener, &client_is, (&bytes, false)).await;
+                        return self.session(client, listener, client_is, (&bytes, false), load).await;
                     }
                     Err(_) => {
                         count(&listener.refused);
@@ -142,6 +170,7 @@ impl Connection {
                 }
             }
         }
+        None
     }
 
     /// What cannot be answered is counted, and closed.
@@ -188,9 +217,10 @@ impl Connection {
         &self,
         mut client: Stream,
         listener: &ListenerState,
-        client_is: &Client,
+        client_is: Client,
         (startup, in_clear): (&Bytes, bool),
-    ) {
+        load: Counted,
+    ) -> Option<Begun> {
         let config = self.shared.config.load();
         let written = config.application_name.as_ref().filter(|_| in_clear);
         let written = written.map(|name| name.write(startup, &client_is.peer, &listener.name));
@@ -204,14 +234,12 @@ impl Connection {
             client_by_tls: matches!(client, Stream::Tls(_)),
             client: Mutex::new(&mut client),
             startup: written.as_ref().unwrap_or(startup),
-            client_is,
+            client_is: &client_is,
             in_clear,
             cut: &self.cut,
         };
-        // In a box of its own, which is gone while the session goes on.
-        let connected = Box::pin(connector.connect()).await;
-        match connected {
-            Ok(connected) => self.relay(client, listener, client_is, (connected, in_clear)).await,
+        match connector.connect().await {
+            Ok(connected) => return Some(self.begun(client, listener, client_is, (connected, in_clear), load)),
             // Who waits for the beginning of TLS with a server takes one byte only; closing says as much.
             Err(Denied::Refused(_) | Denied::Stopping) if !in_clear => client.reset(),
             Err(Denied::Refused(fatal)) => {
@@ -221,15 +249,17 @@ impl Connection {
             Err(Denied::Stopping) => farewell(client, &refusal::stopping()).await,
             Err(Denied::ClientGone) => {}
         }
+        None
     }
 
-    async fn relay(
+    fn begun(
         &self,
         client: Stream,
         listener: &ListenerState,
-        client_is: &Client,
+        client_is: Client,
         (connected, in_clear): (Connected, bool),
-    ) {
+        load: Counted,
+    ) -> Begun {
         let Connected {
             server,
             early,
@@ -237,17 +267,22 @@ impl Connection {
             mut registration,
             ended,
             route,
-            place: _place,
+            place,
+            dialled_at: _,
         } = connected;
         let shown = self.shared.config.load().log_sessions;
-        let line = SessionLine::new(client_is, &listener.name, &target.member, shown);
+        let line = SessionLine::new(&client_is, &listener.name, &target.member, shown);
         registration.describe(line.clone());
-        let counters = route.0.moved(self.worker).map(|moved| Counters {
-            to_server: &moved.to_server,
-            to_client: &moved.to_client,
-        });
-        let mut relay = Relay::new(client, server, early, registration, ended, counters, in_clear);
-        let outcome = relay.run().await;
+        Begun {
+            relay: Relay::new(client, server, early, registration, ended, in_clear),
+            route,
+            line,
+            _counted: Box::new((client_is, place, load)),
+        }
+    }
+
+    /// Closes both sides as the outcome wants it.
+    async fn end(&self, relay: Relay, outcome: Outcome, listener: &ListenerState, line: Option<Arc<SessionLine>>) {
         let can_speak = relay.can_speak();
         let Relay { client, server, .. } = relay;
         let (reason, sqlstate) = match outcome {
@@ -275,6 +310,15 @@ impl Connection {
             line.ends(reason);
         }
     }
+}
+
+/// A session that has begun.
+struct Begun {
+    relay: Relay,
+    route: OpenRoute,
+    line: Option<Arc<SessionLine>>,
+    /// Where it counts, while it goes on.
+    _counted: Box<(Client, Place, Counted)>,
 }
 
 /// What is known of a client before it is served.

@@ -93,7 +93,20 @@ impl Routes {
     }
 
     /// Counts a session in that has not begun yet.
+    #[cfg(test)]
     pub(crate) fn enter(&self, listener: usize, member: &MemberName) -> OpenRoute {
+        self.enter_below(listener, member, usize::MAX).expect("there is room")
+    }
+
+    /// Sessions of a listener that are open on a member.
+    pub(crate) fn open_on(&self, listener: usize, member: &MemberName) -> usize {
+        let routes = self.lock();
+        let route = routes.get(&(listener, member.clone()));
+        route.map_or(0, |route| route.open.load(Ordering::Relaxed))
+    }
+
+    /// Counts a session in that has not begun yet, if there are fewer than `limit` on its route.
+    pub(crate) fn enter_below(&self, listener: usize, member: &MemberName, limit: usize) -> Option<OpenRoute> {
         let mut routes = self.lock();
         let route = routes.entry((listener, member.clone())).or_insert_with(|| {
             Arc::new(Route {
@@ -102,8 +115,12 @@ impl Routes {
                 moved: (0..self.workers).map(|_| Moved::default()).collect(),
             })
         });
+        // Sessions are counted in under the lock, and out without it.
+        if route.open.load(Ordering::Relaxed) >= limit {
+            return None;
+        }
         route.open.fetch_add(1, Ordering::Relaxed);
-        OpenRoute(Arc::clone(route))
+        Some(OpenRoute(Arc::clone(route)))
     }
 
     /// Sessions open on each member, over all listeners.
@@ -196,6 +213,9 @@ mod tests {
             moved.to_client.add(5);
         }
         assert!(open.0.moved(2).is_none());
+        assert!(routes.enter_below(0, &name("n1"), 1).is_none());
+        assert_eq!((routes.open_on(0, &name("n1")), routes.open_on(1, &name("n1"))), (1, 0));
+        drop(routes.enter_below(0, &name("n1"), 2));
         drop(routes.enter(1, &name("n1")).begun());
         drop(routes.enter(1, &name("n1")));
         assert_eq!(routes.open_by_member()[&name("n1")], 1);

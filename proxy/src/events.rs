@@ -36,6 +36,8 @@ pub(crate) enum EventKind {
     SessionsEnded {
         reason: &'static str,
     },
+    /// They have been asked to leave, for balance.
+    SessionsMoved,
     HoldExpired {
         listener: String,
     },
@@ -72,6 +74,7 @@ impl EventKind {
             Self::MemberJoined(_) => "member_joined",
             Self::MemberLeft(_) => "member_left",
             Self::SessionsEnded { .. } => "sessions_ended",
+            Self::SessionsMoved => "sessions_moved",
             Self::HoldExpired { .. } => "hold_expired",
             Self::HoldFull => "hold_full",
             Self::Limited { .. } => "limited",
@@ -132,6 +135,7 @@ impl fmt::Display for EventKind {
             Self::MemberJoined(member) => write!(f, "member {member} joined"),
             Self::MemberLeft(member) => write!(f, "member {member} left"),
             Self::SessionsEnded { reason } => write!(f, "session ended: {reason}"),
+            Self::SessionsMoved => f.write_str("sessions are moved to members that have fewer than their part"),
             Self::HoldExpired { listener } => write!(
                 f,
                 "a held client on {listener} was refused: nobody could serve it in time"

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use crate::events::EventKind;
 use crate::route::{self, Footing};
-use crate::sessions::Ending;
+use crate::sessions::{Ending, Verdict};
 use crate::shared::{Leadership, Seen, Shared};
 use crate::timer::BoottimeTimer;
 
@@ -65,6 +65,7 @@ pub(crate) async fn run(shared: &Shared, stop: CancellationToken) -> std::io::Re
         rechecks.mark_unchanged();
         let seen = shared.seen();
         shared.note_position(&seen);
+        shared.note_up(&seen);
         let now = Standing::of(&seen);
         if now != standing {
             end_sessions(shared, &seen);
@@ -97,14 +98,15 @@ pub(crate) async fn run(shared: &Shared, stop: CancellationToken) -> std::io::Re
 /// Tells every session to end that rests on what is no longer so.
 fn end_sessions(shared: &Shared, seen: &Seen) {
     let evidence = seen.evidence();
-    let judge = |footing: &mut Footing| match route::may_go_on(footing, evidence) {
+    let judge = |footing: &mut Footing, _| match route::may_go_on(footing, evidence) {
         Ok(epoch) => {
+            let leaves = route::should_leave(footing, epoch.as_ref());
             footing.epoch = epoch;
-            None
+            leaves.map(|why| Verdict::Leave(Ending::Outlived(why)))
         }
-        Err(why) => Some(Ending::Outlived(why)),
+        Err(why) => Some(Verdict::End(Ending::Outlived(why))),
     };
-    let told = shared.sessions.end_where(judge);
+    let told = shared.sessions.tell_where(judge);
     if told > 0 {
         warn!(sessions = told, "sessions are ended that may not go on");
     }

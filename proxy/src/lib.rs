@@ -1,7 +1,7 @@
 //! From a client's socket to a member's socket: listeners, startup, routing, hold, relay, fence, cancel; page and metrics.
 //!
 //! Knows nothing of how a leader is made: it reads a view of the cluster, and the proof of how current that is.
-//! [`route`], [`balance`], [`lag`], [`warrant`] and [`wire`] are pure: no clock, no socket, no log.
+//! [`route`], [`balance`], [`experience`], [`lag`], [`settle`], [`warrant`] and [`wire`] are pure: no clock, no socket, no log.
 
 mod admission;
 pub mod balance;
@@ -15,11 +15,13 @@ mod dial;
 mod draw;
 mod entrance;
 mod events;
+pub mod experience;
 mod fence;
 mod gate;
 mod handshake;
 mod label;
 pub mod lag;
+mod leaving;
 mod listener;
 mod look;
 mod network;
@@ -31,6 +33,7 @@ mod reload;
 pub mod route;
 mod secure;
 mod sessions;
+pub mod settle;
 mod shared;
 mod silence;
 mod stats;
@@ -40,13 +43,15 @@ mod testing;
 mod timer;
 pub mod tls;
 mod turn;
+mod usher;
 mod vouch;
 pub mod warrant;
 pub mod wire;
 mod worker;
 
 pub use config::{
-    HoldConfig, LimitsConfig, ListenerConfig, ListenerRole, ProxyConfig, QueueConfig, ReadRules, StatsConfig,
+    HoldConfig, LimitsConfig, ListenerConfig, ListenerRole, OnChange, ProxyConfig, QueueConfig, ReadRules, SLOW_START,
+    StatsConfig,
 };
 pub use label::{ApplicationName, ApplicationNameError};
 pub use listener::{BindError, Inherited};

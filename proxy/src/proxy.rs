@@ -16,11 +16,11 @@ use crate::config::{ConfigError, ProxyConfig};
 use crate::events::EventKind;
 use crate::listener::{BindError, Inbox, Inherited};
 use crate::reload::{self, Bound, Doors, Order, Reloader};
-use crate::sessions::Ending;
+use crate::sessions::{Ending, Verdict};
 use crate::shared::Shared;
 use crate::tls::TlsSettings;
 use crate::worker::Worker;
-use crate::{fence, silence, vouch};
+use crate::{fence, silence, usher, vouch};
 
 /// For workers to end after their sessions were cut.
 const WORKERS_END_MAX: Duration = Duration::from_secs(5);
@@ -150,7 +150,7 @@ impl Proxy {
                 Some(ended) = doors.pages.join_next() => if !matches!(ended, Ok(Ok(()))) {
                     break failure("page", ended);
                 },
-                Some(ended) = parts.join_next() => break failure("fence, vouch or silence", ended),
+                Some(ended) = parts.join_next() => break failure("fence, vouch, silence or usher", ended),
                 Some(ended) = sessions.join_next() => break failure("worker", ended),
             }
         };
@@ -178,7 +178,9 @@ struct Cutter {
 impl Drop for Cutter {
     fn drop(&mut self) {
         self.cut.cancel();
-        self.shared.sessions.end_where(|_| Some(Ending::Stopping));
+        self.shared
+            .sessions
+            .tell_where(|_, _| Some(Verdict::End(Ending::Stopping)));
     }
 }
 
@@ -204,6 +206,8 @@ fn start_parts(shared: &Arc<Shared>, stop: &CancellationToken) -> Parts {
     parts.spawn(async move { vouch::run(&vouched, stopped).await });
     let (asked, stopped) = (Arc::clone(shared), stop.clone());
     parts.spawn(async move { silence::run(&asked, stopped).await });
+    let (ushered, stopped) = (Arc::clone(shared), stop.clone());
+    parts.spawn(async move { usher::run(&ushered, stopped).await });
     parts
 }
 

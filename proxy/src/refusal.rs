@@ -74,6 +74,9 @@ pub(crate) fn cannot_route(why: &Why, waited: Duration, leaderless_for: Option<D
             let listed: Vec<String> = members.iter().map(|(name, why)| format!("{name}: {why}")).collect();
             format!("no replica can be read from ({})", listed.join("; "))
         }
+        Why::LeaderFull { leader, limit } => {
+            format!("no replica can be read from, and leader {leader} takes only {limit} readers in their place")
+        }
         Why::Unreachable { member } => format!("{member} cannot be connected to"),
         Why::NotNow { member, said } => format!("{member} takes no connections now: {said}"),
     };
@@ -206,10 +209,14 @@ pub(crate) fn outlived(why: &Outlived) -> Fatal {
         }
         Outlived::Promoted { member } => format!("{member} was promoted; this session came for a replica."),
         Outlived::Silent { member } => format!("{member} does not answer; neither does its agent."),
+        Outlived::Strayed { member, why } => format!("{member} is no longer what this session came for: {why}."),
+        Outlived::Moved { member } => format!("{member} has more sessions than its part; a new one goes to another member."),
     };
     let message = match why {
         Outlived::Promoted { .. } => "terminating connection: its replica is none any more",
         Outlived::Silent { .. } => "terminating connection: its replica does not answer",
+        Outlived::Strayed { .. } => "terminating connection: its replica is not what it came for",
+        Outlived::Moved { .. } => "terminating connection: sessions are spread anew",
         Outlived::EpochOver { .. } | Outlived::WarrantLapsed => "terminating connection: its leader no longer leads",
     };
     Fatal::new(ADMIN_SHUTDOWN, message).detail(detail).hint(RECONNECT)
@@ -258,6 +265,7 @@ mod tests {
     use pgherd_cluster::view::Epoch;
 
     use super::*;
+    use crate::balance::LeftOut;
     use crate::testing::name;
 
     #[test]
@@ -296,6 +304,11 @@ mod tests {
             Outlived::EpochOver { now: Some(epoch) },
             Outlived::Promoted { member: name("n2") },
             Outlived::Silent { member: name("n2") },
+            Outlived::Moved { member: name("n2") },
+            Outlived::Strayed {
+                member: name("n2"),
+                why: LeftOut::NotSync,
+            },
         ] {
             let fatal = outlived(&why);
             assert_eq!(fatal.sqlstate(), "57P01");

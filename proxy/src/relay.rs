@@ -18,7 +18,8 @@ use tokio::time::{Sleep, sleep};
 
 use self::direction::{Broken, Direction, Hooks};
 use crate::counters::Sum;
-use crate::sessions::{Ending, Registration};
+use crate::leaving::Leaving;
+use crate::sessions::{Ending, Registration, Word};
 use crate::stream::{BUFFER_BYTES, Stream};
 use crate::wire::backend::{StartupWatch, Tail};
 
@@ -45,14 +46,15 @@ pub(crate) enum Outcome {
 }
 
 /// One session's two sockets and what is between them.
-pub(crate) struct Relay<'a> {
+pub(crate) struct Relay {
     pub(crate) client: Stream,
     pub(crate) server: Stream,
     to_server: Direction,
     to_client: Direction,
     talk: Talk,
-    ended: Option<oneshot::Receiver<Ending>>,
-    counters: Option<Counters<'a>>,
+    ended: Option<oneshot::Receiver<Word>>,
+    /// Between two transactions it is to end; in a box, since hardly any session is asked to.
+    leaving: Option<Box<Leaving>>,
     client_follows: Option<Pin<Box<Sleep>>>,
 }
 
@@ -147,7 +149,7 @@ impl Hooks for FromServer<'_, '_> {
     }
 }
 
-impl<'a> Relay<'a> {
+impl Relay {
     /// Between two streams of which the server's has the startup message, or, when it is not `in_clear`, the beginning of TLS
     /// between the two. Of what it answered, `early` has been received.
     pub(crate) fn new(
@@ -155,8 +157,7 @@ impl<'a> Relay<'a> {
         server: Stream,
         early: Vec<u8>,
         registration: Registration,
-        ended: oneshot::Receiver<Ending>,
-        counters: Option<Counters<'a>>,
+        ended: oneshot::Receiver<Word>,
         in_clear: bool,
     ) -> Self {
         let mut relay = Self {
@@ -172,7 +173,7 @@ impl<'a> Relay<'a> {
                 registration,
             },
             ended: Some(ended),
-            counters,
+            leaving: None,
             client_follows: None,
         };
         relay.talk.server_sent(&early);
@@ -181,8 +182,8 @@ impl<'a> Relay<'a> {
     }
 
     /// Relays until either side or somebody outside ends it.
-    pub(crate) async fn run(&mut self) -> Outcome {
-        poll_fn(|cx| self.poll(cx)).await
+    pub(crate) async fn run(&mut self, counters: Option<&Counters<'_>>) -> Outcome {
+        poll_fn(|cx| self.poll(cx, counters)).await
     }
 
     /// Whether a message of ours would reach the client between two messages of the server, with no request unanswered.
@@ -196,21 +197,41 @@ impl<'a> Relay<'a> {
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
+    fn poll(&mut self, cx: &mut Context<'_>, counters: Option<&Counters<'_>>) -> Poll<Outcome> {
         // First, so that a session that has been ended moves nothing more.
-        if let Some(ended) = &mut self.ended
-            && let Poll::Ready(ending) = Pin::new(ended).poll(cx)
+        while let Some(ended) = &mut self.ended
+            && let Poll::Ready(word) = Pin::new(ended).poll(cx)
         {
             self.ended = None;
-            if let Ok(ending) = ending {
-                return Poll::Ready(Outcome::Ended(ending));
+            match word {
+                Ok(Word::End(ending)) => return Poll::Ready(Outcome::Ended(ending)),
+                Ok(Word::Leave(ending, more)) => {
+                    self.ended = Some(more);
+                    self.leaving = Some(Box::new(Leaving::new(ending)));
+                }
+                Err(_) => {}
             }
         }
-        BUFFER.with_borrow_mut(|buffer| self.poll_bytes(cx, buffer))
+        let moved = BUFFER.with_borrow_mut(|buffer| self.poll_bytes(cx, buffer, counters));
+        let is_idle = self.leaving.is_some() && self.is_idle();
+        match &mut self.leaving {
+            Some(leaving) if moved.is_pending() => leaving.poll(cx, is_idle).map(Outcome::Ended),
+            _ => moved,
+        }
     }
 
-    fn poll_bytes(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<Outcome> {
-        let counters = self.counters.as_ref();
+    /// Whether it looks as if the session were between two transactions.
+    fn is_idle(&self) -> bool {
+        let nothing_on_its_way = self.talk.in_clear && self.to_client.is_drained() && self.to_server.is_drained();
+        nothing_on_its_way && self.talk.startup.is_none() && !self.talk.outstanding && self.talk.tail.is_idle()
+    }
+
+    fn poll_bytes(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+        counters: Option<&Counters<'_>>,
+    ) -> Poll<Outcome> {
         let mut sent = Poll::Ready(Ok(()));
         if !self.to_client.source_broke {
             let mut hooks = FromClient(&mut self.talk, counters);

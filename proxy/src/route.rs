@@ -9,7 +9,7 @@ use pgherd_cluster::record::{Address, PgState, Role};
 use pgherd_cluster::view::{Epoch, Member, View};
 
 use crate::balance::{self, LeftOut, Load, Wanted};
-use crate::config::{ListenerRole, ReadRules};
+use crate::config::{ListenerRole, OnChange, ReadRules};
 use crate::lag::LeaderPositions;
 use crate::warrant::{Warrant, Words};
 
@@ -140,6 +140,13 @@ pub enum Why {
         /// All members.
         members: Vec<(MemberName, LeftOut)>,
     },
+    /// No replica may be read from, and the leader has as many of these readers as it may.
+    LeaderFull {
+        /// The leader.
+        leader: MemberName,
+        /// How many it may have.
+        limit: usize,
+    },
     /// The member that the route names cannot be connected to.
     Unreachable {
         /// The member.
@@ -251,22 +258,11 @@ fn reader(policy: Policy<'_>, evidence: Evidence<'_>, load: Load<'_>) -> Result<
     if evidence.warrant.age(evidence.now).is_none() {
         return Err(Why::NothingKnown);
     }
-    let mut candidates = Vec::new();
-    let mut members = Vec::new();
-    let mut leader = None;
-    for member in view.members.values() {
-        match readable(policy, evidence, member) {
-            Ok(()) => candidates.push(member),
-            Err(LeftOut::Leads) if policy.role == ListenerRole::Any => match as_one_of_them(policy, evidence, member) {
-                Ok(target) => {
-                    leader = Some(target);
-                    candidates.push(member);
-                }
-                Err(left_out) => members.push((member.name.clone(), left_out)),
-            },
-            Err(left_out) => members.push((member.name.clone(), left_out)),
-        }
-    }
+    let Found {
+        mut candidates,
+        leader,
+        left_out,
+    } = find(policy, evidence);
     let target_of = |member: &Member| match &leader {
         Some(target) if target.member == member.name => Some(target.clone()),
         _ => standby(member),
@@ -278,7 +274,13 @@ fn reader(policy: Policy<'_>, evidence: Evidence<'_>, load: Load<'_>) -> Result<
         && let Ok(target) = leader_of_either_kind(evidence)
         && !load.avoid.contains(&target.member)
     {
-        return Ok(target);
+        match policy.rules.fallback_max {
+            Some(limit) if (load.of_listener)(&target.member) >= limit => {
+                let leader = target.member;
+                return Err(Why::LeaderFull { leader, limit });
+            }
+            Some(_) | None => return Ok(target),
+        }
     }
     if balance::nobody_to_stream_from(view, load.avoid) {
         candidates = stranded(policy, evidence);
@@ -291,8 +293,55 @@ fn reader(policy: Policy<'_>, evidence: Evidence<'_>, load: Load<'_>) -> Result<
         Some(candidate) => Err(Why::Unreachable {
             member: candidate.name.clone(),
         }),
-        None => Err(Why::NoReplica { members }),
+        None => Err(Why::NoReplica { members: left_out }),
     }
+}
+
+/// Whom readers may be led to.
+struct Found<'a> {
+    candidates: Vec<&'a Member>,
+    /// The leader, if it is one of them.
+    leader: Option<Target>,
+    /// The others, and why.
+    left_out: Vec<(MemberName, LeftOut)>,
+}
+
+fn find<'a>(policy: Policy<'_>, evidence: Evidence<'a>) -> Found<'a> {
+    let mut found = Found {
+        candidates: Vec::new(),
+        leader: None,
+        left_out: Vec::new(),
+    };
+    for member in evidence.view.members.values() {
+        let told = match readable(policy, evidence, member) {
+            Err(LeftOut::Leads) if policy.role == ListenerRole::Any => {
+                as_one_of_them(policy, evidence, member).map(|target| found.leader = Some(target))
+            }
+            told => told,
+        };
+        match told {
+            Ok(()) => found.candidates.push(member),
+            Err(left_out) => found.left_out.push((member.name.clone(), left_out)),
+        }
+    }
+    found
+}
+
+/// The members that a listener's readers are led to by its rules, whichever is the best of them.
+#[must_use]
+pub fn candidates<'a>(policy: Policy<'_>, evidence: Evidence<'a>) -> Vec<&'a Member> {
+    find(policy, evidence).candidates
+}
+
+/// Why `member` is no longer what a listener's readers came for, if it is known to be so.
+#[must_use]
+pub fn strayed(role: ListenerRole, rules: &ReadRules, evidence: Evidence<'_>, member: &Member) -> Option<LeftOut> {
+    let policy = Policy {
+        role,
+        rules,
+        hold_until: evidence.now,
+    };
+    balance::strayed(evidence.view, member, policy.wanted(evidence))
 }
 
 /// The leader as one of the members that readers are spread over, or why it is none.
@@ -380,8 +429,12 @@ pub struct Footing {
     pub member: MemberName,
     /// The holding of the leader key that it rests on; nothing while its member is a replica.
     pub epoch: Option<Epoch>,
-    /// Whether it may stay when its member is promoted.
-    pub may_be_led: bool,
+    /// What becomes of it when its member is promoted.
+    pub on_promoted: OnChange,
+    /// The number of the listener that it came by.
+    pub listener: usize,
+    /// When it began.
+    pub since: Boottime,
 }
 
 /// Why a session must end.
@@ -404,6 +457,18 @@ pub enum Outlived {
         /// The member.
         member: MemberName,
     },
+    /// Its member has been other than its listener asks for, for too long.
+    Strayed {
+        /// The member.
+        member: MemberName,
+        /// In what.
+        why: LeftOut,
+    },
+    /// Its member has more sessions than its part.
+    Moved {
+        /// The member.
+        member: MemberName,
+    },
 }
 
 /// Whether a session may go on, and on which epoch from now on, or why not. A promoted member takes writes, so a session
@@ -423,7 +488,7 @@ pub fn may_go_on(footing: &Footing, evidence: Evidence<'_>) -> Result<Option<Epo
             Ok(None)
         };
     };
-    if footing.epoch.is_none() && !footing.may_be_led {
+    if footing.epoch.is_none() && footing.on_promoted == OnChange::End {
         let member = footing.member.clone();
         return Err(Outlived::Promoted { member });
     }
@@ -437,5 +502,16 @@ pub fn may_go_on(footing: &Footing, evidence: Evidence<'_>) -> Result<Option<Epo
     Ok(Some(now.clone()))
 }
 
+/// Why a session that goes on, resting on `epoch` from now on, should leave when it is idle: its member has just been
+/// promoted.
+#[must_use]
+pub fn should_leave(footing: &Footing, epoch: Option<&Epoch>) -> Option<Outlived> {
+    let is_promoted = footing.epoch.is_none() && epoch.is_some();
+    let member = footing.member.clone();
+    (is_promoted && footing.on_promoted == OnChange::EndWhenIdle).then_some(Outlived::Promoted { member })
+}
+
+#[cfg(test)]
+mod reader_tests;
 #[cfg(test)]
 mod tests;

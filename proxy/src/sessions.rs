@@ -29,9 +29,30 @@ impl Ending {
             Self::Outlived(Outlived::WarrantLapsed) => "warrant_lapsed",
             Self::Outlived(Outlived::Promoted { .. }) => "promoted",
             Self::Outlived(Outlived::Silent { .. }) => "silent",
+            Self::Outlived(Outlived::Strayed { .. }) => "strayed",
+            Self::Outlived(Outlived::Moved { .. }) => "moved",
             Self::Stopping => "stopping",
         }
     }
+}
+
+/// What becomes of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It ends, wherever it is.
+    End(Ending),
+    /// It ends when it is between two transactions.
+    Leave(Ending),
+}
+
+/// What a session is told.
+#[derive(Debug)]
+pub(crate) enum Word {
+    /// End now.
+    End(Ending),
+    /// End between two transactions, for this reason. What else there is to say comes by the new receiver: a session that
+    /// is never idle may still have to end.
+    Leave(Ending, oneshot::Receiver<Word>),
 }
 
 struct Entry {
@@ -39,7 +60,29 @@ struct Entry {
     server: SocketAddr,
     key: Option<CancelKey>,
     /// Gone once the session has been told to end.
-    end: Option<oneshot::Sender<Ending>>,
+    end: Option<oneshot::Sender<Word>>,
+    /// It has been asked to leave.
+    leaves: bool,
+}
+
+impl Entry {
+    /// Tells the session, and says whether that was news to it.
+    fn tell(&mut self, verdict: Verdict) -> bool {
+        let Some(end) = self.end.take() else { return false };
+        match verdict {
+            Verdict::End(ending) => end.send(Word::End(ending)).is_ok(),
+            Verdict::Leave(_) if self.leaves => {
+                self.end = Some(end);
+                false
+            }
+            Verdict::Leave(ending) => {
+                let (again, more) = oneshot::channel();
+                self.leaves = true;
+                self.end = Some(again);
+                end.send(Word::Leave(ending, more)).is_ok()
+            }
+        }
+    }
 }
 
 #[derive(Default)]
@@ -82,7 +125,7 @@ impl Sessions {
         shard: usize,
         footing: Footing,
         server: SocketAddr,
-    ) -> (Registration, oneshot::Receiver<Ending>) {
+    ) -> (Registration, oneshot::Receiver<Word>) {
         let (end, ended) = oneshot::channel();
         let mut id = 0;
         if let Some(mut shard) = self.lock(shard) {
@@ -93,6 +136,7 @@ impl Sessions {
                 server,
                 key: None,
                 end: Some(end),
+                leaves: false,
             };
             shard.entries.insert(id, entry);
         }
@@ -105,22 +149,29 @@ impl Sessions {
         (registration, ended)
     }
 
-    /// Tells every session to end for which `judge` gives a reason, and leaves the others on the footing that it gave them.
-    /// Answers how many were told.
-    pub(crate) fn end_where(&self, judge: impl Fn(&mut Footing) -> Option<Ending>) -> usize {
+    /// Tells every session for which `judge` gives a verdict, and leaves the others on the footing that it gave them. It also
+    /// hears who has been asked to leave. Answers how many were told.
+    pub(crate) fn tell_where(&self, mut judge: impl FnMut(&mut Footing, bool) -> Option<Verdict>) -> usize {
         let mut told = 0;
         for index in 0..self.shards.len() {
             let Some(mut shard) = self.lock(index) else { continue };
             for entry in shard.entries.values_mut() {
-                let Some(ending) = judge(&mut entry.footing) else {
-                    continue;
-                };
-                if let Some(end) = entry.end.take() {
-                    told += usize::from(end.send(ending).is_ok());
+                if let Some(verdict) = judge(&mut entry.footing, entry.leaves) {
+                    told += usize::from(entry.tell(verdict));
                 }
             }
         }
         told
+    }
+
+    /// Looks at every session, and at whether it has been asked to leave.
+    pub(crate) fn for_each(&self, mut look: impl FnMut(&Footing, bool)) {
+        for shard in (0..self.shards.len()).filter_map(|index| self.lock(index)) {
+            shard
+                .entries
+                .values()
+                .for_each(|entry| look(&entry.footing, entry.leaves));
+        }
     }
 
     /// Whether any session rests on a holding of the leader key.
@@ -193,9 +244,11 @@ impl Drop for Registration {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use pgherd_cluster::clock::Boottime;
     use pgherd_cluster::view::Epoch;
 
     use super::*;
+    use crate::config::OnChange;
     use crate::testing::name;
 
     fn server(port: u16) -> SocketAddr {
@@ -206,7 +259,9 @@ mod tests {
         Footing {
             member: name("n1"),
             epoch,
-            may_be_led: false,
+            on_promoted: OnChange::End,
+            listener: 0,
+            since: Boottime::from_nanos(0),
         }
     }
 
@@ -244,15 +299,36 @@ mod tests {
         };
         let (_writer, mut writer_end) = sessions.enter(0, footing(Some(epoch)), server(1));
         let (_reader, mut reader_end) = sessions.enter(0, footing(None), server(2));
-        let judge = |footing: &mut Footing| {
-            footing
-                .epoch
-                .is_some()
-                .then_some(Ending::Outlived(Outlived::WarrantLapsed))
+        let judge = |footing: &mut Footing, _| {
+            let lapsed = Verdict::End(Ending::Outlived(Outlived::WarrantLapsed));
+            footing.epoch.is_some().then_some(lapsed)
         };
-        assert_eq!(sessions.end_where(judge), 1);
-        assert_eq!(sessions.end_where(judge), 0);
-        assert_eq!(writer_end.try_recv(), Ok(Ending::Outlived(Outlived::WarrantLapsed)));
+        assert_eq!(sessions.tell_where(judge), 1);
+        assert_eq!(sessions.tell_where(judge), 0);
+        assert!(matches!(
+            writer_end.try_recv(),
+            Ok(Word::End(Ending::Outlived(Outlived::WarrantLapsed)))
+        ));
         assert!(reader_end.try_recv().is_err());
+    }
+
+    #[test]
+    fn one_that_was_asked_to_leave_can_still_be_ended_and_is_asked_once() {
+        let sessions = Sessions::new(1);
+        let (_reader, mut told) = sessions.enter(0, footing(None), server(1));
+        let moved = || Ending::Outlived(Outlived::Moved { member: name("n1") });
+        assert_eq!(sessions.tell_where(|_, _| Some(Verdict::Leave(moved()))), 1);
+        assert_eq!(sessions.tell_where(|_, _| Some(Verdict::Leave(moved()))), 0);
+        let mut leaving = 0;
+        sessions.for_each(|_, leaves| leaving += usize::from(leaves));
+        assert_eq!(leaving, 1);
+        let Ok(Word::Leave(why, mut more)) = told.try_recv() else {
+            panic!("it was asked");
+        };
+        assert_eq!(why, moved());
+        assert_eq!(sessions.tell_where(|_, _| Some(Verdict::End(Ending::Stopping))), 1);
+        assert!(matches!(more.try_recv(), Ok(Word::End(Ending::Stopping))));
+        // There is nobody left to ask.
+        assert_eq!(sessions.tell_where(|_, _| Some(Verdict::Leave(moved()))), 0);
     }
 }

@@ -3,14 +3,15 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use pgherd_cluster::clock::{Boottime, wall_now};
 use pgherd_cluster::name::MemberName;
+use pgherd_cluster::record::PgState;
 use pgherd_cluster::source::ViewHandle;
-use pgherd_cluster::view::{Epoch, View};
+use pgherd_cluster::view::{Epoch, Member, View};
 use tokio::sync::{Notify, watch};
 
 use crate::admission::Occupancy;
@@ -19,6 +20,7 @@ use crate::config::{ListenerConfig, ProxyConfig};
 use crate::counters::{Counted, Gauge, Routes, Tally};
 use crate::entrance::Entrance;
 use crate::events::EventLog;
+use crate::experience::Experience;
 use crate::gate::{Gate, Gates};
 use crate::lag::{self, LeaderPositions};
 use crate::reload::ReloadCounts;
@@ -138,6 +140,9 @@ pub(crate) struct Shared {
     silent: ArcSwap<BTreeSet<MemberName>>,
     /// How far the leader was, and when.
     positions: ArcSwap<LeaderPositions>,
+    /// What this proxy has experienced with members that readers go to. Locked for each reader's connection, never while
+    /// bytes move.
+    experience: Mutex<Experience>,
     /// Changes when something else than the view does that may end sessions or open routes.
     recheck: watch::Sender<u64>,
     /// Told when a client begins to wait.
@@ -190,6 +195,7 @@ impl Shared {
             completed: ArcSwapOption::empty(),
             silent: ArcSwap::default(),
             positions: ArcSwap::default(),
+            experience: Mutex::default(),
             recheck: watch::Sender::new(0),
             waits: Notify::new(),
             listeners: ArcSwap::default(),
@@ -298,6 +304,23 @@ impl Shared {
             self.words.store(Arc::new(changed));
             self.recheck.send_modify(|times| *times += 1);
         }
+    }
+
+    pub(crate) fn experience(&self) -> MutexGuard<'_, Experience> {
+        self.experience.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes which members are up. A view that nobody has read yet says nothing of that. For one writer.
+    pub(crate) fn note_up(&self, seen: &Seen) {
+        let members = &seen.view.members;
+        if seen.view.revision == 0 {
+            return;
+        }
+        let is_up = |member: &&Member| member.record.state == PgState::Running && !seen.silent.contains(&member.name);
+        let up = members.values().filter(is_up).map(|member| member.name.clone());
+        let up = up.collect();
+        self.experience()
+            .note(|member| members.contains_key(member), &up, seen.now);
     }
 
     /// Notes how far the leader of a new view is. For one writer.

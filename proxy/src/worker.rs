@@ -46,7 +46,10 @@ impl Worker {
     pub(crate) fn start(index: usize, shared: Arc<Shared>, cut: CancellationToken) -> io::Result<Self> {
         let (sender, inbox) = mpsc::channel(INBOX_LENGTH);
         let (finished, done) = oneshot::channel();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build()?;
         std::thread::Builder::new()
             .name(format!("session-{index}"))
             .spawn(move || {
@@ -83,7 +86,7 @@ async fn run(index: usize, shared: Arc<Shared>, cut: CancellationToken, mut inbo
                         worker: index,
                         cut: cut.clone(),
                     };
-                    connections.spawn(connection.serve(*accepted));
+                     connections.spawn(connection.serve(accepted));
                 }
                 Some(Job::Accept { acceptor, socket, stop, done }) => {
                     connections.spawn(async move {

@@ -76,11 +76,12 @@ const OURS: &[(&str, &str)] = &[
     (
         "proxy",
         "source listeners tls server_tls server_ca server_certificate server_key hold limits stats workers drain takeover \
-         application_name log_sessions",
+         application_name log_sessions zone slow_start",
     ),
     (
         "proxy.listeners[]",
-        "address role tls tags max_lag max_lag_time fallback allow proxy_protocol",
+        "address role tls tags max_lag max_lag_time fallback fallback_max on_promoted on_stale rebalance max_session_age \
+         allow proxy_protocol",
     ),
     (
         "proxy.tls",

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use pgherd_cluster::record::Address;
 use pgherd_proxy::tls::{ClientTlsConfig, ListenerTls, ServerTlsConfig};
-use pgherd_proxy::{ApplicationName, LimitsConfig, ListenerRole, Network, ReadRules};
+use pgherd_proxy::{ApplicationName, LimitsConfig, ListenerRole, Network, ReadRules, SLOW_START};
 use serde_json::Value;
 
 use super::limits::{self, count};
@@ -32,6 +32,8 @@ pub(crate) struct ProxySection {
     pub(crate) takeover: Option<PathBuf>,
     pub(crate) client_tls: Option<ClientTlsConfig>,
     pub(crate) server_tls: ServerTlsConfig,
+    pub(crate) zone: Option<String>,
+    pub(crate) slow_start: Duration,
 }
 
 /// One port for clients.
@@ -91,6 +93,8 @@ pub(crate) fn read(root: &Section<'_>) -> Option<ProxySection> {
     // All of them are read, for their findings, before one that is missing ends this.
     let hold_timeout = hold.duration("timeout").unwrap_or(Duration::from_secs(10));
     let workers = workers(&section);
+    let zone = section.text("zone");
+    let slow_start = section.duration("slow_start").unwrap_or(SLOW_START);
     let drain = section.duration("drain").unwrap_or(Duration::from_secs(30));
     let application_name = application_name(&section);
     Some(ProxySection {
@@ -106,6 +110,8 @@ pub(crate) fn read(root: &Section<'_>) -> Option<ProxySection> {
         takeover: section.text("takeover").map(PathBuf::from),
         client_tls,
         server_tls,
+        zone,
+        slow_start,
     })
 }
 
@@ -289,6 +295,8 @@ mod tests {
             "drain": "3s",
             "application_name": "{name} via {address}",
             "log_sessions": true,
+            "zone": "a",
+            "slow_start": "1min",
         }));
         assert_eq!(errors, Vec::<String>::new());
         let config = config.expect("no errors");
@@ -316,6 +324,31 @@ mod tests {
             (config.limits.connections, config.workers, config.drain),
             (7, Some(2), Duration::from_secs(3))
         );
+        assert_eq!(
+            (config.zone.as_deref(), config.slow_start),
+            (Some("a"), Duration::from_secs(60))
+        );
+    }
+
+    #[test]
+    fn mistakes_outside_listeners_and_limits_are_told_too() {
+        for (section, expected) in [
+            (
+                json!({"application_name": "{name} via {adress}"}),
+                "proxy.application_name: \"{name} via {adress}\" has \"{adress}\", which is none of {name}, {address}, {port} and {listener}",
+            ),
+            (
+                json!({"zone": ["a"]}),
+                "proxy.zone: a list is not a text; write a text, in quotes if YAML takes it for something else",
+            ),
+            (
+                json!({"slow_start": "slowly"}),
+                "proxy.slow_start: \"slowly\" is not a duration; write one such as 10s, 500ms or 2min",
+            ),
+        ] {
+            let found = read_from(section.clone()).1;
+            assert_eq!(found.first().map(String::as_str), Some(expected), "{section}");
+        }
     }
 
     #[test]
@@ -376,10 +409,6 @@ mod tests {
             (
                 json!({"stats": {"password_file": "/x"}}),
                 "proxy.stats.password_file: the page cannot be guarded in this version; remove it, and let the page listen on 127.0.0.1",
-            ),
-            (
-                json!({"application_name": "{name} via {adress}"}),
-                "proxy.application_name: \"{name} via {adress}\" has \"{adress}\", which is none of {name}, {address}, {port} and {listener}",
             ),
             (
                 json!({"workers": 0}),

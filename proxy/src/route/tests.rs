@@ -27,13 +27,6 @@ fn policy(role: ListenerRole) -> Policy<'static> {
     }
 }
 
-/// No session is open, everybody answers, and the first candidate is drawn.
-const IDLE: Load<'_> = Load {
-    open: &|_| 0,
-    draws: [0, 0],
-    avoid: &[],
-};
-
 /// The leader runs, and says that it takes writes.
 fn led_by_n1() -> Cluster {
     Cluster::new().leader("n1", 10).primary("n1", 11)
@@ -56,7 +49,9 @@ fn with_the_leader_of(epoch: &Epoch) -> Footing {
     Footing {
         member: epoch.holder.clone(),
         epoch: Some(epoch.clone()),
-        may_be_led: false,
+        on_promoted: OnChange::End,
+        listener: 0,
+        since: ASKED,
     }
 }
 
@@ -65,12 +60,14 @@ fn with_the_replica(member: &str, may_be_led: bool) -> Footing {
     Footing {
         member: name(member),
         epoch: None,
-        may_be_led,
+        on_promoted: if may_be_led { OnChange::Keep } else { OnChange::End },
+        listener: 0,
+        since: ASKED,
     }
 }
 
 fn decide(policy: Policy<'_>, cluster: &Cluster, now: Boottime) -> Decision {
-    route(policy, evidence(&cluster.view(), now), IDLE)
+    route(policy, evidence(&cluster.view(), now), Load::IDLE)
 }
 
 fn write(cluster: &Cluster) -> Decision {
@@ -209,7 +206,7 @@ fn readers_go_to_a_standby_that_does_not_stream_only_while_there_is_nobody_to_st
         };
         let view = cluster.view();
         let evidence = evidence(&view, ASKED);
-        let decision = route(policy, evidence, Load { avoid, ..IDLE });
+        let decision = route(policy, evidence, Load { avoid, ..Load::IDLE });
         if let Decision::To(chosen) = &decision {
             assert!(still_leads_to(chosen, policy, evidence, avoid));
         }
@@ -223,9 +220,10 @@ fn each_role_of_readers_gets_its_kind_of_member() {
     let cluster = cluster.replica("n2").replica("n3");
     let whom = |role: ListenerRole, cluster: &Cluster| -> Vec<String> {
         // Every draw: whoever may be chosen is.
-        let draws = (0..3).flat_map(|first| (0..3).map(move |second| [first, second]));
+        let third = u64::MAX / 3;
+        let draws = (0..3).flat_map(|first| (0..3).map(move |second| [first * third, second * third]));
         let view = cluster.view();
-        let decided = draws.map(|draws| route(policy(role), evidence(&view, ASKED), Load { draws, ..IDLE }));
+        let decided = draws.map(|draws| route(policy(role), evidence(&view, ASKED), Load { draws, ..Load::IDLE }));
         let found: BTreeSet<String> = decided
             .filter_map(target)
             .map(|(member, epoch)| format!("{member}{}", if epoch.is_some() { " leads" } else { "" }))
@@ -309,6 +307,91 @@ fn the_leader_of_a_standby_cluster_is_found_by_those_who_came_for_it() {
 }
 
 #[test]
+fn the_leader_as_a_last_resort_takes_so_many_readers_and_no_more() {
+    let limited = ReadRules {
+        fallback_max: Some(2),
+        ..rules(true).clone()
+    };
+    let policy = Policy {
+        rules: &limited,
+        ..policy(ListenerRole::Read)
+    };
+    let decide = |cluster: &Cluster, open: usize| {
+        let load = Load {
+            of_listener: &|_| open,
+            ..Load::IDLE
+        };
+        route(policy, evidence(&cluster.view(), ASKED), load)
+    };
+    let alone = led_by_n1();
+    assert_eq!(target(decide(&alone, 1)), Some(("n1".to_owned(), Some(10))));
+    let leader = name("n1");
+    let full = Why::LeaderFull { leader, limit: 2 };
+    assert_eq!(decide(&alone, 2), Decision::Hold(full));
+    assert_eq!(target(decide(&alone.replica("n2"), 2)), Some(("n2".to_owned(), None)));
+}
+
+#[test]
+fn a_member_has_strayed_when_it_is_known_to_be_other_and_not_when_nothing_is_known_of_it() {
+    let limited = ReadRules {
+        max_lag_bytes: Some(100),
+        ..ReadRules::none()
+    };
+    let why = |cluster: &Cluster| {
+        let view = cluster.view();
+        strayed(
+            ListenerRole::Read,
+            &limited,
+            evidence(&view, ASKED),
+            &view.members[&name("n2")],
+        )
+    };
+    let led = || led_by_n1().status(r#"{"optime":1000}"#);
+    let with = |cluster: Cluster, state: &str, more: &str| cluster.member("n2", "replica", state, more);
+    let (streams, archive) = (r#""replication_state":"streaming""#, r#""replay_lsn":950"#);
+    assert_eq!(why(&with(led(), "running", &format!("{streams},{archive}"))), None);
+    let lags = Some(LeftOut::Lags {
+        bytes: 200,
+        bytes_max: 100,
+    });
+    assert_eq!(
+        why(&with(led(), "running", &format!(r#"{streams},"replay_lsn":800"#))),
+        lags
+    );
+    assert_eq!(why(&with(led(), "running", archive)), Some(LeftOut::NotStreaming(None)));
+    // Nobody can stream while nobody leads; how far it is counts all the same.
+    let leaderless = || Cluster::new().status(r#"{"optime":1000}"#);
+    assert_eq!(why(&with(leaderless(), "running", archive)), None);
+    assert_eq!(why(&with(leaderless(), "running", r#""replay_lsn":800"#)), lags);
+    assert_eq!(why(&with(led(), "running", streams)), None, "its lag is not known");
+    assert_eq!(why(&with(led(), "stopping", streams)), None);
+    assert_eq!(why(&Cluster::new().leader("n2", 10).primary("n2", 11)), None);
+}
+
+#[test]
+fn what_becomes_of_a_session_at_its_members_promotion_is_as_it_was_told() {
+    let view = Cluster::new().leader("n2", 10).view();
+    let leaves = |on_promoted: OnChange| {
+        let footing = Footing {
+            on_promoted,
+            ..with_the_replica("n2", false)
+        };
+        let told = may_go_on(&footing, evidence(&view, ASKED));
+        told.map(|epoch| should_leave(&footing, epoch.as_ref()).is_some())
+    };
+    let member = name("n2");
+    assert_eq!(leaves(OnChange::End), Err(Outlived::Promoted { member }));
+    assert_eq!(leaves(OnChange::EndWhenIdle), Ok(true));
+    assert_eq!(leaves(OnChange::Keep), Ok(false));
+    // Who was on a leader from the start leaves for no promotion.
+    let led = Footing {
+        on_promoted: OnChange::EndWhenIdle,
+        ..with_the_leader_of(view.epoch().expect("n2 leads"))
+    };
+    assert_eq!(should_leave(&led, view.epoch()), None);
+}
+
+#[test]
 fn a_leader_is_asked_only_for_a_reader_whom_its_silence_would_help() {
     let read = policy(ListenerRole::Read);
     let led = led_by_n1();
@@ -384,13 +467,13 @@ fn a_leader_without_a_key_keeps_its_sessions_and_gets_newcomers_once_it_was_aske
             ..evidence(&view, ASKED + Duration::from_millis(1_999))
         };
         assert_eq!(may_go_on(&footing, evidence), Ok(footing.epoch.clone()));
-        let decided = route(policy(ListenerRole::Write), evidence, IDLE);
+        let decided = route(policy(ListenerRole::Write), evidence, Load::IDLE);
         let expected = without_key.then(|| ("n1".to_owned(), Some(10)));
         assert_eq!(target(decided.clone()), expected);
         assert!(without_key || decided == Decision::Hold(Why::NoLeader));
         evidence.now = ASKED + Duration::from_secs(2);
         assert_eq!(may_go_on(&footing, evidence), Err(Outlived::WarrantLapsed));
-        let late = route(policy(ListenerRole::Write), evidence, IDLE);
+        let late = route(policy(ListenerRole::Write), evidence, Load::IDLE);
         assert!(matches!(late, Decision::Hold(Why::WarrantLapsed { .. })));
     }
 }
@@ -411,7 +494,7 @@ fn a_silent_replica_is_left_and_gets_nobody() {
             silent: &silent,
             ..evidence(&view, ASKED)
         };
-        match route(read, evidence, IDLE) {
+        match route(read, evidence, Load::IDLE) {
             Decision::To(target) => assert_eq!((target.member, takes_over), (name("n3"), true)),
             Decision::Hold(Why::NoReplica { members }) => {
                 assert!(members.contains(&(name("n2"), LeftOut::Silent)) && !takes_over);
@@ -479,7 +562,7 @@ proptest! {
         let role = if read { ListenerRole::Read } else { ListenerRole::Write };
         let policy = Policy { rules: rules(read), ..policy(role) };
         let evidence = Evidence { warrant: Warrant::new(&view, as_of), ..evidence(&view, now) };
-        if let Decision::To(target) = route(policy, evidence, Load { draws, ..IDLE }) {
+        if let Decision::To(target) = route(policy, evidence, Load { draws, ..Load::IDLE }) {
             let holds_the_key = leader.is_some_and(|(holder, _)| target.member.as_str() == format!("n{holder}"));
             prop_assert_eq!(target.epoch.is_some(), holds_the_key);
             if !read {

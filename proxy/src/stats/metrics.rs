@@ -286,6 +286,22 @@ fn members(scrape: &Scrape, state: &State) -> prometheus::Result<()> {
         &["node"],
     )?;
     scrape.0.register(Box::new(lag_time.clone()))?;
+    let connect = GaugeVec::new(
+        Opts::new(
+            "pgherd_node_connect_seconds",
+            "How long readers took to connect lately.",
+        ),
+        &["node"],
+    )?;
+    scrape.0.register(Box::new(connect.clone()))?;
+    let weight = GaugeVec::new(
+        Opts::new(
+            "pgherd_node_weight",
+            "The share of readers that a member gets: 1 is full, 0 none because it failed.",
+        ),
+        &["node"],
+    )?;
+    scrape.0.register(Box::new(weight.clone()))?;
     if let Some(held_by) = &state.leader {
         scrape.single(
             "pgherd_leader_epoch",
@@ -303,6 +319,10 @@ fn members(scrape: &Scrape, state: &State) -> prometheus::Result<()> {
         if let Some(bytes) = member.lag_bytes.filter(|_| !leads) {
             lag.with_label_values(&[member.name.as_str(), "replay"])
                 .set(whole(bytes));
+        }
+        weight.with_label_values(&[&member.name]).set(member.weight);
+        if let Some(seconds) = member.connect_seconds {
+            connect.with_label_values(&[&member.name]).set(seconds);
         }
         if let Some(seconds) = member.lag_seconds.filter(|_| !leads) {
             lag_time.with_label_values(&[&member.name]).set(seconds);

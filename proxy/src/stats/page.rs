@@ -153,7 +153,7 @@ fn members(members: &[MemberState]) -> String {
         format!(
             "<tr><td>{}</td><td>{}</td><td>{}</td><td class=\"n\">{}</td><td class=\"n mono\">{}</td>\
              <td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
-             <td class=\"{class}\">{}</td></tr>\n",
+             <td class=\"n\">{}</td><td class=\"{class}\">{}</td></tr>\n",
             escaped(&member.name),
             escaped(member.role),
             escaped(&member.state),
@@ -163,11 +163,12 @@ fn members(members: &[MemberState]) -> String {
             or_dash(member.lag_seconds.map(|seconds| format!("{seconds:.1}"))),
             member.sessions_write,
             member.sessions_read,
+            format_args!("{:.0} %", member.weight * 100.0),
             escaped(takes)
         )
     };
     let columns = [
-        "member", "role", "state", "#TL", "#LSN", "#lag B", "#lag s", "#write", "#read", "takes",
+        "member", "role", "state", "#TL", "#LSN", "#lag B", "#lag s", "#write", "#read", "#weight", "takes",
     ];
     table("Members", &columns, members.iter().map(row))
 }

@@ -10,7 +10,7 @@ use pgherd_cluster::source::SourceHealth;
 use pgherd_cluster::view::Member;
 use serde::Serialize;
 
-use crate::balance::{self, LeftOut, Load};
+use crate::balance::{self, LeftOut, Load, Standing};
 use crate::config::{ListenerConfig, ListenerRole, ReadRules};
 use crate::counters::RouteCounts;
 use crate::lag::Behind;
@@ -72,6 +72,12 @@ pub(crate) struct MemberState {
     pub(crate) lag_bytes: Option<u64>,
     /// Since when the leader is past it; nothing when that is not known.
     pub(crate) lag_seconds: Option<f64>,
+    pub(crate) zone: Option<String>,
+    /// How long readers took to connect lately.
+    pub(crate) connect_seconds: Option<f64>,
+    /// Its share of readers in relation to one that is quick and has been there for long; 0 while it gets none because it
+    /// failed.
+    pub(crate) weight: f64,
     pub(crate) sessions_write: usize,
     pub(crate) sessions_read: usize,
     /// `write`, `read`, or nothing.
@@ -132,12 +138,7 @@ fn where_writes_go(seen: &Seen) -> Decision {
         rules: &ReadRules::none(),
         hold_until: Boottime::from_nanos(u64::MAX),
     };
-    let load = Load {
-        open: &|_| 0,
-        draws: [0, 0],
-        avoid: &[],
-    };
-    route::route(policy, seen.evidence(), load)
+    route::route(policy, seen.evidence(), Load::IDLE)
 }
 
 fn verdict(shared: &Shared, seen: &Seen, decision: &Decision, leader: Option<&LeaderState>) -> Verdict {
@@ -237,6 +238,8 @@ fn members(shared: &Shared, seen: &Seen, decision: &Decision, counts: &[RouteCou
     if readers.is_empty() {
         readers.push(Arc::new(ListenerConfig::new("", ListenerRole::Read)));
     }
+    let slow_start = shared.config.load().slow_start;
+    let experience = shared.experience();
     let row = |member: &Member| {
         let (takes, left_out) = takes(seen, member, decision, &readers);
         MemberState {
@@ -251,6 +254,14 @@ fn members(shared: &Shared, seen: &Seen, decision: &Decision, counts: &[RouteCou
                 .map(|lsn| lsn.to_string()),
             lag_bytes: balance::lag_bytes(&seen.view, member),
             lag_seconds: lag_seconds(seen, member),
+            zone: balance::zone_of(member),
+            connect_seconds: experience
+                .latency(&member.name, seen.now)
+                .map(|latency| latency.as_secs_f64()),
+            weight: match experience.standing(&member.name, seen.now, slow_start) {
+                Standing::Takes(weight) => weight.as_f64(),
+                Standing::Trial | Standing::Out => 0.0,
+            },
             sessions_write: sessions(&member.name, true),
             sessions_read: sessions(&member.name, false),
             takes,

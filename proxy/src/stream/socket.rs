@@ -32,6 +32,7 @@ pub(crate) fn tune(socket: &SockRef<'_>) -> io::Result<()> {
 #[derive(Debug)]
 pub(crate) enum Socket {
     Tcp(TcpStream),
+    #[allow(dead_code, reason = "listeners on unix sockets make it")]
     Unix(UnixStream),
 }
 

@@ -134,6 +134,12 @@ impl Tail {
     pub const fn is_ready_for_query(&self) -> bool {
         matches!(self.0, [b'Z', 0, 0, 0, 5, b'I' | b'T' | b'E'])
     }
+
+    /// Whether these are a ReadyForQuery outside a transaction. The same holds.
+    #[must_use]
+    pub const fn is_idle(&self) -> bool {
+        matches!(self.0, [b'Z', 0, 0, 0, 5, b'I'])
+    }
 }
 
 #[cfg(test)]
@@ -202,6 +208,7 @@ mod tests {
             let mut tail = Tail::default();
             tail.push(&message(b'Z', &[status]));
             assert_eq!(tail.is_ready_for_query(), ready);
+            assert_eq!(tail.is_idle(), status == b'I');
         }
         let mut tail = Tail::default();
         tail.push(&message(b'Z', b"I"));

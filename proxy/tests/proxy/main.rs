@@ -1,11 +1,13 @@
 //! The proxy between real sockets: clients of the test, servers of the test, a view that the test publishes.
 
 mod admission;
+mod balance;
 mod cancel;
 mod certificates;
 mod fake;
 mod fence;
 mod hold;
+mod leaving;
 mod limits;
 mod not_now;
 mod relay;

@@ -73,7 +73,9 @@ async fn the_leader_among_any_is_fenced_and_the_replicas_are_not() {
     let (mut leader, mut replica) = (Server::start().await, Server::start().await);
     let mut cluster = Cluster::new();
     cluster.writable("n1", leader.address);
-    let proxy = Running::start(config(vec![listener(ListenerRole::Any)]), &cluster);
+    let mut config = config(vec![listener(ListenerRole::Any)]);
+    config.slow_start = Duration::ZERO;
+    let proxy = Running::start(config, &cluster);
     let mut on_leader = proxy.client().await;
     let _leading = leader.session().await;
     expect_hello(&mut on_leader).await;

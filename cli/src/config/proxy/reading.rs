@@ -1,17 +1,35 @@
 //! What a listener promises its readers.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use pgherd_proxy::{ListenerRole, ReadRules};
+use pgherd_proxy::{ListenerRole, OnChange, ReadRules};
 use serde_json::Value;
 
 use super::one_of;
 use crate::config::section::{Section, shown};
 
 /// The keys that are for roles whose clients are spread over members.
-const FOR_READERS: &[&str] = &["tags", "max_lag", "max_lag_time", "fallback"];
+const FOR_READERS: &[&str] = &[
+    "tags",
+    "max_lag",
+    "max_lag_time",
+    "fallback",
+    "fallback_max",
+    "on_promoted",
+    "on_stale",
+    "rebalance",
+    "max_session_age",
+];
 /// Of those, the keys that have no meaning where the leader is one of the members.
-const NOT_FOR_ANY: &[&str] = &["fallback"];
+const NOT_FOR_ANY: &[&str] = &["fallback", "fallback_max"];
+const ON_CHANGE: [(&str, OnChange); 3] = [
+    ("keep", OnChange::Keep),
+    ("end_when_idle", OnChange::EndWhenIdle),
+    ("end", OnChange::End),
+];
+/// How old sessions are that may be moved, unless told: by then it is no short one that would have ended anyway.
+const SESSION_AGE: Duration = Duration::from_secs(300);
 
 /// Reads the rules of a listener, whose role may not have been understood.
 pub(super) fn read(section: &Section<'_>, role: Option<ListenerRole>) -> Option<ReadRules> {
@@ -35,7 +53,46 @@ pub(super) fn read(section: &Section<'_>, role: Option<ListenerRole>) -> Option<
         max_lag_bytes,
         max_lag_time,
         fallback_to_leader: fallback == Some("leader"),
+        fallback_max: fallback_max(section, fallback == Some("leader"), role),
+        on_promoted: on_change(section, "on_promoted"),
+        on_stale: on_change(section, "on_stale").unwrap_or(OnChange::Keep),
+        rebalance_after: rebalance_after(section),
     })
+}
+
+fn fallback_max(section: &Section<'_>, has_fallback: bool, role: Option<ListenerRole>) -> Option<usize> {
+    let max = section.integer("fallback_max", 1)?;
+    let takes_it = matches!(
+        role,
+        Some(ListenerRole::Read | ListenerRole::Sync | ListenerRole::Async)
+    );
+    if !has_fallback && takes_it {
+        section.error(
+            "fallback_max",
+            "has a meaning with fallback: leader only; add that, or remove it",
+        );
+    }
+    usize::try_from(max).ok()
+}
+
+fn on_change(section: &Section<'_>, key: &str) -> Option<OnChange> {
+    let word = one_of(section, key, &ON_CHANGE.map(|(word, _)| word), &[])?;
+    ON_CHANGE
+        .into_iter()
+        .find(|(known, _)| *known == word)
+        .map(|(_, what)| what)
+}
+
+fn rebalance_after(section: &Section<'_>) -> Option<Duration> {
+    let is_on = section.boolean("rebalance").unwrap_or_default();
+    let age = section.duration("max_session_age");
+    if age.is_some() && !is_on {
+        section.error(
+            "max_session_age",
+            "has a meaning with rebalance: true only; add that, or remove it",
+        );
+    }
+    is_on.then(|| age.unwrap_or(SESSION_AGE))
 }
 
 /// Tags and the values that they must have. YAML takes some values for yes or no, as it does in the member's own file.
@@ -58,8 +115,6 @@ fn tags(section: &Section<'_>) -> Option<BTreeMap<String, String>> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use serde_json::json;
 
     use super::*;
@@ -99,6 +154,29 @@ mod tests {
     }
 
     #[test]
+    fn what_becomes_of_sessions_is_read() {
+        let (rules, errors) = read_as(
+            ListenerRole::Read,
+            &json!({
+                "fallback": "leader", "fallback_max": 20, "on_promoted": "end_when_idle", "on_stale": "end",
+                "rebalance": true, "max_session_age": "1min",
+            }),
+        );
+        assert_eq!(errors, Vec::<String>::new());
+        let rules = rules.expect("no errors");
+        assert_eq!(rules.fallback_max, Some(20));
+        assert_eq!(
+            (rules.on_promoted, rules.on_stale),
+            (Some(OnChange::EndWhenIdle), OnChange::End)
+        );
+        assert_eq!(rules.rebalance_after, Some(Duration::from_secs(60)));
+        let (plain, _) = read_as(ListenerRole::Read, &json!({"rebalance": true}));
+        let plain = plain.expect("no errors");
+        assert_eq!((plain.on_promoted, plain.on_stale), (None, OnChange::Keep));
+        assert_eq!(plain.rebalance_after, Some(SESSION_AGE));
+    }
+
+    #[test]
     fn what_has_no_meaning_and_what_is_no_value_is_refused() {
         for (role, listener, expected) in [
             (
@@ -110,6 +188,21 @@ mod tests {
                 ListenerRole::StandbyLeader,
                 json!({"max_lag": "1MB"}),
                 "max_lag: has no meaning for role: standby_leader; remove it here",
+            ),
+            (
+                ListenerRole::Read,
+                json!({"fallback_max": 5}),
+                "fallback_max: has a meaning with fallback: leader only; add that, or remove it",
+            ),
+            (
+                ListenerRole::Read,
+                json!({"max_session_age": "1h"}),
+                "max_session_age: has a meaning with rebalance: true only; add that, or remove it",
+            ),
+            (
+                ListenerRole::Read,
+                json!({"on_stale": "stop"}),
+                "on_stale: \"stop\" is not known here; write keep or end_when_idle or end",
             ),
             (
                 ListenerRole::Read,
