@@ -139,21 +139,22 @@ impl Connection {
         listener: &ListenerState,
         (startup, in_clear): (&Bytes, bool),
     ) {
-        let connector = Connector {
-            shared: &self.shared,
-            worker: self.worker,
-            index,
-            listener,
-            config: &listener.config.load_full(),
-            client_by_tls: matches!(client, Stream::Tls(_)),
-            client: Mutex::new(&mut client),
-            startup,
-            in_clear,
-            cut: &self.cut,
-        };
         // In a box of its own, which is gone while the session goes on.
-        let connected = Box::pin(connector.connect()).await;
-        drop(connector);
+        let connected = {
+            let connector = Connector {
+                shared: &self.shared,
+                worker: self.worker,
+                index,
+                listener,
+                config: &listener.config.load_full(),
+                client_by_tls: matches!(client, Stream::Tls(_)),
+                client: Mutex::new(&mut client),
+                startup,
+                in_clear,
+                cut: &self.cut,
+            };
+            Box::pin(connector.connect()).await
+        };
         match connected {
             Ok(connected) => self.relay(client, listener, connected, in_clear).await,
             // Who waits for the beginning of TLS with a server takes one byte only; closing says as much.
