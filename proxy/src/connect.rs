@@ -27,7 +27,7 @@ use crate::look::look;
 use crate::refusal;
 use crate::route::{self, Decision, Footing, Policy, Target, Why};
 use crate::secure::secure;
-use crate::sessions::{Ending, Registration};
+use crate::sessions::{Ending, Registration, Server};
 use crate::shared::{ListenerState, Shared, count};
 use crate::stream::Stream;
 use crate::wire::error_response::Fatal;
@@ -268,7 +268,11 @@ impl Connector<'_> {
             epoch: target.epoch.clone(),
             may_be_led: policy.fallback_to_leader,
         };
-        let (registration, ended) = self.shared.sessions.enter(self.worker, footing, address);
+        let server_at = Server {
+            at: address,
+            host: target.address.host.clone(),
+        };
+        let (registration, ended) = self.shared.sessions.enter(self.worker, footing, server_at);
         if !still_leads_there() {
             return Dialled::Overtaken;
         }

@@ -263,6 +263,11 @@ async fn answer(stream: TcpStream, acceptor: Option<TlsAcceptor>, hello: Vec<u8>
         return;
     };
     let key = KEY.to_vec();
+    // PostgreSQL never answers a cancel request.
+    let hello = match startup[4..8] == CANCEL_REQUEST.to_be_bytes() {
+        true => Vec::new(),
+        false => hello,
+    };
     if stream.write_all(&hello).await.is_ok() && stream.flush().await.is_ok() {
         let session = ServerSession { startup, key, stream };
         let _ = came.send(Came { by_tls, session }).await;
