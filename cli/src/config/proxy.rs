@@ -247,6 +247,7 @@ fn bindable(address: Address) -> Address {
 
 #[cfg(test)]
 mod tests {
+    use pgherd_proxy::tls::{ClientCertificates, MinVersion, ServerTlsMode};
     use serde_json::json;
 
     use super::*;
@@ -307,6 +308,31 @@ mod tests {
     }
 
     #[test]
+    fn the_keys_of_tls_are_read() {
+        // YAML takes 1.3 for a number, and off for no.
+        let (config, errors) = read_from(json!({
+            "listeners": [{"address": "a:1", "role": "write", "tls": "require"}, {"address": "a:2", "role": "read", "tls": false}],
+            "tls": {"certificate": "c", "private_key": "k", "client_ca": "ca", "map_users": true, "min_version": 1.3},
+            "server_tls": "prefer",
+            "server_certificate": "sc",
+            "server_key": "sk",
+        }));
+        assert_eq!(errors, Vec::<String>::new());
+        let config = config.expect("no errors");
+        let tls: Vec<ListenerTls> = config.listeners.iter().map(|listener| listener.tls).collect();
+        assert_eq!(tls, [ListenerTls::Require, ListenerTls::Off]);
+        let clients = config.client_tls.expect("a section");
+        assert_eq!(
+            (clients.min_version, clients.client_certificates, clients.map_users),
+            (MinVersion::Tls13, ClientCertificates::Optional, true)
+        );
+        assert_eq!(config.server_tls.mode, ServerTlsMode::Prefer);
+        assert_eq!(config.server_tls.identity, Some(("sc".into(), "sk".into())));
+        let (absent, _) = read_from(json!({}));
+        assert_eq!(absent.expect("defaults").server_tls.mode, ServerTlsMode::Disable);
+    }
+
+    #[test]
     fn mistakes_are_told_with_key_value_and_fix() {
         for (section, expected) in [
             (
@@ -352,6 +378,18 @@ mod tests {
             (
                 json!({"server_tls": "verify-full"}),
                 "proxy.server_ca: missing; write the file of the CAs that members' certificates lead to",
+            ),
+            (
+                json!({"tls": {"certificate": "c", "private_key": "k", "map_users": true}}),
+                "proxy.tls.map_users: no client is asked for a certificate; write client_certificate: required, or remove this",
+            ),
+            (
+                json!({"tls": {"private_key": "k"}}),
+                "proxy.tls.certificate: missing; write the file of the proxy's certificate, in PEM",
+            ),
+            (
+                json!({"server_tls": "prefer", "server_certificate": "c"}),
+                "proxy.server_key: missing; write the file of the key of server_certificate",
             ),
             (
                 json!({"tls": {"certificate": "c", "private_key": "k", "client_certificate": "required"}}),
