@@ -1,8 +1,7 @@
 //! Passing cancel requests to the server whose client sent them, from whichever worker they arrive at.
 
 use std::io;
-use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,8 +15,10 @@ use tracing::debug;
 use crate::balance::{self, Wanted};
 use crate::config::ListenerRole;
 use crate::dial::dial;
+use crate::secure::secure;
+use crate::sessions::Server;
 use crate::shared::Shared;
-use crate::stream::Stream;
+use crate::tls::TlsSettings;
 use crate::wire::startup::CancelKey;
 
 /// For connecting, sending and the server's close.
@@ -62,36 +63,59 @@ impl Limiter {
 
 /// Passes `packet` on as it came. The client learns nothing, as from PostgreSQL: its connection is closed afterwards.
 pub(crate) async fn forward(shared: &Shared, role: ListenerRole, key: &CancelKey, packet: &Bytes) {
-    let (known, addresses) = match shared.sessions.find(key) {
-        Some(server) => ("known", vec![address_of(server)]),
+    let (known, ways) = match shared.sessions.find(key) {
+        Some(server) => ("known", vec![Way::to(&server)]),
         None if !shared.unknown_cancels.passes(Boottime::now()) => {
             shared.cancels.count("limited", "unknown");
             return;
         }
         None => ("unknown", possible_servers(shared, role)),
     };
-    if addresses.is_empty() {
+    let tls = shared.tls.load_full();
+    if ways.is_empty() {
         shared.cancels.count("nowhere", known);
     }
     // All at once: a member that does not answer must not keep the one whose query it is waiting.
     let mut deliveries = JoinSet::new();
-    for address in addresses {
-        deliveries.spawn(deliver(address, packet.clone()));
+    for way in ways {
+        deliveries.spawn(deliver(way, Arc::clone(&tls), packet.clone()));
     }
     while let Some(outcome) = deliveries.join_next().await {
         shared.cancels.count(outcome.unwrap_or("failed"), known);
     }
 }
 
-fn address_of(server: SocketAddr) -> Address {
-    Address {
-        host: server.ip().to_string(),
-        port: server.port(),
+/// How a server is reached, and who it is.
+struct Way {
+    dial: Address,
+    /// As its certificate may name it.
+    named: Address,
+}
+
+impl Way {
+    fn to(server: &Server) -> Self {
+        let (port, named) = (server.at.port(), server.host.clone());
+        Self {
+            dial: Address {
+                host: server.at.ip().to_string(),
+                port,
+            },
+            named: Address { host: named, port },
+        }
+    }
+}
+
+impl From<Address> for Way {
+    fn from(address: Address) -> Self {
+        Self {
+            dial: address.clone(),
+            named: address,
+        }
     }
 }
 
 /// Where the session of a key that another proxy passed on may be. PostgreSQL ignores a key that is not its own.
-fn possible_servers(shared: &Shared, role: ListenerRole) -> Vec<Address> {
+fn possible_servers(shared: &Shared, role: ListenerRole) -> Vec<Way> {
     let view = shared.seen().view;
     let leader = || view.leader_member().into_iter();
     let readable = || {
@@ -100,25 +124,32 @@ fn possible_servers(shared: &Shared, role: ListenerRole) -> Vec<Address> {
     };
     let address = |member: &Member| member.record.postgres_address();
     match role {
-        ListenerRole::Write | ListenerRole::StandbyLeader => leader().filter_map(address).collect(),
-        ListenerRole::Read | ListenerRole::Sync | ListenerRole::Async => readable().filter_map(address).collect(),
-        ListenerRole::Any => leader().chain(readable()).filter_map(address).collect(),
+        ListenerRole::Write | ListenerRole::StandbyLeader => leader().filter_map(address).map(Way::from).collect(),
+        ListenerRole::Read | ListenerRole::Sync | ListenerRole::Async => {
+            readable().filter_map(address).map(Way::from).collect()
+        }
+        ListenerRole::Any => {
+            let all = leader().chain(readable()).filter_map(address);
+            all.map(Way::from).collect()
+        }
     }
 }
 
-async fn deliver(address: Address, packet: Bytes) -> &'static str {
-    match timeout(CANCEL_MAX, hand_over(&address, &packet)).await {
+async fn deliver(way: Way, tls: Arc<TlsSettings>, packet: Bytes) -> &'static str {
+    match timeout(CANCEL_MAX, hand_over(&way, &tls, &packet)).await {
         Ok(Ok(())) => "delivered",
         Ok(Err(error)) => {
-            debug!(%address, %error, "a cancel request was not delivered");
+            debug!(address = %way.named, %error, "a cancel request was not delivered");
             "failed"
         }
         Err(_) => "timeout",
     }
 }
 
-async fn hand_over(address: &Address, packet: &[u8]) -> io::Result<()> {
-    let mut server = Stream::Plain(dial(address).await?.0);
+/// A key is a secret: where sessions go to members by TLS, it does as well.
+async fn hand_over(way: &Way, tls: &TlsSettings, packet: &[u8]) -> io::Result<()> {
+    let (socket, _) = dial(&way.dial).await?;
+    let mut server = secure(socket, &way.named, tls, false).await?;
     server.write_all(packet).await?;
     // The server closes once it has signalled the backend. Only then may the client be let go: it takes the close for the
     // end of the matter, and its next query must not be hit.

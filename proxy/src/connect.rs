@@ -28,7 +28,7 @@ use crate::look::look;
 use crate::refusal;
 use crate::route::{self, Decision, Footing, Policy, Target, Why};
 use crate::secure::secure;
-use crate::sessions::{Ending, Registration, Word};
+use crate::sessions::{Ending, Registration, Server, Word};
 use crate::shared::{ListenerState, Shared, count};
 use crate::stream::Stream;
 use crate::turn::{Entered, NoTurn, Place, STARTUP_MAX, Waits, keep_briefly};
@@ -372,7 +372,11 @@ impl Connector<'_> {
             listener: self.index,
             since: Boottime::now(),
         };
-        let (registration, ended) = self.shared.sessions.enter(self.worker, footing, address);
+        let server_at = Server {
+            at: address,
+            host: target.address.host.clone(),
+        };
+        let (registration, ended) = self.shared.sessions.enter(self.worker, footing, server_at);
         if !still_leads_there() {
             return Dialled::Overtaken;
         }

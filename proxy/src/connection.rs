@@ -225,20 +225,23 @@ impl Connection {
         let written = config.application_name.as_ref().filter(|_| in_clear);
         let written = written.map(|name| name.write(startup, &client_is.peer, &listener.name));
         drop(config);
-        let connector = Connector {
-            shared: &self.shared,
-            worker: self.worker,
-            index: client_is.index,
-            listener,
-            config: &listener.config.load_full(),
-            client_by_tls: matches!(client, Stream::Tls(_)),
-            client: Mutex::new(&mut client),
-            startup: written.as_ref().unwrap_or(startup),
-            client_is: &client_is,
-            in_clear,
-            cut: &self.cut,
+        let connected = {
+            let connector = Connector {
+                shared: &self.shared,
+                worker: self.worker,
+                index: client_is.index,
+                listener,
+                config: &listener.config.load_full(),
+                client_by_tls: matches!(client, Stream::Tls(_)),
+                client: Mutex::new(&mut client),
+                startup: written.as_ref().unwrap_or(startup),
+                client_is: &client_is,
+                in_clear,
+                cut: &self.cut,
+            };
+            connector.connect().await
         };
-        match connector.connect().await {
+        match connected {
             Ok(connected) => return Some(self.begun(client, listener, client_is, (connected, in_clear), load)),
             // Who waits for the beginning of TLS with a server takes one byte only; closing says as much.
             Err(Denied::Refused(_) | Denied::Stopping) if !in_clear => client.reset(),

@@ -57,7 +57,7 @@ pub(crate) enum Word {
 
 struct Entry {
     footing: Footing,
-    server: SocketAddr,
+    server: Server,
     key: Option<CancelKey>,
     /// Gone once the session has been told to end.
     end: Option<oneshot::Sender<Word>>,
@@ -107,6 +107,15 @@ pub(crate) struct Registration {
     line: Option<Arc<SessionLine>>,
 }
 
+/// Where a session has its server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Server {
+    /// Of the addresses that its name stands for, the one that was connected to.
+    pub(crate) at: SocketAddr,
+    /// The name, for its certificate.
+    pub(crate) host: String,
+}
+
 impl Sessions {
     pub(crate) fn new(shards: usize) -> Arc<Self> {
         let shards = (0..shards).map(|_| Mutex::default()).collect();
@@ -124,7 +133,7 @@ impl Sessions {
         self: &Arc<Self>,
         shard: usize,
         footing: Footing,
-        server: SocketAddr,
+        server: Server,
     ) -> (Registration, oneshot::Receiver<Word>) {
         let (end, ended) = oneshot::channel();
         let mut id = 0;
@@ -183,13 +192,13 @@ impl Sessions {
     }
 
     /// The server of the session that `key` was given to.
-    pub(crate) fn find(&self, key: &CancelKey) -> Option<SocketAddr> {
+    pub(crate) fn find(&self, key: &CancelKey) -> Option<Server> {
         (0..self.shards.len()).find_map(|index| {
             let shard = self.lock(index)?;
             let ids = shard.by_process_id.get(&key.process_id())?;
             ids.iter().find_map(|id| {
                 let entry = shard.entries.get(id)?;
-                entry.key.as_ref()?.matches(key).then_some(entry.server)
+                entry.key.as_ref()?.matches(key).then(|| entry.server.clone())
             })
         })
     }
@@ -251,8 +260,11 @@ mod tests {
     use crate::config::OnChange;
     use crate::testing::name;
 
-    fn server(port: u16) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], port))
+    fn server(port: u16) -> Server {
+        Server {
+            at: SocketAddr::from(([127, 0, 0, 1], port)),
+            host: "localhost".to_owned(),
+        }
     }
 
     fn footing(epoch: Option<Epoch>) -> Footing {

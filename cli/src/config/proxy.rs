@@ -255,6 +255,7 @@ fn bindable(address: Address) -> Address {
 
 #[cfg(test)]
 mod tests {
+    use pgherd_proxy::tls::{ClientCertificates, MinVersion, ServerTlsMode};
     use serde_json::json;
 
     use super::*;
@@ -349,6 +350,31 @@ mod tests {
             let found = read_from(section.clone()).1;
             assert_eq!(found.first().map(String::as_str), Some(expected), "{section}");
         }
+    }
+
+    #[test]
+    fn the_keys_of_tls_are_read() {
+        // YAML takes 1.3 for a number, and off for no.
+        let (config, errors) = read_from(json!({
+            "listeners": [{"address": "a:1", "role": "write", "tls": "require"}, {"address": "a:2", "role": "read", "tls": false}],
+            "tls": {"certificate": "c", "private_key": "k", "client_ca": "ca", "map_users": true, "min_version": 1.3},
+            "server_tls": "prefer",
+            "server_certificate": "sc",
+            "server_key": "sk",
+        }));
+        assert_eq!(errors, Vec::<String>::new());
+        let config = config.expect("no errors");
+        let tls: Vec<ListenerTls> = config.listeners.iter().map(|listener| listener.tls).collect();
+        assert_eq!(tls, [ListenerTls::Require, ListenerTls::Off]);
+        let clients = config.client_tls.expect("a section");
+        assert_eq!(
+            (clients.min_version, clients.client_certificates, clients.map_users),
+            (MinVersion::Tls13, ClientCertificates::Optional, true)
+        );
+        assert_eq!(config.server_tls.mode, ServerTlsMode::Prefer);
+        assert_eq!(config.server_tls.identity, Some(("sc".into(), "sk".into())));
+        let (absent, _) = read_from(json!({}));
+        assert_eq!(absent.expect("defaults").server_tls.mode, ServerTlsMode::Disable);
     }
 
     #[test]

@@ -262,13 +262,18 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
+    use rustls::pki_types::{PrivateKeyDer, ServerName};
+    use rustls::{ClientConfig, RootCertStore, ServerConfig};
+    use socket2::SockRef;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpSocket, TcpStream};
     use tokio::task::{JoinSet, yield_now};
     use tokio::time::timeout;
+    use tokio_rustls::TlsConnector;
 
     use super::*;
     use crate::stream::BUFFER_BYTES;
+    use crate::stream::tls::TlsStream;
 
     const PATIENCE: Duration = Duration::from_secs(30);
     const MEGABYTE: usize = 1 << 20;
@@ -343,6 +348,31 @@ mod tests {
         (rig, sender, receiver)
     }
 
+    /// A sink that speaks TLS over a socket that takes little at a time, and its far end.
+    async fn tls_sink() -> (Stream, tokio_rustls::client::TlsStream<TcpStream>) {
+        let (near, far) = pair(true).await;
+        SockRef::from(&near).set_send_buffer_size(4096).expect("set");
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("signed");
+        let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
+        let builder = builder.with_safe_default_protocol_versions().expect("versions");
+        let shown = builder
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key);
+        let mut roots = RootCertStore::empty();
+        roots.add(made.cert.der().clone()).expect("a certificate");
+        let builder = ClientConfig::builder_with_provider(provider);
+        let builder = builder.with_safe_default_protocol_versions().expect("versions");
+        let connecting = Arc::new(builder.with_root_certificates(roots).with_no_client_auth());
+        let name = ServerName::try_from("localhost").expect("a name");
+        let (near, far) = tokio::join!(
+            TlsStream::accept(Socket::Tcp(near), Arc::new(shown.expect("a pair")), &[]),
+            TlsConnector::from(connecting).connect(name, far),
+        );
+        (Stream::Tls(Box::new(near.expect("TLS"))), far.expect("TLS"))
+    }
+
     impl Rig {
         async fn run(&mut self) -> Result<(), Broken> {
             let ended = poll_fn(|cx| {
@@ -412,6 +442,27 @@ mod tests {
         drop(sender);
         assert_eq!(rig.run().await, Ok(()));
         assert_eq!(receiver.read(&mut [0]).await.expect("an orderly end"), 0);
+    }
+
+    #[tokio::test]
+    async fn what_tls_has_encrypted_goes_out_although_nothing_more_comes() {
+        let (mut rig, mut sender, _) = rig(true, false).await;
+        let (sink, mut receiver) = tls_sink().await;
+        rig.sink = sink;
+        for round in 0..20 {
+            // In one receive, of which the socket takes a part.
+            let some = bytes(60_000, round);
+            sender.write_all(&some).await.expect("sent");
+            let mut got = vec![0; some.len()];
+            let received = rig.during(receiver.read_exact(&mut got)).await;
+            received.expect("received");
+            assert!(got == some, "other bytes");
+        }
+        assert_eq!(rig.hooks.spliced, 0);
+        drop(sender);
+        let mut rest = Vec::new();
+        let (ended, read) = tokio::join!(rig.run(), receiver.read_to_end(&mut rest));
+        assert_eq!((ended, read.expect("an orderly end")), (Ok(()), 0));
     }
 
     #[tokio::test]

@@ -114,7 +114,22 @@ pub(crate) fn tls_config(authority: &Authority, tls: ListenerTls) -> pgherd_prox
     listener.tls = tls;
     let mut config = config(vec![listener]);
     config.client_tls = Some(shown(&authority.issue("127.0.0.1")));
+    config.stats = Some(pgherd_proxy::StatsConfig {
+        address: "127.0.0.1:0".to_owned(),
+    });
     config
+}
+
+/// No connection has ended by a panic, which a client could not tell from a refusal.
+pub(crate) async fn expect_no_defect(proxy: &Running) {
+    let mut page = TcpStream::connect(proxy.addresses.stats[0]).await.expect("the page");
+    page.write_all(b"GET /metrics HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")
+        .await
+        .expect("sent");
+    let mut shown = String::new();
+    let read = within("the metrics", page.read_to_string(&mut shown)).await;
+    read.expect("an orderly end");
+    assert!(shown.contains("\npgherd_panics_total 0\n"), "{shown}");
 }
 
 /// How the test's client connects.
@@ -248,6 +263,11 @@ async fn answer(stream: TcpStream, acceptor: Option<TlsAcceptor>, hello: Vec<u8>
         return;
     };
     let key = KEY.to_vec();
+    // PostgreSQL never answers a cancel request.
+    let hello = match startup[4..8] == CANCEL_REQUEST.to_be_bytes() {
+        true => Vec::new(),
+        false => hello,
+    };
     if stream.write_all(&hello).await.is_ok() && stream.flush().await.is_ok() {
         let session = ServerSession { startup, key, stream };
         let _ = came.send(Came { by_tls, session }).await;

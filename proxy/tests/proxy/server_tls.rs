@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use pgherd_proxy::ProxyConfig;
 use pgherd_proxy::tls::{ListenerTls, ServerTlsConfig, ServerTlsMode};
+use tokio::io::AsyncWriteExt;
 
 use crate::certificates::*;
 use crate::fake::*;
@@ -139,6 +140,29 @@ async fn tls_on_both_sides_of_a_session_is_refused_where_it_would_be_required() 
         assert!(refused.contains("SCRAM cannot pass"), "{refused}");
         config.listeners[0].tls = ListenerTls::Passthrough;
         assert_eq!(config.check(), Ok(()));
+    }
+}
+
+#[tokio::test]
+async fn cancel_requests_go_to_members_as_sessions_do() {
+    let authority = Authority::new();
+    let mut member = Member::start(Some(&authority.issue("127.0.0.1"))).await;
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", member.address);
+    for (mode, expected) in [(ServerTlsMode::Disable, false), (ServerTlsMode::VerifyFull, true)] {
+        let proxy = Running::start(connecting(mode, Some(authority.ca())), &cluster);
+        let mut client = proxy.client().await;
+        let came = member.came().await;
+        let known = expect_hello(&mut client).await;
+        assert_eq!(came.by_tls, expected);
+        let of_another_proxy = vec![0, 0, 0, 9, 9, 9, 9, 9];
+        for key in [known, of_another_proxy] {
+            let request = packet(CANCEL_REQUEST, &key);
+            let mut canceller = proxy.connect().await;
+            canceller.write_all(&request).await.expect("sent");
+            let cancelled = member.came().await;
+            assert_eq!((cancelled.by_tls, cancelled.session.startup), (expected, request));
+        }
     }
 }
 

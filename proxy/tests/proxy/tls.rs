@@ -241,6 +241,7 @@ async fn broken_records_end_their_own_session_with_an_alert_and_no_other() {
         expect_server_end(&mut session).await;
     }
     exchange(&mut bystander, &mut untouched).await;
+    expect_no_defect(&scene.proxy).await;
 }
 
 /// CPU time of this process, in milliseconds.

@@ -117,6 +117,7 @@ async fn garbage_instead_of_a_handshake_ends_its_own_connection_and_no_other() {
         let _ = within("it is closed", other.read_to_end(&mut rest)).await;
     }
     exchange(&mut client, &mut session).await;
+    expect_no_defect(&scene.proxy).await;
 }
 
 async fn with(change: impl FnOnce(&mut ProxyConfig, &Authority)) -> Scene {

@@ -153,6 +153,18 @@ mod tests {
                 "proxy.server_ca: missing; write the file of the CAs that members' certificates lead to",
             ),
             (
+                json!({"tls": {"certificate": "c", "private_key": "k", "map_users": true}}),
+                "proxy.tls.map_users: no client is asked for a certificate; write client_certificate: required, or remove this",
+            ),
+            (
+                json!({"tls": {"private_key": "k"}}),
+                "proxy.tls.certificate: missing; write the file of the proxy's certificate, in PEM",
+            ),
+            (
+                json!({"server_tls": "prefer", "server_certificate": "c"}),
+                "proxy.server_key: missing; write the file of the key of server_certificate",
+            ),
+            (
                 json!({"tls": {"certificate": "c", "private_key": "k", "client_certificate": "required"}}),
                 "proxy.tls.client_ca: missing; write the file of the CAs that clients' certificates lead to",
             ),
