@@ -95,6 +95,14 @@ pub(crate) struct Measure {
 }
 
 impl Measure {
+    /// How many files a process must be able to open.
+    pub(crate) const fn files(&self) -> usize {
+        match self.work {
+            Work::Idle(size) => 2 * size + 500,
+            _ => 500,
+        }
+    }
+
     pub(crate) fn takes(&self, kind: Kind) -> bool {
         match kind {
             Kind::HaProxySplice => self.splice,
