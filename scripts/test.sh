@@ -47,8 +47,7 @@ chaos() {
 
 status=0
 if [ "$everything" = yes ]; then
-    "${unit[@]}" --workspace --exclude pgherd-testkit --exclude pgherd-benches \
-        --exclude pgherd-simulator 2>&1 | tee target/unit-tests.log || status=$?
+    "${unit[@]}" --workspace --exclude pgherd-testkit --exclude pgherd-simulator 2>&1 | tee target/unit-tests.log || status=$?
     "${simulation[@]}" -p pgherd-simulator 2>&1 | tee target/simulation.log || status=$?
 fi
 cargo build --locked -p pgherd

@@ -48,7 +48,15 @@ pub(crate) async fn measure(names: &[String]) -> Result<()> {
         ensure!(known, "there is no measure {name:?}, but {}", all.join(", "));
     }
     let wanted = |measure: &&Measure| names.is_empty() || names.iter().any(|name| measure.name.starts_with(name));
-    let wanted: Vec<&Measure> = MEASURES.iter().filter(wanted).collect();
+    let mut wanted: Vec<&Measure> = MEASURES.iter().filter(wanted).collect();
+    let files = usize::try_from(usage::raise_open_files()?).unwrap_or(usize::MAX);
+    for measure in wanted.extract_if(.., |measure| measure.files() > files) {
+        println!(
+            "{} needs {} open files, and is not measured",
+            measure.name,
+            measure.files()
+        );
+    }
     let site = Arc::new(Site::new()?);
     let etcd = Arc::new(Etcd::start(&site, 1).await?);
     let rounds = number("ROUNDS", ROUNDS);
@@ -127,6 +135,9 @@ async fn measure_on(
 
 async fn in_turns(measure: &'static Measure, bed: &Bed, ways: &[&Way], rounds: usize) -> Result<Tally> {
     let mut tally = Tally::new(measure, ways.iter().map(|way| way.kind));
+    if measure.tls {
+        tally.remarks.push("direct is without TLS".to_owned());
+    }
     for _ in 0..rounds.min(measure.rounds_max) {
         tally.begin_round(usage::load());
         for way in ways {

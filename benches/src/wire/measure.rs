@@ -95,6 +95,14 @@ pub(crate) struct Measure {
 }
 
 impl Measure {
+    /// How many files a process must be able to open.
+    pub(crate) const fn files(&self) -> usize {
+        match self.work {
+            Work::Idle(size) => 2 * size + 500,
+            _ => 500,
+        }
+    }
+
     pub(crate) fn takes(&self, kind: Kind) -> bool {
         match kind {
             Kind::HaProxySplice => self.splice,
@@ -304,31 +312,31 @@ pub(crate) static MEASURES: &[Measure] = &[
     ),
     with_tls(
         "tls-prepared",
-        "stub, TLS to the proxy, one client, prepared, one CPU",
+        "stub, TLS, one client, prepared, one CPU",
         Work::PingPong(Form::Prepared),
         TLS_ASKING,
     ),
     with_tls(
         "tls-rows",
-        "stub, TLS to the proxy, rows out, large writes",
+        "stub, TLS, rows out, large writes",
         Work::Rows("bulk 256"),
         ROWS_OUT_8K,
     ),
     with_tls(
         "tls-copy-in",
-        "stub, TLS to the proxy, COPY in",
+        "stub, TLS, COPY in",
         Work::CopyIn("COPY t FROM STDIN", 256),
         ROWS_OUT_8K,
     ),
     with_tls(
         "tls-connect",
-        "stub, TLS to the proxy (ECDSA), connect, query, close",
+        "stub, TLS (ECDSA), connect, query, close",
         Work::Connect,
         TLS_CONNECTING,
     ),
     with_tls(
         "tls-idle-1000",
-        "stub, TLS to the proxy, 1000 idle connections",
+        "stub, TLS, 1000 idle connections",
         Work::Idle(1000),
         TLS_IDLING,
     ),

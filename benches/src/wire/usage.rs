@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use pgherd_testkit::process::Pid;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// What a process has used since it began, over the threads that it has.
@@ -85,6 +86,17 @@ pub(crate) fn load() -> f64 {
         .next()
         .and_then(|load| load.parse().ok())
         .unwrap_or(0.0)
+}
+
+/// Lets this process, and what it starts, open as many files as it may; how many that is.
+pub(crate) fn raise_open_files() -> Result<u64> {
+    let limits = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limits.maximum,
+        ..limits
+    };
+    setrlimit(Resource::Nofile, raised).context("raising the limit of open files")?;
+    Ok(limits.maximum.unwrap_or(u64::MAX))
 }
 
 /// Whether all threads of a process are being traced.
