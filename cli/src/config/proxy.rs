@@ -332,9 +332,16 @@ mod tests {
         assert_eq!(absent.expect("defaults").server_tls.mode, ServerTlsMode::Disable);
     }
 
+    fn expect_told(cases: impl IntoIterator<Item = (Value, &'static str)>) {
+        for (section, expected) in cases {
+            let found = read_from(section.clone()).1;
+            assert_eq!(found.first().map(String::as_str), Some(expected), "{section}");
+        }
+    }
+
     #[test]
     fn mistakes_are_told_with_key_value_and_fix() {
-        for (section, expected) in [
+        expect_told([
             (
                 json!({"source": "agents"}),
                 "proxy.source: \"agents\" is not in this version; write etcd",
@@ -359,6 +366,32 @@ mod tests {
                 json!({"listeners": [{"role": "write"}]}),
                 "proxy.listeners[0].address: missing; write HOST:PORT, such as 0.0.0.0:5432",
             ),
+            (
+                json!({"listeners": [{"address": "a:1", "role": "write", "max_lag": 1}]}),
+                "proxy.listeners[0].max_lag: has a meaning for role: read only; remove it here",
+            ),
+            (
+                json!({"listeners": [{"address": "a:1", "role": "write"}, {"address": "a:1", "role": "read"}]}),
+                "proxy.listeners: \"a:1\" is listed twice; give each its own port",
+            ),
+            (
+                json!({"limits": {"per_client_address": 5}}),
+                "proxy.limits.per_client_address: a limit per client is not in this version; write 0, or remove it",
+            ),
+            (
+                json!({"stats": {"password_file": "/x"}}),
+                "proxy.stats.password_file: the page cannot be guarded in this version; remove it, and let the page listen on 127.0.0.1",
+            ),
+            (
+                json!({"workers": 0}),
+                "proxy.workers: 0 is not such a number; write a whole number from 1 up",
+            ),
+        ]);
+    }
+
+    #[test]
+    fn mistakes_with_tls_are_told() {
+        expect_told([
             (
                 json!({"listeners": [{"address": "a:1", "role": "write", "tls": "require"}]}),
                 "proxy.tls: missing; write {certificate: FILE, private_key: FILE}: the listener a:1 ends TLS and needs something to show",
@@ -395,29 +428,6 @@ mod tests {
                 json!({"tls": {"certificate": "c", "private_key": "k", "client_certificate": "required"}}),
                 "proxy.tls.client_ca: missing; write the file of the CAs that clients' certificates lead to",
             ),
-            (
-                json!({"listeners": [{"address": "a:1", "role": "write", "max_lag": 1}]}),
-                "proxy.listeners[0].max_lag: has a meaning for role: read only; remove it here",
-            ),
-            (
-                json!({"listeners": [{"address": "a:1", "role": "write"}, {"address": "a:1", "role": "read"}]}),
-                "proxy.listeners: \"a:1\" is listed twice; give each its own port",
-            ),
-            (
-                json!({"limits": {"per_client_address": 5}}),
-                "proxy.limits.per_client_address: a limit per client is not in this version; write 0, or remove it",
-            ),
-            (
-                json!({"stats": {"password_file": "/x"}}),
-                "proxy.stats.password_file: the page cannot be guarded in this version; remove it, and let the page listen on 127.0.0.1",
-            ),
-            (
-                json!({"workers": 0}),
-                "proxy.workers: 0 is not such a number; write a whole number from 1 up",
-            ),
-        ] {
-            let found = read_from(section.clone()).1;
-            assert_eq!(found.first().map(String::as_str), Some(expected), "{section}");
-        }
+        ]);
     }
 }
