@@ -309,9 +309,11 @@ fn activated() -> Inherited {
 
 fn takeover_path(section: &ProxySection, cluster: &ClusterConfig) -> PathBuf {
     section.takeover.clone().unwrap_or_else(|| {
-        let port = section.listeners.first().map_or(0, |listener| listener.address.port);
+        // Another one for each proxy on this host: no two of them listen on one address.
+        let first = section.listeners.first();
+        let address = first.map_or(String::new(), |listener| listener.address.to_string());
         let dir = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
-        let name = format!("proxy-{}-{port}", cluster.scope);
+        let name = format!("proxy-{}-{}", cluster.scope, address.replace(['/', ':'], "-"));
         runtime_dir::default_for(&name, dir.map(PathBuf::from)).join("takeover.sock")
     })
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
 use crate::address::{READ_PORT, STATS_PORT, WRITE_PORT, at};
@@ -162,6 +162,8 @@ impl ClusterBuilder {
             members.push(Member::new(&site, name, index, dir, text, volume)?);
         }
         let mut proxy = config::proxy(site.addresses().proxy(0), etcd3);
+        let takeover = json!({"proxy": {"takeover": site.dir().join("takeover.sock")}});
+        config::merge(&mut proxy, takeover);
         config::merge(&mut proxy, self.proxy);
         site.write_file("proxy.yml", &yaml::write(&proxy))?;
         Ok(Cluster {
@@ -264,14 +266,30 @@ impl Cluster {
     /// # Errors
     /// When the binary is not built.
     pub async fn start_proxy(&self) -> Result<()> {
+        *self.proxy.lock().await = Some(self.spawn_proxy("proxy", &[])?);
+        Ok(())
+    }
+
+    /// Starts another `pgherd proxy` that takes over from the running one. Returns that one.
+    ///
+    /// # Errors
+    /// When none runs.
+    pub async fn take_proxy_over(&self) -> Result<Daemon> {
+        let mut proxy = self.proxy.lock().await;
+        let former = proxy.take().context("the proxy does not run")?;
+        *proxy = Some(self.spawn_proxy("proxy-2", &["--takeover"])?);
+        Ok(former)
+    }
+
+    fn spawn_proxy(&self, name: &str, arguments: &[&str]) -> Result<Daemon> {
         let program = self.site.reachable(&program::pgherd()?)?;
         let mut command = self.site.command_at(self.site.addresses().proxy(0), program)?;
         command
             .arg("proxy")
             .arg("--config")
-            .arg(self.site.dir().join("proxy.yml"));
-        *self.proxy.lock().await = Some(self.site.start("proxy", command)?);
-        Ok(())
+            .arg(self.site.dir().join("proxy.yml"))
+            .args(arguments);
+        self.site.start(name, command)
     }
 
     /// Stops the proxy with SIGTERM, and waits for its end.
