@@ -27,7 +27,12 @@ async fn a_new_proxy_takes_over_and_no_client_finds_the_port_closed() -> Result<
     let taking = async {
         let mut former = cluster.take_proxy_over().await?;
         eventually("the former proxy accepts no more", SOON, async || {
-            Ok(former.output().contains("has taken the ports over").then_some(()))
+            ensure!(
+                former.output().contains("has taken the ports over"),
+                "{}",
+                former.output()
+            );
+            Ok(())
         })
         .await?;
         // Served by the new one, while the old one serves on what it has.
@@ -55,9 +60,15 @@ async fn a_changed_file_is_read_without_being_told_and_a_bad_one_changes_nothing
     let cluster = Cluster::builder().members(1).start().await?;
     cluster.settled().await?;
     let stats = cluster.stats_address();
-    let counted = async |sign: &str| -> Result<Option<()>> {
+    let counted = async |sign: &str| -> Result<()> {
         let metrics = http::get(stats, "/metrics").await?;
-        Ok(metrics.body.lines().any(|line| line == sign).then_some(()))
+        let reloads = metrics.body.lines().filter(|line| line.contains("config_reloads"));
+        ensure!(
+            reloads.clone().any(|line| line == sign),
+            "{:?}",
+            reloads.collect::<Vec<_>>()
+        );
+        Ok(())
     };
     cluster.write_proxy_config(serde_json::json!({"proxy": {"drain": "7s"}}))?;
     eventually("the new file is in force", SOON, async || {
