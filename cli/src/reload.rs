@@ -48,6 +48,8 @@ impl ProxyReload {
                 },
                 () = files.changed() => "the configuration's files have changed",
             };
+            // Before they are read.
+            let before = FilesWatch::new(&self.source, &self.section).await;
             match self.reload().await {
                 Ok(()) => tracing::info!("{cause}: the configuration was read again and is in force"),
                 Err(failure) => {
@@ -59,7 +61,7 @@ impl ProxyReload {
                 }
             }
             // Those that the new configuration names.
-            files = FilesWatch::new(&self.source, &self.section).await;
+            files = FilesWatch::new(&self.source, &self.section).await.since(before);
         }
     }
 

@@ -356,16 +356,17 @@ impl ProxyStart {
         let source_stop = CancellationToken::new();
         let _source_stop = source_stop.clone().drop_guard();
         tasks.spawn(source.run(source_stop));
-        tasks.spawn(succeed(
+        let succession = succeed(
             self.predecessor,
             view.clone(),
             self.takeover,
             proxy.reloader(),
             stop.clone(),
-        ));
+        );
         tokio::select! {
             ended = proxy.run(stop) => ended.map_err(proxy_failure),
             refused = refused_by_etcd(&cluster, &etcd, &view) => Err(refused),
+            failed = succession => Err(failed),
             () = end.cancelled() => {
                 tracing::info!("told to stop again: sessions are cut");
                 Ok(())
@@ -391,26 +392,41 @@ fn tell_addresses(proxy: &Proxy, cluster: &ClusterConfig) {
 }
 
 /// Tells the predecessor that this proxy serves, once it knows the cluster, and from then on is ready for a successor itself.
+/// Resolves only when it cannot take over: the predecessor serves on then, and this one has to end.
 async fn succeed(
     predecessor: Option<UnixStream>,
     view: ViewHandle,
     path: PathBuf,
     reloader: Reloader,
     stop: CancellationToken,
-) {
+) -> Failure {
     if let Some(stream) = predecessor {
-        let mut health = view.health();
-        // Also when etcd is away: the old proxy knows no more then.
-        let _ = timeout(READY_MAX, health.wait_for(|health| *health == SourceHealth::Following)).await;
-        match Taken::ready(stream) {
-            Ok(()) => tracing::info!("took over from the proxy that ran before"),
-            Err(error) => tracing::info!(%error, "the proxy that ran before has gone meanwhile"),
+        let failed = |why: String| Failure::Unavailable(format!("{why}; the running proxy serves on"));
+        if timeout(READY_MAX, knows_the_cluster(&view)).await.is_err() {
+            let seconds = READY_MAX.as_secs();
+            return failed(format!("nothing was heard of the cluster's members in {seconds} s"));
+        }
+        let mut telling = JoinSet::new();
+        telling.spawn_blocking(move || Taken::ready(stream));
+        match telling.join_next().await.and_then(Result::ok) {
+            Some(Ok(())) => tracing::info!("took over from the proxy that ran before"),
+            Some(Err(error)) => return failed(format!("the proxy that ran before does not answer: {error}")),
+            None => return Failure::Defect("telling the proxy that ran before".to_owned()),
         }
     }
     match Offer::at(&path) {
         Ok(offer) => offer.run(reloader, stop).await,
         Err(error) => tracing::warn!(%error, "no other proxy can take over by {}", path.display()),
     }
+    std::future::pending().await
+}
+
+/// A proxy that knows of no member routes nobody.
+async fn knows_the_cluster(view: &ViewHandle) {
+    let (mut health, mut changes) = (view.health(), view.subscribe());
+    // Only who publishes views could end these, and that ends with the process.
+    let _ = health.wait_for(|health| *health == SourceHealth::Following).await;
+    let _ = changes.wait_for(|view| !view.members.is_empty()).await;
 }
 
 /// Until etcd has answered, says each second how much of it does. Resolves only when it refuses us.

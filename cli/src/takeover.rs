@@ -9,27 +9,33 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pgherd_proxy::{Inherited, Reloader};
+use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg,
 };
 use tokio::net::UnixListener;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 /// More listening sockets than any configuration has, and fewer than one message may carry.
 const SOCKETS_MAX: usize = 128;
+/// After an error of accept, such as no file descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// For the other side to take or send a message.
 const MESSAGE_MAX: Duration = Duration::from_secs(5);
 /// For the new proxy to serve, from when it has the sockets.
 const READY_MAX: Duration = Duration::from_secs(60);
 const READY: u8 = b'R';
+/// What the old proxy answers: from then on it accepts no more.
+const YOURS: u8 = b'Y';
 
 /// What the running proxy offers.
 pub(crate) struct Offer {
@@ -45,6 +51,15 @@ impl Offer {
     pub(crate) fn at(path: &Path) -> io::Result<Self> {
         if let Some(dir) = path.parent() {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+            // In a directory that others may write to, anybody could have put a socket of his own.
+            let found = fs::symlink_metadata(dir)?;
+            let own = rustix::process::geteuid().as_raw();
+            if !found.is_dir() || found.uid() != own || found.mode() & 0o022 != 0 {
+                return Err(io::Error::other(format!(
+                    "{} is not a directory that only this user may write to",
+                    dir.display()
+                )));
+            }
         }
         // Renamed into place, so that there is no moment without one.
         let fresh = path.with_extension(format!("new-{}", std::process::id()));
@@ -62,8 +77,13 @@ impl Offer {
     pub(crate) async fn run(self, reloader: Reloader, stop: CancellationToken) {
         let own = rustix::process::geteuid().as_raw();
         loop {
-            let Ok((stream, _)) = self.listener.accept().await else {
-                return; // The proxy goes on without.
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot hear whether another proxy wants to take over");
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
             };
             if !stream
                 .peer_cred()
@@ -109,7 +129,7 @@ fn hand_over(mut stream: UnixStream, sockets: &[TcpListener]) -> io::Result<()> 
     let mut said = [0];
     stream.read_exact(&mut said)?;
     if said == [READY] {
-        Ok(())
+        stream.write_all(&[YOURS])
     } else {
         Err(io::Error::other("it answered with something else"))
     }
@@ -134,6 +154,11 @@ impl Taken {
             }
             Err(error) => return Err(error),
         };
+        // Whoever else listens there could listen on the ports that he hands over, too.
+        let peer = socket_peercred(&stream)?.uid;
+        if peer != rustix::process::geteuid() && !peer.is_root() {
+            return Err(io::Error::other("somebody else listens there"));
+        }
         stream.set_read_timeout(Some(MESSAGE_MAX))?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -153,13 +178,20 @@ impl Taken {
         Ok(Some(Self { sockets, stream }))
     }
 
-    /// Says that this process serves now.
+    /// Says that this process serves now, and waits until the other has heard it.
     ///
     /// # Errors
-    /// When the other has gone meanwhile, which changes nothing.
+    /// When it has not: it serves on, so this process must not.
     pub(crate) fn ready(mut stream: UnixStream) -> io::Result<()> {
         stream.set_write_timeout(Some(MESSAGE_MAX))?;
-        stream.write_all(&[READY])
+        stream.write_all(&[READY])?;
+        let mut answer = [0];
+        stream.read_exact(&mut answer)?;
+        if answer == [YOURS] {
+            Ok(())
+        } else {
+            Err(io::Error::other("it answered with something else"))
+        }
     }
 
     /// The sockets, and with whom to speak once they are served.

@@ -25,6 +25,12 @@ const SECURE_MAX: Duration = Duration::from_millis(2500);
 pub(crate) async fn secure(socket: Socket, to: &Address, tls: &TlsSettings, client_by_tls: bool) -> io::Result<Stream> {
     let plain = Stream::Plain(socket);
     // A client that speaks TLS with us would bind its password exchange to our certificate, and the member to its own.
+    if client_by_tls && tls.server_mode >= ServerTlsMode::Require {
+        // It came before the configuration became this one.
+        return Err(io::Error::other(
+            "server_tls requires TLS, which a client that speaks TLS with the proxy cannot have",
+        ));
+    }
     let Some(config) = tls.connect.clone().filter(|_| !client_by_tls) else {
         return Ok(plain);
     };

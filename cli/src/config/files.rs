@@ -42,6 +42,16 @@ impl FilesWatch {
         Self { paths, seen }
     }
 
+    /// The same files, but those that `before` has as they were then: what changed since, while they were read, counts.
+    pub(crate) fn since(mut self, before: Self) -> Self {
+        for (path, print) in &mut self.seen {
+            if let Some((_, earlier)) = before.seen.iter().find(|(seen, _)| seen == path) {
+                *print = *earlier;
+            }
+        }
+        self
+    }
+
     /// Resolves once they differ from what they were at the beginning, and have stayed the same for one look: whoever
     /// writes them has finished by then, most likely. May be dropped at any time.
     pub(crate) async fn changed(&self) {

@@ -24,6 +24,11 @@ async fn connect_from(host: u8, proxy: &Running, listener: usize) -> TcpStream {
     socket.connect(address).await.expect("the proxy listens")
 }
 
+/// Waits until the metrics have it: a connection may be closed before it is counted.
+async fn shows(proxy: &Running, line: &str) {
+    until(line, async || metrics(proxy).await.contains(line).then_some(())).await;
+}
+
 async fn metrics(proxy: &Running) -> String {
     let mut stream = TcpStream::connect(proxy.addresses.stats[0]).await.expect("the page");
     let request = b"GET /metrics HTTP/1.1\r\nhost: test\r\n\r\n";
@@ -322,7 +327,7 @@ async fn a_listener_takes_whom_it_allows() {
     assert_eq!(fatal.sqlstate, "28000");
     let said = "no entry of allow for host \"127.0.0.2\", user \"ann\", database \"ann\"";
     assert!(fatal.text.contains(said), "{}", fatal.text);
-    assert!(metrics(&proxy).await.contains("{limit=\"allow\"} 1"));
+    shows(&proxy, "{limit=\"allow\"} 1").await;
     // A cancel is closed without a word, and reaches nobody.
     let mut cancel = connect_from(2, &proxy, 0).await;
     cancel.write_all(&packet(CANCEL_REQUEST, &key)).await.expect("sent");
@@ -389,7 +394,7 @@ async fn a_header_is_required_of_trusted_proxies_and_understood_from_nobody_else
         let _ = within("it is closed", stream.read_to_end(&mut rest)).await;
         assert!(rest.is_empty());
     }
-    assert!(metrics(&proxy).await.contains("{limit=\"proxy_protocol\"} 2"));
+    shows(&proxy, "{limit=\"proxy_protocol\"} 2").await;
     let mut stranger = connect_from(1, &proxy, 0).await;
     let header = b"PROXY TCP4 10.1.1.1 10.0.0.1 1 5432\r\n";
     stranger
@@ -426,7 +431,7 @@ async fn operators_get_in_beyond_the_limits_and_no_more_of_them_than_may() {
         exchange(&mut operator, &mut session).await;
         operators.push((operator, session));
     }
-    assert!(metrics(&proxy).await.contains("pgherd_reserved_places 2"));
+    shows(&proxy, "pgherd_reserved_places 2").await;
     for user in ["dba", "bob"] {
         let fatal = expect_fatal(&mut client_from(1, &proxy, 0, user, "d").await).await;
         assert!(

@@ -117,6 +117,20 @@ pub(super) fn check_listeners(
             ),
         );
     }
+    let by_certificate = clients
+        .as_ref()
+        .filter(|clients| clients.map_users || clients.client_certificates == ClientCertificates::Required);
+    let without = listeners.iter().find(|listener| listener.tls == ListenerTls::Allow);
+    if let (Some(_), Some(listener)) = (by_certificate, without) {
+        proxy.section("tls").error(
+            "client_certificate",
+            format!(
+                "the listener {} lets clients in without TLS, and so without a certificate; write tls: require there, or \
+                 client_certificate: optional and no map_users here",
+                listener.address
+            ),
+        );
+    }
     if servers.mode >= ServerTlsMode::Require {
         proxy.error(
             "server_tls",
@@ -147,6 +161,13 @@ mod tests {
                     "server_tls": "require",
                 }),
                 "proxy.server_tls: require together with a listener that ends TLS (a:1) lets nobody log in by SCRAM: the client binds its password exchange to the proxy's certificate, and the member to its own. Write tls: passthrough on the listener, or server_tls: prefer or disable, or tls: off on the listener",
+            ),
+            (
+                json!({
+                    "listeners": [{"address": "a:1", "role": "write", "tls": "allow"}],
+                    "tls": {"certificate": "c", "private_key": "k", "client_ca": "a", "client_certificate": "required"},
+                }),
+                "proxy.tls.client_certificate: the listener a:1 lets clients in without TLS, and so without a certificate; write tls: require there, or client_certificate: optional and no map_users here",
             ),
             (
                 json!({"server_tls": "verify-full"}),
