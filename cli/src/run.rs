@@ -297,7 +297,10 @@ pub(crate) fn proxy(named: Option<PathBuf>, takeover: bool) -> Result<(), Failur
         predecessor,
         takeover: path,
     };
-    runtime.block_on(start.serve())
+    let ended = runtime.block_on(start.serve());
+    // Not waited for: what still runs may read from a disk, or wait for a process, that does not answer.
+    runtime.shutdown_background();
+    ended
 }
 
 /// Sockets that a service manager holds for us, as systemd does for a `.socket` unit.
@@ -356,13 +359,14 @@ impl ProxyStart {
         let source_stop = CancellationToken::new();
         let _source_stop = source_stop.clone().drop_guard();
         tasks.spawn(source.run(source_stop));
-        let succession = succeed(
-            self.predecessor,
-            view.clone(),
-            self.takeover,
-            proxy.reloader(),
-            stop.clone(),
-        );
+        if self.predecessor.is_some() && timeout(READY_MAX, knows_the_cluster(&view)).await.is_err() {
+            // Before the first client is accepted here.
+            return Err(Failure::Unavailable(format!(
+                "nothing was heard of the cluster's members in {} s; the running proxy serves on",
+                READY_MAX.as_secs()
+            )));
+        }
+        let succession = succeed(self.predecessor, self.takeover, proxy.reloader(), stop.clone());
         tokio::select! {
             ended = proxy.run(stop) => ended.map_err(proxy_failure),
             refused = refused_by_etcd(&cluster, &etcd, &view) => Err(refused),
@@ -391,26 +395,25 @@ fn tell_addresses(proxy: &Proxy, cluster: &ClusterConfig) {
     );
 }
 
-/// Tells the predecessor that this proxy serves, once it knows the cluster, and from then on is ready for a successor itself.
+/// Tells the predecessor that this proxy serves, and from then on is ready for a successor itself.
 /// Resolves only when it cannot take over: the predecessor serves on then, and this one has to end.
 async fn succeed(
     predecessor: Option<UnixStream>,
-    view: ViewHandle,
     path: PathBuf,
     reloader: Reloader,
     stop: CancellationToken,
 ) -> Failure {
     if let Some(stream) = predecessor {
-        let failed = |why: String| Failure::Unavailable(format!("{why}; the running proxy serves on"));
-        if timeout(READY_MAX, knows_the_cluster(&view)).await.is_err() {
-            let seconds = READY_MAX.as_secs();
-            return failed(format!("nothing was heard of the cluster's members in {seconds} s"));
-        }
         let mut telling = JoinSet::new();
         telling.spawn_blocking(move || Taken::ready(stream));
         match telling.join_next().await.and_then(Result::ok) {
-            Some(Ok(())) => tracing::info!("took over from the proxy that ran before"),
-            Some(Err(error)) => return failed(format!("the proxy that ran before does not answer: {error}")),
+            Some(Ok(true)) => tracing::info!("took over from the proxy that ran before"),
+            Some(Ok(false)) => tracing::info!("the proxy that ran before has ended meanwhile"),
+            Some(Err(error)) => {
+                return Failure::Unavailable(format!(
+                    "the proxy that ran before does not hear us: {error}; it serves on"
+                ));
+            }
             None => return Failure::Defect("telling the proxy that ran before".to_owned()),
         }
     }

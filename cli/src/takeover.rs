@@ -178,19 +178,18 @@ impl Taken {
         Ok(Some(Self { sockets, stream }))
     }
 
-    /// Says that this process serves now, and waits until the other has heard it.
+    /// Says that this process serves now, and waits until the other has heard it; false when that one has ended meanwhile.
     ///
     /// # Errors
-    /// When it has not: it serves on, so this process must not.
-    pub(crate) fn ready(mut stream: UnixStream) -> io::Result<()> {
+    /// When it is there and has not heard it: it serves on, so this process must not.
+    pub(crate) fn ready(mut stream: UnixStream) -> io::Result<bool> {
         stream.set_write_timeout(Some(MESSAGE_MAX))?;
-        stream.write_all(&[READY])?;
         let mut answer = [0];
-        stream.read_exact(&mut answer)?;
-        if answer == [YOURS] {
-            Ok(())
-        } else {
-            Err(io::Error::other("it answered with something else"))
+        match stream.write_all(&[READY]).and_then(|()| stream.read_exact(&mut answer)) {
+            Ok(()) if answer == [YOURS] => Ok(true),
+            Ok(()) => Err(io::Error::other("it answered with something else")),
+            Err(error) if has_gone(&error) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
@@ -198,6 +197,13 @@ impl Taken {
     pub(crate) fn split(self) -> (Inherited, UnixStream) {
         (self.sockets, self.stream)
     }
+}
+
+fn has_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    )
 }
 
 #[cfg(test)]
@@ -218,12 +224,17 @@ mod tests {
             let taken = Taken::from(&path).expect("handed over").expect("somebody is there");
             let (inherited, stream) = taken.split();
             assert_eq!(inherited.addresses(), addresses);
-            Taken::ready(stream).expect("told");
+            assert!(Taken::ready(stream).expect("told"));
             old.join().expect("no panic").expect("it heard");
             // One that goes away without a word leaves the old one in place.
             let old = scope.spawn(|| hand_over(listener.accept().expect("somebody asks").0, &sockets));
             drop(Taken::from(&path).expect("handed over"));
             assert!(old.join().expect("no panic").is_err());
+            // An old one that dies leaves the new one to serve.
+            let old = scope.spawn(|| drop(listener.accept().expect("somebody asks")));
+            let stream = UnixStream::connect(&path).expect("it listens");
+            old.join().expect("no panic");
+            assert!(!Taken::ready(stream).expect("it has gone"));
         });
     }
 }

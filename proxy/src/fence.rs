@@ -67,6 +67,10 @@ pub(crate) async fn run(shared: &Shared, stop: CancellationToken) -> std::io::Re
         shared.note_position(&seen);
         shared.note_up(&seen);
         let now = Standing::of(&seen);
+        // Also while it has lapsed: a session may have begun in a moment of warrant that this did not see.
+        if now == standing && !now.warranted && shared.sessions.any_with_epoch() {
+            end_sessions(shared, &seen);
+        }
         if now != standing {
             end_sessions(shared, &seen);
             let looked_before = known.as_deref().is_some_and(|view: &View| view.revision > 0);

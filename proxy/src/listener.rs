@@ -27,6 +27,8 @@ const BACKLOG: i32 = 1024;
 const OVER_LIMIT_MAX: usize = 64;
 /// Of these, from one address: operators come in by the same way.
 const OVER_LIMIT_PER_ADDRESS_MAX: usize = OVER_LIMIT_MAX / 4;
+/// For a client that was accepted when the listener is told to stop.
+const HAND_OVER_MAX: Duration = Duration::from_secs(2);
 /// After an error of accept that concerns the process, such as no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -213,17 +215,17 @@ impl Acceptor {
     pub(crate) async fn run(self, socket: TcpListener, stop: CancellationToken) -> io::Result<()> {
         let _ended = self.ended.clone(); // Dropped last of all.
         let socket = tokio::net::TcpListener::from_std(socket)?;
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = self.accept_for_ever(&socket) => {}
-        }
-        Ok(())
-    }
-
-    async fn accept_for_ever(&self, socket: &tokio::net::TcpListener) {
         loop {
-            match socket.accept().await {
-                Ok((stream, peer)) => self.hand_over(stream, Peer::Ip(peer)).await,
+            let accepted = tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                accepted = socket.accept() => accepted,
+            };
+            match accepted {
+                // Who has been accepted is nobody else's to serve.
+                Ok((stream, peer)) => tokio::select! {
+                    () = self.hand_over(stream, Peer::Ip(peer)) => {}
+                    () = a_while_after(&stop) => return Ok(()),
+                },
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
                     warn!(%error, "cannot accept connections");
@@ -289,6 +291,12 @@ impl Acceptor {
         // A worker that has ended takes the proxy with it.
         let _ = inbox.sender.send(Job::Serve(accepted)).await;
     }
+}
+
+/// A stop waits no longer than this for the last client to reach its worker.
+async fn a_while_after(stop: &CancellationToken) {
+    stop.cancelled().await;
+    sleep(HAND_OVER_MAX).await;
 }
 
 /// The client was gone before it was accepted; see accept(2) on errors that are already pending on the new socket.
