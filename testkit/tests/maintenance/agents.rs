@@ -66,7 +66,7 @@ async fn an_agent_that_dies_in_pause_is_followed_by_one_that_leaves_the_fence_pa
         leader,
         postmaster,
         load,
-        since,
+        ..
     } = paused_under_load(&cluster).await?;
     for _ in 0..2 {
         let agent = leader.agent_pid().await?;
@@ -85,9 +85,10 @@ async fn an_agent_that_dies_in_pause_is_followed_by_one_that_leaves_the_fence_pa
     goes_on(&cluster, leader, postmaster).await?;
     load.goes_on().await?;
 
+    let frozen = Instant::now();
     is_fenced(&cluster, leader, &load).await?;
     let (_, report) = load
-        .end(&cluster, "agent killed in pause, frozen after it", since)
+        .end(&cluster, "agent killed in pause, frozen after it", frozen)
         .await?;
     report.ensure_lost_only_within(ON_THEIR_WAY)?;
     cluster.pass();
@@ -135,7 +136,7 @@ async fn a_service_that_is_killed_or_stopped_in_pause_is_followed_by_one_that_ad
         leader,
         postmaster: of_leader,
         load,
-        since,
+        ..
     } = paused_under_load(&cluster).await?;
     let replica = cluster.others(leader.name())[0];
     let of_replica = replica.postmaster_pid()?;
@@ -157,9 +158,10 @@ async fn a_service_that_is_killed_or_stopped_in_pause_is_followed_by_one_that_ad
     replica.ensure_postmaster(of_replica)?;
 
     // What was adopted is guarded like what was started.
+    let frozen = Instant::now();
     is_fenced(&cluster, leader, &load).await?;
     let (_, report) = load
-        .end(&cluster, "keeper killed in pause, frozen after it", since)
+        .end(&cluster, "keeper killed in pause, frozen after it", frozen)
         .await?;
     report.ensure_lost_only_within(ON_THEIR_WAY)?;
     cluster.pass();
