@@ -3,7 +3,7 @@
 MEMBERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-all bench chaos lint deps
+.PHONY: help build demo test test-all bench chaos fuzz lint deps
 
 help: ## Show this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-9s %s\n", $$1, $$2 }'
@@ -28,9 +28,13 @@ test-all: test ## The same, then the long scenarios, documentation and its examp
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 	cargo test --locked --workspace --doc
 
-bench: build ## Measure what the proxy costs beside its rivals, and write gaps of failovers (ROUNDS=9 RUNS=3)
+bench: deps ## Measure what the proxy costs beside its rivals, and write gaps of failovers (ROUNDS=9 RUNS=3)
 	@scripts/deps.sh benches
-	PGHERD_BIN=$${CARGO_TARGET_DIR:-target}/release/pgherd cargo run --locked --release -p pgherd-benches
+	cargo build --locked --profile dist -p pgherd
+	PGHERD_BIN=$${CARGO_TARGET_DIR:-target}/dist/pgherd cargo run --locked --release -p pgherd-benches
 
 chaos: deps ## What clients feel of each fault, on hosts of their own (needs root; CASE=name MODE=quorum RUNS=1)
 	@scripts/chaos.sh
+
+fuzz: deps ## Throw bytes at every parser, MINUTES at each, then connections at the proxy (MINUTES=1 CONNECTIONS=1000000)
+	@MINUTES=$(MINUTES) CONNECTIONS=$(CONNECTIONS) scripts/fuzz.sh

@@ -14,10 +14,12 @@ mkdir -p target
 
 everything=no
 [ $# -gt 0 ] || everything=yes
+newer=no
 which=()
 if [ "${1:-}" = --long ]; then
     shift
     which=(--run-ignored only)
+    [ $# -gt 0 ] || newer=yes
 fi
 
 if cargo nextest --version >/dev/null 2>&1; then
@@ -45,6 +47,16 @@ chaos() {
     fi
 }
 
+# Every client again, before servers that are newer than the machine's, and with their psql.
+newer_servers() {
+    local bin
+    if ! command -v apt-get >/dev/null || ! bin=$(scripts/postgresql-trixie.sh); then
+        echo "PostgreSQL 17: skipped, since Debian's cannot be had here"
+        return 0
+    fi
+    PGHERD_TEST_PG_BIN=$bin "${scenarios[@]}" -p pgherd-testkit --test matrix
+}
+
 status=0
 if [ "$everything" = yes ]; then
     "${unit[@]}" --workspace --exclude pgherd-testkit --exclude pgherd-simulator 2>&1 | tee target/unit-tests.log || status=$?
@@ -53,6 +65,9 @@ fi
 cargo build --locked -p pgherd
 export PGHERD_BIN=${PGHERD_BIN:-$(realpath "$target")/debug/pgherd}
 "${scenarios[@]}" -p pgherd-testkit "${filter[@]}" 2>&1 | tee target/scenarios.log || status=$?
+if [ "$newer" = yes ]; then
+    newer_servers 2>&1 | tee -a target/scenarios.log || status=$?
+fi
 if [ "$everything" = yes ]; then
     chaos 2>&1 | tee target/chaos.log || status=$?
 fi

@@ -10,6 +10,7 @@ mod open_files;
 mod preflight;
 mod reload;
 mod run;
+mod source;
 mod takeover;
 mod terminal;
 

@@ -5,15 +5,17 @@ use std::path::PathBuf;
 
 use pgherd_proxy::Reloader;
 use tokio::signal::unix::Signal;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::config::files::FilesWatch;
+use crate::config::files::{self, FilesWatch};
 use crate::config::proxy::ProxySection;
 use crate::config::{ClusterConfig, Document, Source};
 use crate::failure::Failure;
 use crate::open_files;
 use crate::preflight;
 use crate::run::{bind_failure, proxy_config};
+use crate::takeover;
 
 /// What a running proxy was started with, and what gives it a new configuration.
 pub(crate) struct ProxyReload {
@@ -27,19 +29,23 @@ pub(crate) struct ProxyReload {
     pub(crate) cluster: ClusterConfig,
     /// The proxy's own.
     pub(crate) reloader: Reloader,
+    /// Hears where the next proxy takes this one over.
+    pub(crate) takeover: watch::Sender<PathBuf>,
 }
 
 /// A configuration that was read and found good.
 struct Fresh {
     section: ProxySection,
     cluster: ClusterConfig,
+    /// Where the next proxy takes this one over.
+    takeover: PathBuf,
     warnings: Vec<String>,
 }
 
 impl ProxyReload {
     /// Reads the configuration whenever `hangup` says so or its files change; ends with the process.
     pub(crate) async fn run(mut self, mut hangup: Signal) {
-        let mut files = FilesWatch::new(&self.source, &self.section).await;
+        let mut files = FilesWatch::new(self.files()).await;
         loop {
             let cause = tokio::select! {
                 told = hangup.recv() => match told {
@@ -49,8 +55,9 @@ impl ProxyReload {
                 () = files.changed() => "the configuration's files have changed",
             };
             // Before they are read.
-            let before = FilesWatch::new(&self.source, &self.section).await;
-            match self.reload().await {
+            let before = FilesWatch::new(self.files()).await;
+            let (reloaded, read) = self.reload().await;
+            match reloaded {
                 Ok(()) => tracing::info!("{cause}: the configuration was read again and is in force"),
                 Err(failure) => {
                     self.reloader.note_failure();
@@ -60,51 +67,91 @@ impl ProxyReload {
                     tracing::error!("{cause}: nothing was changed; the configuration of before stays in force");
                 }
             }
-            // Those that the new configuration names.
-            files = FilesWatch::new(&self.source, &self.section).await.since(before);
+            // Those that the configuration in force names, and those of one that was refused: it may lack only one of them.
+            let mut paths = self.files();
+            paths.extend(read.iter().flat_map(FilesWatch::paths).cloned());
+            files = FilesWatch::new(paths).await.since(&before);
+            if let Some(read) = read {
+                files = files.since(&read);
+            }
         }
     }
 
-    async fn reload(&mut self) -> Result<(), Failure> {
+    /// The files of the configuration in force.
+    fn files(&self) -> Vec<PathBuf> {
+        [files::own(&self.source), files::named_by(&self.section)].concat()
+    }
+
+    /// Reads the configuration and applies it. Also tells of the files that it names, as they were before they were used.
+    async fn reload(&mut self) -> (Result<(), Failure>, Option<FilesWatch>) {
         let (named, before) = (self.named.clone(), self.section.clone());
         // Off the threads that fence sessions: files and names may be slow to read.
         let mut reading = JoinSet::new();
-        reading.spawn_blocking(move || read(named, &before));
-        let read = reading.join_next().await.and_then(Result::ok);
-        let fresh = read.unwrap_or_else(|| Err(Failure::Defect("reading the configuration".to_owned())))?;
+        reading.spawn_blocking(move || {
+            let mut files = None;
+            let read = read(named, &before, &mut files);
+            (read, files)
+        });
+        match reading.join_next().await {
+            Some(Ok((Ok(fresh), files))) => (self.apply(fresh).await, files),
+            Some(Ok((Err(failure), files))) => (Err(failure), files),
+            Some(Err(_)) | None => (Err(Failure::Defect("reading the configuration".to_owned())), None),
+        }
+    }
+
+    async fn apply(&mut self, fresh: Fresh) -> Result<(), Failure> {
         let done = self.reloader.reload(proxy_config(&fresh.section)).await;
         let done = done.map_err(|error| match error {
             pgherd_proxy::ReloadError::Bind(error) => bind_failure(error),
             pgherd_proxy::ReloadError::Stopping => Failure::Unavailable(error.to_string()),
         })?;
-        let shortage = open_files::shortage(&fresh.section.limits, open_files::most());
+        let shortage = open_files::shortage(&fresh.section, open_files::most());
         for warning in fresh.warnings.iter().chain(&shortage) {
             tracing::warn!("{warning}");
         }
         let own = done.at_next_start.iter().map(|key| format!("proxy.{key}"));
-        for key in changed(&self.cluster, &fresh.cluster).into_iter().chain(own) {
+        let source =
+            (self.section.source != fresh.section.source).then(|| "proxy.source and what goes with it".to_owned());
+        for key in changed(&self.cluster, &fresh.cluster)
+            .into_iter()
+            .chain(source)
+            .chain(own)
+        {
             tracing::warn!("{key}: cannot change while the proxy runs; restart it for the new value");
         }
         self.section = fresh.section;
+        // Whoever is started by the new configuration looks for this one there.
+        self.takeover
+            .send_if_modified(|path| std::mem::replace(path, fresh.takeover.clone()) != fresh.takeover);
         Ok(())
     }
 }
 
-/// Everything that a start checks, but for the ports that the proxy has already.
-fn read(named: Option<PathBuf>, before: &ProxySection) -> Result<Fresh, Failure> {
+/// Everything that a start checks, but for the ports that the proxy has already. Before the `files` that the configuration
+/// names are used, they are looked at.
+fn read(named: Option<PathBuf>, before: &ProxySection, files: &mut Option<FilesWatch>) -> Result<Fresh, Failure> {
     let document = Document::load(named)?;
     document.lint();
-    let (section, cluster) = (document.proxy(), document.cluster(None));
+    let section = document.proxy();
+    let cluster = document.cluster_of(section.as_ref());
+    let by_section = section.iter().flat_map(files::named_by);
+    let by_cluster = cluster.iter().flat_map(|cluster| {
+        let tls = &cluster.etcd.tls;
+        [&tls.cacert, &tls.cert, &tls.key].into_iter().flatten().cloned()
+    });
+    *files = Some(FilesWatch::now(by_section.chain(by_cluster).collect()));
     let found = section.zip(cluster);
+    let takeover = takeover::path_in(&document, found.as_ref());
     if let Some((section, cluster)) = &found {
         let preflight = preflight::proxy_again(section, before, &cluster.etcd.tls);
         let findings = preflight.errors.into_iter().chain(preflight.in_use);
         findings.for_each(|finding| document.error(finding));
     }
-    let (section, cluster) = document.finish(found)?;
+    let ((section, cluster), takeover) = document.finish(found.zip(takeover))?;
     Ok(Fresh {
         section,
         cluster,
+        takeover,
         warnings: document.warnings(),
     })
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,27 +11,29 @@ use listenfd::ListenFd;
 use pgherd_agent::AgentError;
 use pgherd_agent::config::AgentConfig;
 use pgherd_cluster::etcd::{Budget, Etcd, StoreError};
-use pgherd_cluster::source::{EtcdSource, SourceHealth, ViewHandle};
+use pgherd_cluster::source::{SourceHealth, ViewHandle};
 use pgherd_keeper::{KeeperConfig, KeeperError, KeeperLink, KeeperOutcome, LINK_ENV};
 use pgherd_proxy::{
     BindError, HoldConfig, Inherited, ListenerConfig, Proxy, ProxyConfig, ProxyError, Reloader, StatsConfig,
 };
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::command::store_failure;
-use crate::config::proxy::ProxySection;
-use crate::config::{ClusterConfig, Document, Source, runtime_dir};
+use crate::config::proxy::{ProxySection, unix};
+use crate::config::{ClusterConfig, Document, Source};
 use crate::failure::Failure;
 use crate::logging;
 use crate::open_files;
 use crate::preflight::programs::{self, Search};
 use crate::preflight::{self, Preflight};
 use crate::reload::ProxyReload;
-use crate::takeover::{Offer, Taken};
+use crate::source::{ViewSource, tell_waiting};
+use crate::takeover::{self, Taken};
 
 /// How long agent and proxy may take to end after SIGTERM: a shutdown checkpoint and the hand-over fit in.
 const STOP_TIMEOUT: Duration = Duration::from_secs(120);
@@ -85,6 +88,7 @@ fn keeper(named: Option<PathBuf>, beside: Beside) -> Result<(), Failure> {
     document.lint();
     let (config, cluster) = (document.agent(), document.cluster(None));
     let proxy = (beside == Beside::Proxy).then(|| document.proxy()).flatten();
+    let _ = takeover::path_in(&document, proxy.clone().zip(cluster.clone()).as_ref());
     if let (Some(config), Some(proxy)) = (&config, &proxy) {
         preflight::clashes(config, proxy)
             .into_iter()
@@ -247,23 +251,26 @@ fn agent_failure(error: AgentError) -> Failure {
 /// Bad configuration, ports that are taken, or what the proxy ends with.
 pub(crate) fn proxy(named: Option<PathBuf>, takeover: bool) -> Result<(), Failure> {
     logging::start()?;
+    pgherd_proxy::watch_panics();
     // Before any thread begins: it changes this process's environment.
     let activated = activated();
     let document = Document::load(named.clone())?;
     document.lint();
-    let (section, cluster) = (document.proxy(), document.cluster(None));
-    let (section, cluster) = document.finish(section.zip(cluster))?;
+    let section = document.proxy();
+    let cluster = document.cluster_of(section.as_ref());
+    let found = section.zip(cluster);
+    let path = takeover::path_in(&document, found.as_ref());
+    let ((section, cluster), path) = document.finish(found.zip(path))?;
     let source = document.source().clone();
     document
         .warnings()
         .iter()
         .for_each(|warning| tracing::warn!("{warning}"));
     let files = open_files::raise();
-    tracing::info!("{}", open_files::told(&section.limits, files));
-    if let Some(shortage) = open_files::shortage(&section.limits, files) {
+    tracing::info!("{}", open_files::told(&section, files));
+    if let Some(shortage) = open_files::shortage(&section, files) {
         tracing::warn!("{shortage}");
     }
-    let path = takeover_path(&section, &cluster);
     let (inherited, predecessor) = match takeover.then(|| Taken::from(&path)).transpose() {
         Ok(Some(Some(taken))) => {
             let (inherited, predecessor) = taken.split();
@@ -285,6 +292,7 @@ pub(crate) fn proxy(named: Option<PathBuf>, takeover: bool) -> Result<(), Failur
         &section,
         &cluster.etcd.tls,
         &inherited.addresses(),
+        &inherited.names(),
     ))?;
     // The proxy's workers bring their own threads; this one is for etcd, the page and signals.
     let runtime = runtime(Builder::new_multi_thread().worker_threads(1).enable_all())?;
@@ -306,19 +314,11 @@ pub(crate) fn proxy(named: Option<PathBuf>, takeover: bool) -> Result<(), Failur
 /// Sockets that a service manager holds for us, as systemd does for a `.socket` unit.
 fn activated() -> Inherited {
     let mut given = ListenFd::from_env();
-    let sockets = (0..given.len()).filter_map(|index| given.take_tcp_listener(index).ok().flatten());
+    let sockets = (0..given.len()).filter_map(|index| {
+        let tcp = given.take_tcp_listener(index).ok().flatten().map(OwnedFd::from);
+        tcp.or_else(|| given.take_unix_listener(index).ok().flatten().map(OwnedFd::from))
+    });
     Inherited::new(sockets.collect())
-}
-
-fn takeover_path(section: &ProxySection, cluster: &ClusterConfig) -> PathBuf {
-    section.takeover.clone().unwrap_or_else(|| {
-        // Another one for each proxy on this host: no two of them listen on one address.
-        let first = section.listeners.first();
-        let address = first.map_or(String::new(), |listener| listener.address.to_string());
-        let dir = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
-        let name = format!("proxy-{}-{}", cluster.scope, address.replace(['/', ':'], "-"));
-        runtime_dir::default_for(&name, dir.map(PathBuf::from)).join("takeover.sock")
-    })
 }
 
 /// Everything that a proxy starts with.
@@ -339,26 +339,27 @@ impl ProxyStart {
         // Before it says that it listens: nobody's SIGHUP may end it.
         let hangup = listen_for(SignalKind::hangup())?;
         let cluster = self.cluster;
-        let etcd = Etcd::new(cluster.etcd.clone());
-        let (source, view) = EtcdSource::new(etcd.clone(), cluster.keys(), cluster.scope.clone(), true);
+        let ViewSource { view, etcd, run } = ViewSource::new(&self.section.source, &cluster)?;
         let proxy = Proxy::bind_or_inherit(proxy_config(&self.section), view.clone(), self.inherited);
         let proxy = proxy.map_err(bind_failure)?;
         tell_addresses(&proxy, &cluster);
         let mut tasks = JoinSet::new();
         let (stop, end) = (CancellationToken::new(), CancellationToken::new());
         tasks.spawn(stop_on_signal(stop.clone(), end.clone())?);
+        let (takeover, takeovers) = watch::channel(self.takeover);
         let reload = ProxyReload {
             named: self.named,
             source: self.source,
             section: self.section,
             cluster: cluster.clone(),
             reloader: proxy.reloader(),
+            takeover,
         };
         tasks.spawn(reload.run(hangup));
         // Outlives the stop: sessions that drain still rest on warrants.
         let source_stop = CancellationToken::new();
         let _source_stop = source_stop.clone().drop_guard();
-        tasks.spawn(source.run(source_stop));
+        tasks.spawn(run(source_stop));
         if self.predecessor.is_some() && timeout(READY_MAX, knows_the_cluster(&view)).await.is_err() {
             // Before the first client is accepted here.
             return Err(Failure::Unavailable(format!(
@@ -366,10 +367,10 @@ impl ProxyStart {
                 READY_MAX.as_secs()
             )));
         }
-        let succession = succeed(self.predecessor, self.takeover, proxy.reloader(), stop.clone());
+        let succession = succeed(self.predecessor, takeovers, proxy.reloader(), stop.clone());
         tokio::select! {
             ended = proxy.run(stop) => ended.map_err(proxy_failure),
-            refused = refused_by_etcd(&cluster, &etcd, &view) => Err(refused),
+            refused = waited_for(&cluster, etcd, &view) => Err(refused),
             failed = succession => Err(failed),
             () = end.cancelled() => {
                 tracing::info!("told to stop again: sessions are cut");
@@ -388,7 +389,9 @@ fn tell_addresses(proxy: &Proxy, cluster: &ClusterConfig) {
             .collect::<Vec<_>>()
             .join(", ")
     };
-    let (clients, page) = (ports(&addresses.listeners.concat()), ports(&addresses.stats));
+    let clients = [vec![ports(&addresses.listeners.concat())], addresses.unix].concat();
+    let clients: Vec<String> = clients.into_iter().filter(|clients| !clients.is_empty()).collect();
+    let (clients, page) = (clients.join(", "), ports(&addresses.stats));
     tracing::info!(
         "proxy of cluster {} listens on {clients}; its page is on {page}",
         cluster.scope
@@ -399,7 +402,7 @@ fn tell_addresses(proxy: &Proxy, cluster: &ClusterConfig) {
 /// Resolves only when it cannot take over: the predecessor serves on then, and this one has to end.
 async fn succeed(
     predecessor: Option<UnixStream>,
-    path: PathBuf,
+    paths: watch::Receiver<PathBuf>,
     reloader: Reloader,
     stop: CancellationToken,
 ) -> Failure {
@@ -407,8 +410,15 @@ async fn succeed(
         let mut telling = JoinSet::new();
         telling.spawn_blocking(move || Taken::ready(stream));
         match telling.join_next().await.and_then(Result::ok) {
-            Some(Ok(true)) => tracing::info!("took over from the proxy that ran before"),
-            Some(Ok(false)) => tracing::info!("the proxy that ran before has ended meanwhile"),
+            Some(Ok(served)) => {
+                let said = if served {
+                    "took over from the proxy that ran before"
+                } else {
+                    "the proxy that ran before has ended meanwhile"
+                };
+                tracing::info!("{said}");
+                reloader.set_files_ours(true).await;
+            }
             Some(Err(error)) => {
                 return Failure::Unavailable(format!(
                     "the proxy that ran before does not hear us: {error}; it serves on"
@@ -417,10 +427,7 @@ async fn succeed(
             None => return Failure::Defect("telling the proxy that ran before".to_owned()),
         }
     }
-    match Offer::at(&path) {
-        Ok(offer) => offer.run(reloader, stop).await,
-        Err(error) => tracing::warn!(%error, "no other proxy can take over by {}", path.display()),
-    }
+    takeover::offer(reloader, stop, paths).await;
     std::future::pending().await
 }
 
@@ -430,6 +437,14 @@ async fn knows_the_cluster(view: &ViewHandle) {
     // Only who publishes views could end these, and that ends with the process.
     let _ = health.wait_for(|health| *health == SourceHealth::Following).await;
     let _ = changes.wait_for(|view| !view.members.is_empty()).await;
+}
+
+/// Says what is waited for, as long as it is. Resolves only when etcd refuses us.
+async fn waited_for(cluster: &ClusterConfig, etcd: Option<Etcd>, view: &ViewHandle) -> Failure {
+    match etcd {
+        Some(etcd) => refused_by_etcd(cluster, &etcd, view).await,
+        None => tell_waiting(view.clone()).await,
+    }
 }
 
 /// Until etcd has answered, says each second how much of it does. Resolves only when it refuses us.
@@ -488,7 +503,8 @@ fn stop_on_signal(stop: CancellationToken, end: CancellationToken) -> Result<imp
 /// In the proxy's own types.
 pub(crate) fn proxy_config(section: &ProxySection) -> ProxyConfig {
     let listeners = section.listeners.iter().map(|listener| {
-        let mut config = ListenerConfig::new(listener.address.to_string(), listener.role);
+        let mut config = ListenerConfig::new(unix::name(&listener.address), listener.role);
+        config.mode = listener.mode;
         config.reads = listener.reads.clone();
         config.tls = listener.tls;
         config.allow = listener.allow.clone();
@@ -505,6 +521,8 @@ pub(crate) fn proxy_config(section: &ProxySection) -> ProxyConfig {
         stats: Some(StatsConfig {
             address: section.stats.to_string(),
         }),
+        page_login: section.page.login.clone(),
+        page_tls: section.page.tls.clone(),
         client_tls: section.client_tls.clone(),
         server_tls: section.server_tls.clone(),
         workers: section.workers.unwrap_or_default(),

@@ -295,3 +295,29 @@ fn a_log_level_that_is_none_is_told() {
         ran.err
     );
 }
+
+#[test]
+fn a_path_on_which_no_socket_can_be_is_told_before_any_port_is_bound() {
+    let port = TcpListener::bind("127.0.0.1:0")
+        .expect("a port")
+        .local_addr()
+        .expect("bound")
+        .port();
+    let long = "d".repeat(100);
+    let (_dir, file) = with_file(&format!(
+        "scope: c\netcd3: {{hosts: [\"127.0.0.1:1\"]}}\nproxy:\n  takeover: /tmp/{long}/s\n  \
+         listeners: [{{address: \"127.0.0.1:{port}\", role: write}}]\n"
+    ));
+    for arguments in [
+        ["proxy", "--config", &file].as_slice(),
+        &["check", "--file-only", &file],
+    ] {
+        let ran = pgherd(arguments, &[], here());
+        assert_eq!(ran.code, Some(64), "{}", ran.err);
+        assert!(
+            ran.err.contains("proxy.takeover: \"/tmp/ddd") && !ran.err.contains("listens on"),
+            "{}",
+            ran.err
+        );
+    }
+}

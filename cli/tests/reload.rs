@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -165,4 +166,51 @@ fn a_good_file_is_applied_and_a_bad_one_refused_by_key_value_and_fix() {
 
     proxy.signal(Signal::TERM);
     assert_eq!(proxy.child.wait().expect("it ends").code(), Some(0));
+}
+
+#[test]
+fn a_file_that_a_refused_configuration_lacks_is_enough_once_it_is_there() {
+    let [store, page, first] = free_addresses();
+    let write = listener(first, "write");
+    let proxy = Proxy::start(&config(store, page, std::slice::from_ref(&write), ""));
+    let ca = proxy.file.with_file_name("ca.pem");
+    let verified = format!("  server_tls: verify-ca\n  server_ca: {}\n", ca.display());
+    proxy.reads_again(&config(store, page, std::slice::from_ref(&write), &verified));
+    let told = proxy.says("SIGHUP: nothing was changed");
+    assert!(told.contains("ca.pem"), "{told}");
+    fs::write(&ca, include_str!("data/ca.pem")).expect("written");
+    proxy.says("the configuration's files have changed: the configuration was read again and is in force");
+}
+
+#[test]
+fn the_place_where_a_proxy_is_taken_over_follows_its_configuration() {
+    let [store, page, first] = free_addresses();
+    let write = listener(first, "write");
+    let dir = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| {
+        let path = dir.path().join(name).join("takeover.sock");
+        let more = format!("  takeover: {}\n", path.display());
+        (path, config(store, page, std::slice::from_ref(&write), &more))
+    };
+    let can_be_taken = |path: &PathBuf| {
+        let deadline = Instant::now() + PATIENCE;
+        while UnixStream::connect(path).is_err() {
+            assert!(Instant::now() < deadline, "nobody is at {}", path.display());
+            std::thread::yield_now();
+        }
+    };
+    let ((before, first_config), (after, second_config)) = (at("a"), at("b"));
+    let proxy = Proxy::start(&first_config);
+    can_be_taken(&before);
+    proxy.reads_again(&second_config);
+    proxy.says("is in force");
+    can_be_taken(&after);
+    // One where no socket can be changes nothing.
+    let (_, third_config) = at(&"c".repeat(100));
+    proxy.reads_again(&third_config);
+    let told = proxy.says("SIGHUP: nothing was changed");
+    assert!(
+        told.contains("proxy.takeover: \"/") && told.contains("may have 107"),
+        "{told}"
+    );
 }

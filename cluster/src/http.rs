@@ -1,14 +1,21 @@
 //! A small HTTP client for members' REST interfaces: one request, one answer, one deadline, a bounded body.
 
+mod access;
+mod events;
+
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::Request;
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
+use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+pub use self::access::{Access, AccessConfig, Endpoint};
+pub use self::events::{Event, EventStream, Opened, events};
 use crate::record::Address;
 
 /// The longest answer that is read; a member's status is a few kilobytes.
@@ -81,56 +88,95 @@ impl Ask {
     }
 }
 
-/// Asks a member, on a connection of its own, within `limit`.
+/// Asks a member by plain HTTP, on a connection of its own, within `limit`.
 ///
 /// # Errors
 /// See [`HttpError`]; an HTTP status of any kind is an answer.
 pub async fn ask(address: &Address, ask: Ask, limit: Duration) -> Result<Answer, HttpError> {
-    timeout(limit, ask_unbounded(address, ask))
+    let endpoint = Endpoint {
+        address: address.clone(),
+        tls: false,
+    };
+    ask_at(&endpoint, ask, limit, &Access::default()).await
+}
+
+/// Asks a member, on a connection of its own, within `limit`.
+///
+/// # Errors
+/// See [`HttpError`]; an HTTP status of any kind is an answer.
+pub async fn ask_at(endpoint: &Endpoint, ask: Ask, limit: Duration, access: &Access) -> Result<Answer, HttpError> {
+    timeout(limit, ask_unbounded(endpoint, ask, access))
         .await
         .map_err(|_| HttpError::Timeout(limit))?
 }
 
-async fn ask_unbounded(address: &Address, ask: Ask) -> Result<Answer, HttpError> {
+/// What carries a conversation.
+trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Wire for S {}
+
+async fn connect(endpoint: &Endpoint, access: &Access) -> Result<TokioIo<Box<dyn Wire>>, HttpError> {
+    let address = &endpoint.address;
+    let failed = |source| HttpError::Connect {
+        address: address.clone(),
+        source,
+    };
     let stream = TcpStream::connect((address.host.as_str(), address.port))
         .await
-        .map_err(|source| HttpError::Connect {
-            address: address.clone(),
-            source,
-        })?;
-    let protocol = |error: &dyn std::fmt::Display| HttpError::Protocol(error.to_string());
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| protocol(&error))?;
-    let exchange = async {
-        let mut request = Request::builder()
-            .method(ask.method)
-            .uri(ask.path)
-            .header("host", address.to_string());
-        if let Some(authorization) = ask.authorization {
-            request = request.header("authorization", authorization);
-        }
-        let body = match ask.json {
-            Some(json) => {
-                request = request.header("content-type", "application/json");
-                Bytes::from(json.to_string())
-            }
-            None => Bytes::new(),
-        };
-        let request = request.body(Full::new(body)).map_err(|error| protocol(&error))?;
-        let response = sender.send_request(request).await.map_err(|error| protocol(&error))?;
-        let status = response.status().as_u16();
-        let body = Limited::new(response.into_body(), BODY_BYTES_MAX).collect().await;
-        Ok(Answer {
-            status,
-            body: body.map_err(|error| protocol(&error))?.to_bytes(),
-        })
-    };
-    tokio::pin!(exchange);
-    tokio::select! {
-        biased;
-        answer = &mut exchange => answer,
-        // The connection ends when the peer closes after its answer; what was sent of it is still to be read.
-        _ = connection => exchange.await,
+        .map_err(failed)?;
+    if !endpoint.tls {
+        return Ok(TokioIo::new(Box::new(stream)));
     }
+    let no_tls = || HttpError::Protocol(format!("{endpoint} speaks TLS, and nothing says whom to believe"));
+    let config = access.tls.clone().ok_or_else(no_tls)?;
+    let name = rustls::pki_types::ServerName::try_from(address.host.clone());
+    let name = name.map_err(|error| HttpError::Protocol(format!("{endpoint}: {error}")))?;
+    let secured = tokio_rustls::TlsConnector::from(config).connect(name, stream).await;
+    // Who does not speak TLS, or is somebody else, is there all the same.
+    let secured = secured.map_err(|error| HttpError::Protocol(format!("TLS with {endpoint}: {error}")))?;
+    Ok(TokioIo::new(Box::new(secured)))
+}
+
+/// Sends a request; the head of its answer, and what has to live while the body is read.
+async fn exchange(
+    io: TokioIo<Box<dyn Wire>>,
+    endpoint: &Endpoint,
+    ask: Ask,
+    access: &Access,
+) -> Result<(Response<Incoming>, JoinSet<()>), HttpError> {
+    let protocol = |error: &dyn std::fmt::Display| HttpError::Protocol(error.to_string());
+    let handshake = hyper::client::conn::http1::handshake(io).await;
+    let (mut sender, connection) = handshake.map_err(|error| protocol(&error))?;
+    let mut moving = JoinSet::new();
+    moving.spawn(async move {
+        let _ = connection.await; // What was wrong with it is told to who waits for the answer.
+    });
+    let mut request = Request::builder()
+        .method(ask.method)
+        .uri(ask.path)
+        .header("host", endpoint.address.to_string());
+    if let Some(authorization) = ask.authorization.as_deref().or(access.authorization.as_deref()) {
+        request = request.header("authorization", authorization);
+    }
+    let body = match ask.json {
+        Some(json) => {
+            request = request.header("content-type", "application/json");
+            Bytes::from(json.to_string())
+        }
+        None => Bytes::new(),
+    };
+    let request = request.body(Full::new(body)).map_err(|error| protocol(&error))?;
+    let response = sender.send_request(request).await.map_err(|error| protocol(&error))?;
+    Ok((response, moving))
+}
+
+async fn ask_unbounded(endpoint: &Endpoint, ask: Ask, access: &Access) -> Result<Answer, HttpError> {
+    let io = connect(endpoint, access).await?;
+    let (response, _moving) = exchange(io, endpoint, ask, access).await?;
+    let status = response.status().as_u16();
+    let body = Limited::new(response.into_body(), BODY_BYTES_MAX).collect().await;
+    let body = body.map_err(|error| HttpError::Protocol(error.to_string()))?;
+    Ok(Answer {
+        status,
+        body: body.to_bytes(),
+    })
 }

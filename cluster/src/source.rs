@@ -3,8 +3,11 @@
 //! A keepalive makes no event, so a silent watch proves nothing: the stream is asked for progress every second, and after
 //! every doubt the whole prefix is read again, in a loop, until that succeeds.
 
+mod agents;
+mod hosts;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
@@ -12,8 +15,11 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
+pub use self::agents::{AgentsSource, view_document};
+pub use self::hosts::{HostsConfig, HostsSource};
 use crate::clock::Boottime;
 use crate::etcd::{Budget, Etcd, StoreError};
+use crate::http::Access;
 use crate::key::{Key, Keys};
 use crate::name::Scope;
 use crate::view::View;
@@ -40,8 +46,25 @@ pub enum SourceHealth {
     Failing(StoreError),
 }
 
+/// What stands behind the leader of a view, and so what a warrant may rest on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// The cluster's store: a confirmation is good for a lease, less its margin.
+    Store,
+    /// What members tell of each other: the leader's own agent has to be asked.
+    Hearsay,
+    /// The server itself, which was asked whether it takes writes: good for this long from before the question.
+    Server(Duration),
+}
+
 struct Shared {
     view: ArcSwap<View>,
+    proof: Proof,
+    access: Access,
+    /// Somebody wants to know more than what a quiet source asks for by itself.
+    needed: AtomicBool,
+    /// Nanoseconds of the [`Boottime`] at which the store was last heard, whatever it said; 0 for never.
+    heard_at: AtomicU64,
     /// Nanoseconds of the [`Boottime`] as of which the leader in the view was last known to be right; 0 for never.
     current_as_of: AtomicU64,
     relist: Notify,
@@ -98,6 +121,34 @@ impl ViewHandle {
         (confirmed, self.load_full())
     }
 
+    /// What stands behind the leader of the view.
+    #[must_use]
+    pub fn proof(&self) -> Proof {
+        self.shared.proof
+    }
+
+    /// How members' agents are reached.
+    #[must_use]
+    pub fn access(&self) -> &Access {
+        &self.shared.access
+    }
+
+    /// Says whether anybody needs a view that is quite new. A source that asks for its news asks less often while nobody does.
+    pub fn need(&self, needed: bool) {
+        if !self.shared.needed.swap(needed, Ordering::Relaxed) && needed && self.shared.proof != Proof::Store {
+            self.shared.relist.notify_one();
+        }
+    }
+
+    /// When the store was last heard, whatever it said; nothing before the first word.
+    #[must_use]
+    pub fn heard_at(&self) -> Option<Boottime> {
+        match self.shared.heard_at.load(Ordering::Acquire) {
+            0 => None,
+            nanos => Some(Boottime::from_nanos(nanos)),
+        }
+    }
+
     /// Asks for a full read now: for a reader that has a reason to doubt.
     pub fn doubt(&self) {
         self.shared.relist.notify_one();
@@ -117,12 +168,22 @@ pub struct ViewPublisher {
     health: watch::Sender<SourceHealth>,
 }
 
-/// A publisher with an empty view, and its handle.
+/// A publisher with an empty view, and its handle. The store is behind it.
 #[must_use]
 pub fn channel(scope: Scope) -> (ViewPublisher, ViewHandle) {
+    channel_with(scope, Proof::Store, Access::default())
+}
+
+/// The same with something else behind it.
+#[must_use]
+pub fn channel_with(scope: Scope, proof: Proof, access: Access) -> (ViewPublisher, ViewHandle) {
     let view = Arc::new(View::empty(scope));
     let shared = Arc::new(Shared {
         view: ArcSwap::new(Arc::clone(&view)),
+        proof,
+        access,
+        needed: AtomicBool::new(false),
+        heard_at: AtomicU64::new(0),
         current_as_of: AtomicU64::new(0),
         relist: Notify::new(),
         relists: AtomicU64::new(0),
@@ -159,7 +220,12 @@ impl ViewPublisher {
             .fetch_max(asked_at.as_nanos(), Ordering::AcqRel);
     }
 
-    fn report(&self, health: SourceHealth) {
+    fn note_heard(&self, at: Boottime) {
+        self.shared.heard_at.fetch_max(at.as_nanos(), Ordering::AcqRel);
+    }
+
+    /// Says whether the source is in touch with what it asks.
+    pub fn report(&self, health: SourceHealth) {
         self.health.send_if_modified(|current| {
             let changed = *current != health;
             *current = health;
@@ -235,6 +301,7 @@ impl EtcdSource {
             revision,
         ));
         self.publisher.confirm(asked_at);
+        self.publisher.note_heard(asked_at);
         self.publisher.shared.relists.fetch_add(1, Ordering::Relaxed);
 
         // Opened from the revision just read, never from one that an earlier etcd told.
@@ -249,6 +316,7 @@ impl EtcdSource {
                 message = watch.message() => {
                     let message = message?;
                     heard_at = Instant::now();
+                    self.publisher.note_heard(Boottime::now());
                     if !message.changes.is_empty() {
                         let view = self.publisher.shared.view.load().with(&self.keys, message.changes, message.revision);
                         self.publisher.publish(view);

@@ -117,10 +117,11 @@ impl LeftOut {
     }
 }
 
-/// Why `member` is no longer what a listener's readers came for, if it is known to be so.
+/// Why `member` is no longer what a listener's readers came for, if it is known to be so. A newcomer would be led to a
+/// standby that does not stream while [`nobody_to_stream_from`], so nobody has strayed by that.
 #[must_use]
-pub fn strayed(view: &View, member: &Member, wanted: Wanted<'_>) -> Option<LeftOut> {
-    let told = if nobody_to_stream_from(view, &[]) {
+pub fn strayed(view: &View, member: &Member, wanted: Wanted<'_>, did_not_answer: &[MemberName]) -> Option<LeftOut> {
+    let told = if nobody_to_stream_from(view, did_not_answer) {
         last_resort(view, member, wanted)
     } else {
         readable(view, member, wanted)

@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use pgherd_cluster::clock::Boottime;
-use pgherd_cluster::record::Address;
+use pgherd_cluster::record::{Address, PgState};
 use pgherd_cluster::view::Member;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::debug;
 
-use crate::balance::{self, Wanted};
-use crate::config::ListenerRole;
+use crate::config::ListenerConfig;
 use crate::dial::dial;
 use crate::secure::secure;
 use crate::sessions::Server;
@@ -62,14 +61,14 @@ impl Limiter {
 }
 
 /// Passes `packet` on as it came. The client learns nothing, as from PostgreSQL: its connection is closed afterwards.
-pub(crate) async fn forward(shared: &Shared, role: ListenerRole, key: &CancelKey, packet: &Bytes) {
+pub(crate) async fn forward(shared: &Shared, config: &ListenerConfig, key: &CancelKey, packet: &Bytes) {
     let (known, ways) = match shared.sessions.find(key) {
         Some(server) => ("known", vec![Way::to(&server)]),
         None if !shared.unknown_cancels.passes(Boottime::now()) => {
             shared.cancels.count("limited", "unknown");
             return;
         }
-        None => ("unknown", possible_servers(shared, role)),
+        None => ("unknown", possible_servers(shared, config)),
     };
     let tls = shared.tls.load_full();
     if ways.is_empty() {
@@ -114,25 +113,19 @@ impl From<Address> for Way {
     }
 }
 
-/// Where the session of a key that another proxy passed on may be. PostgreSQL ignores a key that is not its own.
-fn possible_servers(shared: &Shared, role: ListenerRole) -> Vec<Way> {
+/// Where the session of a key that another proxy passed on may be, also one whose member gets no newcomers any more.
+/// PostgreSQL ignores a key that is not its own.
+fn possible_servers(shared: &Shared, config: &ListenerConfig) -> Vec<Way> {
     let view = shared.seen().view;
-    let leader = || view.leader_member().into_iter();
-    let readable = || {
-        let members = view.members.values();
-        members.filter(|member| balance::readable(&view, member, Wanted::ANY_REPLICA).is_ok())
+    let leads = |member: &Member| view.epoch().is_some_and(|epoch| epoch.holder == member.name);
+    let is_possible = |member: &&Member| match (config.role.is_balanced(), leads(member)) {
+        (false, leads) => leads,
+        (true, true) => config.may_be_with_leader(),
+        (true, false) => member.record.state == PgState::Running,
     };
-    let address = |member: &Member| member.record.postgres_address();
-    match role {
-        ListenerRole::Write | ListenerRole::StandbyLeader => leader().filter_map(address).map(Way::from).collect(),
-        ListenerRole::Read | ListenerRole::Sync | ListenerRole::Async => {
-            readable().filter_map(address).map(Way::from).collect()
-        }
-        ListenerRole::Any => {
-            let all = leader().chain(readable()).filter_map(address);
-            all.map(Way::from).collect()
-        }
-    }
+    let members = view.members.values().filter(is_possible);
+    let addresses = members.filter_map(|member| member.record.postgres_address());
+    addresses.map(Way::from).collect()
 }
 
 async fn deliver(way: Way, tls: Arc<TlsSettings>, packet: Bytes) -> &'static str {

@@ -20,10 +20,24 @@ pub(crate) struct Client {
     /// Kept while the session goes on.
     pub(crate) places: Places,
     /// The same, among all connections.
-    pub(crate) _admission: Option<Admission>,
+    pub(crate) admission: Option<Admission>,
+}
+
+/// What a client occupies while its session goes on.
+pub(crate) struct ClientPlaces {
+    _places: Places,
+    _admission: Option<Admission>,
 }
 
 impl Client {
+    /// Forgets who it is: there may be very many sessions that do nothing, and nobody asks any more.
+    pub(crate) fn into_places(self) -> ClientPlaces {
+        ClientPlaces {
+            _places: self.places,
+            _admission: self.admission,
+        }
+    }
+
     /// Whether it is here on a place that is kept for operators, beyond all limits.
     pub(crate) const fn has_reserved_place(&self) -> bool {
         self.places.reserved.is_some()
@@ -116,7 +130,7 @@ mod tests {
             },
             index: 0,
             places: Places::default(),
-            _admission: None,
+            admission: None,
         };
         let line = SessionLine::new(&client, "0.0.0.0:5432", &name("n1"), true).expect("it is shown");
         line.begins(4711);

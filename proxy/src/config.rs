@@ -8,7 +8,9 @@ use std::time::Duration;
 pub use self::limits::{LimitsConfig, QueueConfig};
 use crate::label::ApplicationName;
 use crate::network::Network;
+use crate::stats::PageLogin;
 use crate::tls::{ClientTlsConfig, ListenerTls, ServerTlsConfig, ServerTlsMode, TlsConfigError};
+use crate::unix::SOCKET_MODE;
 
 /// What a listener's clients come for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -103,8 +105,10 @@ impl ReadRules {
 /// One address that clients connect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerConfig {
-    /// `host:port`.
+    /// `host:port`, or a unix socket: the path of its file, or `@` and a name without a file.
     pub address: String,
+    /// Who may connect to the file of a unix socket, as in chmod(2). Without meaning elsewhere.
+    pub mode: u32,
     /// What its clients come for.
     pub role: ListenerRole,
     /// For readers only.
@@ -138,6 +142,7 @@ impl ListenerConfig {
     pub fn new(address: impl Into<String>, role: ListenerRole) -> Self {
         Self {
             address: address.into(),
+            mode: SOCKET_MODE,
             role,
             reads: ReadRules::none(),
             tls: ListenerTls::Off,
@@ -153,6 +158,28 @@ impl ListenerConfig {
         let may_be_led = self.role == ListenerRole::Any || self.reads.fallback_to_leader;
         let default = if may_be_led { OnChange::Keep } else { OnChange::End };
         self.reads.on_promoted.unwrap_or(default)
+    }
+
+    /// The first setting that needs to know where a transaction ends, which TLS that is the server's hides.
+    fn beyond_passthrough(&self) -> Option<&'static str> {
+        let reads = &self.reads;
+        let settings = [
+            ("rebalance", reads.rebalance_after.is_some()),
+            ("on_stale: end_when_idle", reads.on_stale == OnChange::EndWhenIdle),
+            (
+                "on_promoted: end_when_idle",
+                reads.on_promoted == Some(OnChange::EndWhenIdle),
+            ),
+        ];
+        let is_set = |(setting, set): (&'static str, bool)| set.then_some(setting);
+        let mut found = settings.into_iter().filter_map(is_set);
+        found.next().filter(|_| self.tls == ListenerTls::Passthrough)
+    }
+
+    /// Whether its readers may be with the leader: as one of them, as the last resort, or since their replica was promoted.
+    #[must_use]
+    pub fn may_be_with_leader(&self) -> bool {
+        self.role == ListenerRole::Any || self.reads.fallback_to_leader || self.on_promoted() != OnChange::End
     }
 
     /// The first setting that has no meaning for its role.
@@ -221,6 +248,10 @@ pub struct ProxyConfig {
     pub limits: LimitsConfig,
     /// Where the page is; nothing for no page.
     pub stats: Option<StatsConfig>,
+    /// Who may see it; nothing for everybody. Health is everybody's to see.
+    pub page_login: Option<PageLogin>,
+    /// How the page shows itself; nothing where it speaks plain HTTP.
+    pub page_tls: Option<ClientTlsConfig>,
     /// How the proxy shows itself to clients; nothing where TLS does not end here.
     pub client_tls: Option<ClientTlsConfig>,
     /// How it connects to members.
@@ -258,6 +289,17 @@ pub enum ConfigError {
         address: String,
         /// Its role.
         role: ListenerRole,
+        /// The setting.
+        setting: &'static str,
+    },
+    /// The proxy sees no transaction of such a session: it can only reset it.
+    #[error(
+        "the listener {address} has {setting} together with tls: passthrough: between two transactions only sessions can be \
+         ended whose bytes the proxy can read"
+    )]
+    Passthrough {
+        /// The listener.
+        address: String,
         /// The setting.
         setting: &'static str,
     },
@@ -310,6 +352,8 @@ impl ProxyConfig {
             hold: HoldConfig::default(),
             limits: LimitsConfig::default(),
             stats: None,
+            page_login: None,
+            page_tls: None,
             client_tls: None,
             server_tls: ServerTlsConfig::default(),
             workers: 0,
@@ -352,6 +396,12 @@ impl ProxyConfig {
                 return Err(ConfigError::NoMeaning {
                     address: address(),
                     role: listener.role,
+                    setting,
+                });
+            }
+            if let Some(setting) = listener.beyond_passthrough() {
+                return Err(ConfigError::Passthrough {
+                    address: address(),
                     setting,
                 });
             }
@@ -400,6 +450,14 @@ mod tests {
                 ..
             })
         ));
+        let mut hidden = ListenerConfig::read("0.0.0.0:5433", None, false);
+        hidden.tls = ListenerTls::Passthrough;
+        hidden.reads.on_stale = OnChange::End;
+        assert_eq!(ProxyConfig::new(vec![hidden.clone()]).check(), Ok(()));
+        hidden.reads.rebalance_after = Some(Duration::ZERO);
+        let refused = ProxyConfig::new(vec![hidden]).check();
+        let setting = "rebalance";
+        assert!(matches!(refused, Err(ConfigError::Passthrough { setting: found, .. }) if found == setting));
         let mut small = ProxyConfig::new(vec![write()]);
         small.limits.connections = 10;
         assert!(matches!(small.check(), Err(ConfigError::HoldOverConnections { .. })));

@@ -11,14 +11,14 @@ use bytes::Bytes;
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::name::MemberName;
 use pgherd_cluster::view::View;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::balance::Load;
 use crate::client::Client;
-use crate::config::ListenerConfig;
+use crate::config::{ListenerConfig, ListenerRole};
 use crate::counters::OpenRoute;
 use crate::dial::dial;
 use crate::draw::draws;
@@ -28,7 +28,7 @@ use crate::look::look;
 use crate::refusal;
 use crate::route::{self, Decision, Footing, Policy, Target, Why};
 use crate::secure::secure;
-use crate::sessions::{Ending, Registration, Server, Word};
+use crate::sessions::{Ending, Registration, Server, Told, Word};
 use crate::shared::{ListenerState, Shared, count};
 use crate::stream::Stream;
 use crate::turn::{Entered, NoTurn, Place, STARTUP_MAX, Waits, keep_briefly};
@@ -40,6 +40,8 @@ const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_millis(500);
 /// For how long other replicas are tried for a client that may not be held.
 pub(crate) const TRY_OTHERS_MAX: Duration = Duration::from_secs(5);
+/// The most that PostgreSQL's `authentication_timeout` can be: no server asks for a password later than this.
+const AUTHENTICATION_MAX: Duration = Duration::from_secs(600);
 /// A startup message fits in any socket buffer; a server that takes none of it is as good as absent.
 const FORWARD_MAX: Duration = Duration::from_secs(2);
 
@@ -50,7 +52,7 @@ pub(crate) struct Connected {
     pub(crate) early: Vec<u8>,
     pub(crate) target: Target,
     pub(crate) registration: Registration,
-    pub(crate) ended: oneshot::Receiver<Word>,
+    pub(crate) ended: Told,
     pub(crate) route: OpenRoute,
     /// Kept while the session goes on.
     pub(crate) place: Place,
@@ -202,31 +204,39 @@ impl Connector<'_> {
         }
     }
 
-    /// Where a client goes; of replicas, to one that has room, if there is one.
+    /// Where a client goes; of members that are as good, to one that has room, if there is one.
     fn decide(&self, policy: Policy<'_>, avoid: &[MemberName], waits: &mut Waits) -> Decision {
-        let decision = self.route(policy, avoid);
-        let Decision::To(first) = &decision else {
-            return decision;
+        let leads_to = |target: &Target| route::still_leads_to(target, policy, self.shared.seen().evidence(), avoid);
+        if let Some(target) = waits.called().filter(|target| leads_to(target)) {
+            return Decision::To(target.clone());
+        }
+        let first = match self.route(policy, avoid) {
+            Decision::To(target) => target,
+            decision => {
+                waits.leave();
+                return decision;
+            }
         };
-        let mut full = avoid.to_vec();
-        let mut next = first.clone();
-        while next.epoch.is_none() && !self.enter_at_once(&next.member, waits) {
-            full.push(next.member);
-            next = match self.route(policy, &full) {
-                Decision::To(next) if !full.contains(&next.member) => next,
-                // All are full: it waits where it was sent first.
-                _ => return decision,
-            };
+        if !policy.role.is_balanced() {
+            return Decision::To(first);
         }
         // The last resorts are for when the others do not answer, not for when they are full.
-        let is_first = next.member == first.member;
-        if is_first
-            || (next.epoch.is_none() && route::still_leads_to(&next, policy, self.shared.seen().evidence(), avoid))
-        {
-            return Decision::To(next);
+        let is_as_good = |next: &Target| (next.epoch.is_none() || policy.role == ListenerRole::Any) && leads_to(next);
+        let (mut full, mut found) = (avoid.to_vec(), Vec::new());
+        let mut next = Some(first.clone());
+        while let Some(target) = next.take() {
+            if self.enter_at_once(&target, waits) {
+                return Decision::To(target);
+            }
+            full.push(target.member.clone());
+            found.push(target);
+            next = match self.route(policy, &full) {
+                Decision::To(next) if !full.contains(&next.member) && is_as_good(&next) => Some(next),
+                Decision::To(_) | Decision::Hold(_) | Decision::Refuse(_) => None,
+            };
         }
-        waits.entered = None;
-        decision
+        let chosen = self.wait_at_one_of(&found, waits).cloned();
+        Decision::To(chosen.unwrap_or(first))
     }
 
     fn route(&self, policy: Policy<'_>, avoid: &[MemberName]) -> Decision {
@@ -236,7 +246,7 @@ impl Connector<'_> {
         }
         let config = self.shared.config.load();
         let open = self.shared.routes.open_by_member();
-        let mut experience = self.shared.experience();
+        let experience = self.shared.experience();
         let load = Load {
             open: &|member| open.get(member).copied().unwrap_or_default(),
             of_listener: &|member| self.shared.routes.open_on(self.index, member),
@@ -245,11 +255,7 @@ impl Connector<'_> {
             draws: draws(),
             avoid,
         };
-        let decision = route::route(policy, seen.evidence(), load);
-        if let Decision::To(target) = &decision {
-            experience.chosen(&target.member, seen.now);
-        }
-        decision
+        route::route(policy, seen.evidence(), load)
     }
 
     /// Notes what came of connecting a reader.
@@ -306,7 +312,9 @@ impl Connector<'_> {
         limits: (Boottime, &mut Waits),
     ) -> Dialled {
         let Some(route) = self.enter(policy, target) else {
-            return Dialled::Overtaken; // Others took the last places on the leader.
+            // Others took the last places on the leader: what it has there leads nowhere, and must not lead there again.
+            limits.1.leave();
+            return Dialled::Overtaken;
         };
         let dialled = self.dial(policy, target, avoid, changes, limits, route).await;
         self.learn(target, &dialled);
@@ -350,6 +358,9 @@ impl Connector<'_> {
             Err(why) => return why.into(),
         };
         let dialled_at = Boottime::now(); // Waiting for its turn is not the member's slowness.
+        if self.config.role.is_balanced() {
+            self.shared.experience().chosen(&target.member, dialled_at);
+        }
         let dialled = tokio::select! {
             dialled = self.reach(target) => dialled,
             () = overtaken => return Dialled::Overtaken,
@@ -371,6 +382,7 @@ impl Connector<'_> {
             on_promoted: self.config.on_promoted(),
             listener: self.index,
             since: Boottime::now(),
+            in_clear: self.in_clear,
         };
         let server_at = Server {
             at: address,
@@ -417,12 +429,18 @@ impl Connector<'_> {
             connected.route = connected.route.begun();
             return Dialled::Connected(Box::new(connected));
         }
-        // Who has waited for its turn has a moment to be looked after.
-        let look_until = look_until.max(Boottime::now() + STARTUP_MAX);
+        // Who has waited for its turn has a moment to be looked after. What a server offers by TLS is not for a client without
+        // it, so that such an answer is waited for in any case.
+        let must_be_seen = connected.server.plain().is_none();
+        let look_until = if must_be_seen {
+            Boottime::now() + AUTHENTICATION_MAX
+        } else {
+            look_until.max(Boottime::now() + STARTUP_MAX)
+        };
         let looked = tokio::select! {
             biased;
             ending = &mut connected.ended => {
-                return match ending {
+                return match ending.map(|word| *word) {
                     Ok(Word::End(Ending::Stopping)) => Dialled::Denied(Denied::Stopping),
                     // One that should leave has not begun: it can go elsewhere at once.
                     Ok(Word::End(Ending::Outlived(_)) | Word::Leave(..)) | Err(_) => Dialled::Overtaken,
@@ -432,8 +450,11 @@ impl Connector<'_> {
             never = keep_briefly(startup) => match never {},
             () = gone(&self.client) => return Dialled::Denied(Denied::ClientGone),
             () = self.cut.cancelled() => return Dialled::Denied(Denied::Stopping),
-            // A server may think for long before its first word; the relay waits on.
-            () = sleep(look_until.since(Boottime::now())) => Ok(FirstAnswer::ForTheClient),
+            () = sleep(look_until.since(Boottime::now())) => match must_be_seen {
+                true => Err(io::ErrorKind::TimedOut.into()),
+                // A server may think for long before its first word; the relay waits on.
+                false => Ok(FirstAnswer::ForTheClient),
+            },
         };
         match looked {
             Ok(FirstAnswer::ForTheClient | FirstAnswer::Incomplete) => {

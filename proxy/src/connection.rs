@@ -10,7 +10,7 @@ use tracing::debug;
 
 use crate::admission::{Of, Places, Reached, Who};
 use crate::cancel;
-use crate::client::{Client, SessionLine};
+use crate::client::{Client, ClientPlaces, SessionLine};
 use crate::config::ListenerConfig;
 use crate::connect::{Connected, Connector, Denied};
 use crate::counters::{Counted, OpenRoute};
@@ -20,12 +20,11 @@ use crate::handshake::{Arrived, HandshakeError, Offer, Wish};
 use crate::listener::{Accepted, Admission};
 use crate::peer::Peer;
 use crate::refusal;
-use crate::relay::{Counters, Outcome, Relay};
+use crate::relay::{Outcome, Relay};
 use crate::secure::common_name;
 use crate::sessions::Ending;
 use crate::shared::{ListenerState, Shared, count};
 use crate::stream::Stream;
-use crate::stream::socket::Socket;
 use crate::turn::Place;
 use crate::wire::error_response::Fatal;
 use crate::wire::startup::FirstPacket;
@@ -51,26 +50,19 @@ impl Connection {
     pub(crate) async fn serve(self, accepted: Box<Accepted>) {
         let listener = Arc::clone(&accepted.listener);
         let _counted = listener.connections.enter();
-        let Some(begun) = Box::pin(self.begin(accepted)).await else {
+        // Moved out of here only at the end: two places for a relay would be twice the memory of every session.
+        let Some(mut begun) = Box::pin(self.begin(accepted)).await else {
             return;
         };
-        let mut relay = begun.relay;
-        let outcome = {
-            let route = &begun.route;
-            let counters = route.0.moved(self.worker).map(|moved| Counters {
-                to_server: &moved.to_server,
-                to_client: &moved.to_client,
-            });
-            relay.run(counters.as_ref()).await
-        };
-        Box::pin(self.end(relay, outcome, &listener, begun.line)).await;
+        let outcome = begun.relay.run(begun.route.0.moved(self.worker)).await;
+        Box::pin(self.end(begun, outcome, &listener)).await;
     }
 
     /// Whatever comes before the first byte is relayed; nothing when it does not come so far.
     async fn begin(&self, accepted: Box<Accepted>) -> Option<Begun> {
         let accepted = *accepted;
         let listener = &*accepted.listener;
-        let client = accepted.stream.arrive().map(Socket::Tcp).ok()?;
+        let client = accepted.stream.arrive().ok()?;
         let tls = self.shared.tls.load_full();
         let offer = Offer {
             tls: listener.config.load().tls,
@@ -125,10 +117,16 @@ impl Connection {
         listener: &ListenerState,
         load: Counted,
     ) -> Option<Begun> {
-        let Arrived { stream: client, wish } = arrived;
+        let Arrived {
+            stream: mut client,
+            wish,
+            more,
+        } = arrived;
         match wish {
             Wish::Packet(FirstPacket::Cancel { key, bytes }) if arrival.is_allowed() => {
-                cancel::forward(&self.shared, arrival.config.role, &key, &bytes).await;
+                cancel::forward(&self.shared, &arrival.config, &key, &bytes).await;
+                // Inside TLS the end has to be said: libpq takes a mere close for the failure of the cancel.
+                let _ = timeout(FAREWELL_MAX, client.finish()).await;
             }
             // Answered when they were read; and whoever may not connect may not cancel.
             Wish::Packet(FirstPacket::Ssl | FirstPacket::GssEnc | FirstPacket::Cancel { .. }) => {}
@@ -139,7 +137,9 @@ impl Connection {
                 match certified.and_then(|()| self.admit(&arrival, &who)) {
                     Ok(places) => {
                         let client_is = arrival.admitted(who, places);
-                        return self.session(client, listener, client_is, (&bytes, true), load).await;
+                        return self
+                            .session(client, listener, client_is, (&bytes, more, true), load)
+                            .await;
                     }
                     Err(fatal) => {
                         count(&listener.refused);
@@ -154,7 +154,9 @@ impl Connection {
                 match self.admit(&arrival, &who) {
                     Ok(places) => {
                         let client_is = arrival.admitted(who, places);
-                        return self.session(client, listener, client_is, (&bytes, false), load).await;
+                        return self
+                            .session(client, listener, client_is, (&bytes, more, false), load)
+                            .await;
                     }
                     Err(_) => {
                         count(&listener.refused);
@@ -218,7 +220,7 @@ impl Connection {
         mut client: Stream,
         listener: &ListenerState,
         client_is: Client,
-        (startup, in_clear): (&Bytes, bool),
+        (startup, more, in_clear): (&Bytes, Vec<u8>, bool),
         load: Counted,
     ) -> Option<Begun> {
         let config = self.shared.config.load();
@@ -242,7 +244,7 @@ impl Connection {
             connector.connect().await
         };
         match connected {
-            Ok(connected) => return Some(self.begun(client, listener, client_is, (connected, in_clear), load)),
+            Ok(connected) => return Some(self.begun(client, listener, client_is, (connected, more, in_clear), load)),
             // Who waits for the beginning of TLS with a server takes one byte only; closing says as much.
             Err(Denied::Refused(_) | Denied::Stopping) if !in_clear => client.reset(),
             Err(Denied::Refused(fatal)) => {
@@ -260,7 +262,7 @@ impl Connection {
         client: Stream,
         listener: &ListenerState,
         client_is: Client,
-        (connected, in_clear): (Connected, bool),
+        (connected, more, in_clear): (Connected, Vec<u8>, bool),
         load: Counted,
     ) -> Begun {
         let Connected {
@@ -275,18 +277,22 @@ impl Connection {
         } = connected;
         let shown = self.shared.config.load().log_sessions;
         let line = SessionLine::new(&client_is, &listener.name, &target.member, shown);
-        registration.describe(line.clone());
+        registration.describe(line);
         Begun {
-            relay: Relay::new(client, server, early, registration, ended, in_clear),
+            relay: Relay::new(client, server, (early, more), registration, ended, in_clear),
             route,
-            line,
-            _counted: Box::new((client_is, place, load)),
+            _counted: Box::new((client_is.into_places(), place, load)),
         }
     }
 
     /// Closes both sides as the outcome wants it.
-    async fn end(&self, relay: Relay, outcome: Outcome, listener: &ListenerState, line: Option<Arc<SessionLine>>) {
-        let can_speak = relay.can_speak();
+    async fn end(&self, begun: Begun, outcome: Outcome, listener: &ListenerState) {
+        let Begun {
+            relay,
+            route: _route,
+            _counted,
+        } = begun;
+        let (can_speak, line) = (relay.can_speak(), relay.line());
         let Relay { client, server, .. } = relay;
         let (reason, sqlstate) = match outcome {
             Outcome::Finished => ("finished", ""),
@@ -319,9 +325,8 @@ impl Connection {
 struct Begun {
     relay: Relay,
     route: OpenRoute,
-    line: Option<Arc<SessionLine>>,
     /// Where it counts, while it goes on.
-    _counted: Box<(Client, Place, Counted)>,
+    _counted: Box<(ClientPlaces, Place, Counted)>,
 }
 
 /// What is known of a client before it is served.
@@ -355,7 +360,7 @@ impl Arrival {
             who,
             index: self.index,
             places,
-            _admission: Some(self.admission).filter(|admission| !admission.over_limit),
+            admission: Some(self.admission).filter(|admission| !admission.over_limit),
         }
     }
 

@@ -82,7 +82,7 @@ impl Opening {
 }
 
 /// Reads exactly a header.
-async fn read_header(client: &Socket) -> Result<Option<SocketAddr>, OpeningError> {
+pub(crate) async fn read_header(client: &Socket) -> Result<Option<SocketAddr>, OpeningError> {
     let mut bytes = [0; HEADER_BYTES_MAX];
     let mut have = 0;
     loop {

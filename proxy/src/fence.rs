@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use pgherd_cluster::clock::{Boottime, wall_now};
 use pgherd_cluster::name::MemberName;
-use pgherd_cluster::source::SourceHealth;
+use pgherd_cluster::source::{Proof, SourceHealth};
 use pgherd_cluster::view::{Epoch, View};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -21,6 +21,9 @@ use crate::timer::BoottimeTimer;
 
 /// How soon a new proof is seen while the warrant has lapsed: no change of the view tells it.
 const LAPSED_POLL: Duration = Duration::from_millis(50);
+
+/// The same where nothing else than a word of the leader's could be one.
+const HEARSAY_POLL: Duration = Duration::from_secs(1);
 
 /// Whose sessions may go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +85,8 @@ pub(crate) async fn run(shared: &Shared, stop: CancellationToken) -> std::io::Re
 
         let wake_at = match seen.warrant.end() {
             Some(end) if standing.warranted => end,
+            // Every word of the leader's is told.
+            _ if shared.view.proof() == Proof::Hearsay => seen.now + HEARSAY_POLL,
             Some(_) | None => seen.now + LAPSED_POLL,
         };
         tokio::select! {
@@ -118,14 +123,16 @@ fn end_sessions(shared: &Shared, seen: &Seen) {
 
 fn note_standing(shared: &Shared, before: &Standing, now: &Standing, at: Boottime, looked_before: bool) {
     shared.opened.send_modify(|times| *times += 1);
-    if now.warranted && !before.warranted {
+    // Where the leader's own word is all there is, it comes with the first client and goes with the last.
+    let told = shared.view.proof() != Proof::Hearsay;
+    if now.warranted && !before.warranted && told {
         // The first proof of all is no news.
         if before.epoch.is_some() {
             info!("it is certain again who leads");
             shared.events.record(EventKind::WarrantBack);
         }
     }
-    if before.warranted && !now.warranted {
+    if before.warranted && !now.warranted && (told || !shared.is_idle()) {
         warn!("it is no longer certain who leads: writes are held");
         shared.events.record(EventKind::WarrantLapsed);
     }
@@ -202,13 +209,17 @@ fn note_health(shared: &Shared, health: &SourceHealth, was_lost: &mut bool) {
         SourceHealth::Starting => {}
         SourceHealth::Following => {
             if std::mem::replace(was_lost, false) {
-                info!("the cluster's store answers");
+                info!("the cluster is known again");
                 shared.events.record(EventKind::StoreBack);
             }
         }
         SourceHealth::Failing(error) => {
             if !std::mem::replace(was_lost, true) {
-                warn!(%error, "the cluster's store does not answer");
+                if shared.view.proof() == Proof::Store {
+                    warn!(%error, "the cluster's store does not answer");
+                } else {
+                    warn!(%error, "nobody tells of the cluster");
+                }
                 shared.events.record(EventKind::StoreLost(error.to_string()));
             }
         }

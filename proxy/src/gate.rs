@@ -68,7 +68,8 @@ pub(crate) struct Pass(Gate);
 pub(crate) struct Turn {
     gate: Gate,
     ticket: Ticket,
-    called: oneshot::Receiver<()>,
+    call: oneshot::Receiver<()>,
+    called: bool,
     /// Its place has become a pass.
     taken: bool,
 }
@@ -125,12 +126,13 @@ impl Gate {
     fn queue(&self, inner: &mut Inner, since: Boottime) -> Turn {
         let ticket = (since, inner.tickets);
         inner.tickets += 1;
-        let (call, called) = oneshot::channel();
-        inner.waiting.insert(ticket, call);
+        let (caller, call) = oneshot::channel();
+        inner.waiting.insert(ticket, caller);
         Turn {
             gate: self.clone(),
             ticket,
-            called,
+            call,
+            called: false,
             taken: false,
         }
     }
@@ -158,10 +160,33 @@ impl Drop for Pass {
 }
 
 impl Turn {
+    /// Resolves when it is this client's turn, and at once from then on. May be dropped at any time.
+    pub(crate) async fn called(&mut self) {
+        if !self.called {
+            // The other end goes only after it has called: the gate is kept by this turn.
+            let _ = (&mut self.call).await;
+            self.called = true;
+        }
+    }
+
+    /// Whether it is this client's turn.
+    pub(crate) fn is_called(&mut self) -> bool {
+        self.called = self.called || self.call.try_recv().is_ok();
+        self.called
+    }
+
+    /// The place, if it is this client's turn; otherwise the turn, for later.
+    pub(crate) fn pass(mut self) -> Result<Pass, Self> {
+        if !self.is_called() {
+            return Err(self);
+        }
+        self.taken = true;
+        Ok(Pass(self.gate.clone()))
+    }
+
     /// The place, when it is this client's turn. May be dropped at any time.
     pub(crate) async fn granted(mut self) -> Pass {
-        // The other end goes only after it has called: the gate is kept by this turn.
-        let _ = (&mut self.called).await;
+        self.called().await;
         self.taken = true;
         Pass(self.gate.clone())
     }
@@ -275,6 +300,23 @@ mod tests {
         assert_eq!(gate.crowd(), Crowd { inside: 1, waiting: 1 });
         drop(pass);
         assert!(poll(late.as_mut()).is_ready());
+        assert_eq!(gate.crowd(), Crowd { inside: 0, waiting: 0 });
+    }
+
+    #[test]
+    fn a_turn_that_has_not_come_keeps_its_place_in_the_queue() {
+        let gate = Gate::new(Some(1));
+        let inside = pass(gate.enter(at(1), 2));
+        let early = turn(gate.enter(at(2), 2)).pass().expect_err("somebody is inside");
+        let late = turn(gate.enter(at(3), 2));
+        assert_eq!(gate.crowd(), Crowd { inside: 1, waiting: 2 });
+        drop(inside);
+        let mut late = late.pass().expect_err("another is next");
+        assert!(poll(pin!(late.called())).is_pending());
+        let mut early = early;
+        assert!(early.is_called() && poll(pin!(early.called())).is_ready());
+        drop(early.pass().expect("it is its turn"));
+        drop(late.pass().expect("it is its turn"));
         assert_eq!(gate.crowd(), Crowd { inside: 0, waiting: 0 });
     }
 

@@ -1,4 +1,7 @@
-//! Reading the first packets of a connection, exactly and in bounds, and TLS before them.
+//! Reading the first packets of a connection, in bounds, and TLS before them.
+//!
+//! Whatever has come is received at once, and what is beyond the packet that says what the client wants is handed on: two
+//! system calls less for each connection than reading a length, a body, and then looking whether there is more.
 
 use std::io;
 use std::sync::Arc;
@@ -16,6 +19,8 @@ use crate::wire::startup::{FirstPacket, Malformed, begins_tls, packet_bytes};
 const NOT_OFFERED: &[u8] = b"N";
 const OFFERED: &[u8] = b"S";
 const HEAD_BYTES: usize = 4;
+/// Few startup messages are longer.
+const CHUNK_BYTES: usize = 512;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HandshakeError {
@@ -41,6 +46,8 @@ pub(crate) struct Offer {
 pub(crate) struct Arrived {
     pub(crate) stream: Stream,
     pub(crate) wish: Wish,
+    /// What it has sent behind that.
+    pub(crate) more: Vec<u8>,
 }
 
 pub(crate) enum Wish {
@@ -52,47 +59,92 @@ pub(crate) enum Wish {
     Refused(HandshakeError),
 }
 
-/// Reads packets until one says what the client came for. Reads nothing beyond it, so that what follows reaches the server
-/// through the relay.
+/// Reads packets until one says what the client came for.
 pub(crate) async fn read(socket: Socket, offer: Offer) -> Result<Arrived, HandshakeError> {
-    let mut stream = Stream::Plain(socket);
-    match read_wish(&mut stream, &offer).await {
-        Ok(Next::Wish(wish)) => Ok(Arrived { stream, wish }),
-        Ok(Next::Tls { early, direct }) => accept(stream, offer, &early, direct).await,
-        Err(error @ (HandshakeError::Malformed(_) | HandshakeError::TlsRequired)) => Ok(Arrived {
-            stream,
-            wish: Wish::Refused(error),
-        }),
+    let mut beginning = Beginning::new(Stream::Plain(socket));
+    match read_wish(&mut beginning, &offer).await {
+        Ok(Next::Wish(wish)) => Ok(beginning.arrived(wish)),
+        Ok(Next::Tls { direct }) => accept(beginning, offer, direct).await,
+        Err(error @ (HandshakeError::Malformed(_) | HandshakeError::TlsRequired)) => {
+            Ok(beginning.arrived(Wish::Refused(error)))
+        }
         Err(error) => Err(error),
     }
 }
 
 enum Next {
     Wish(Wish),
-    /// A TLS handshake begins, of which this has been received.
+    /// A TLS handshake begins with what has been received.
     Tls {
-        early: [u8; HEAD_BYTES],
         direct: bool,
     },
 }
 
-async fn read_wish(stream: &mut Stream, offer: &Offer) -> Result<Next, HandshakeError> {
+/// What a connection begins with.
+struct Beginning {
+    stream: Stream,
+    /// Received, and not looked at yet.
+    received: BytesMut,
+}
+
+impl Beginning {
+    fn new(stream: Stream) -> Self {
+        Self {
+            stream,
+            received: BytesMut::new(),
+        }
+    }
+
+    fn arrived(self, wish: Wish) -> Arrived {
+        Arrived {
+            stream: self.stream,
+            wish,
+            more: self.received.into(),
+        }
+    }
+
+    /// Receives until there are `count` bytes; what comes with them is kept.
+    async fn fill(&mut self, count: usize) -> io::Result<()> {
+        let mut chunk = [0; CHUNK_BYTES];
+        while self.received.len() < count {
+            match self.stream.read(&mut chunk).await? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                count => self.received.extend_from_slice(chunk.get(..count).unwrap_or_default()),
+            }
+        }
+        Ok(())
+    }
+
+    /// How the next packet begins, which is left where it is.
+    async fn head(&mut self) -> io::Result<[u8; HEAD_BYTES]> {
+        self.fill(HEAD_BYTES).await?;
+        self.received
+            .first_chunk()
+            .copied()
+            .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+
+    async fn packet(&mut self, head: [u8; HEAD_BYTES]) -> Result<FirstPacket, HandshakeError> {
+        let total = packet_bytes(head)?;
+        self.fill(total).await?;
+        Ok(FirstPacket::decode(self.received.split_to(total).freeze())?)
+    }
+}
+
+async fn read_wish(beginning: &mut Beginning, offer: &Offer) -> Result<Next, HandshakeError> {
     let (mut asked_ssl, mut asked_gss) = (false, false);
     loop {
-        let mut head = [0; HEAD_BYTES];
-        stream.read_exact(&mut head).await?;
+        let head = beginning.head().await?;
         if begins_tls(head) {
             return match (offer.tls, asked_ssl) {
-                (ListenerTls::Off, _) => Err(Malformed::DirectTls.into()),
-                (ListenerTls::Passthrough, false) => Ok(Next::Wish(Wish::Passthrough(Bytes::copy_from_slice(&head)))),
-                (ListenerTls::Passthrough, true) => Err(Malformed::DirectTls.into()),
-                (ListenerTls::Allow | ListenerTls::Require, direct) => Ok(Next::Tls {
-                    early: head,
-                    direct: !direct,
-                }),
+                (ListenerTls::Off, _) | (ListenerTls::Passthrough, true) => Err(Malformed::DirectTls.into()),
+                (ListenerTls::Passthrough, false) => {
+                    Ok(Next::Wish(Wish::Passthrough(beginning.received.split().freeze())))
+                }
+                (ListenerTls::Allow | ListenerTls::Require, asked) => Ok(Next::Tls { direct: !asked }),
             };
         }
-        let packet = read_rest(stream, head).await?;
+        let packet = beginning.packet(head).await?;
         let asked = match packet {
             FirstPacket::Ssl => &mut asked_ssl,
             FirstPacket::GssEnc => &mut asked_gss,
@@ -105,7 +157,7 @@ async fn read_wish(stream: &mut Stream, offer: &Offer) -> Result<Next, Handshake
             return Err(Malformed::Repeated.into());
         }
         // It would be taken for part of the encrypted stream.
-        if stream.socket().peek_now(&mut [0]).is_ok_and(|count| count > 0) {
+        if !beginning.received.is_empty() {
             return Err(Malformed::EarlyData.into());
         }
         match (&packet, offer.tls) {
@@ -113,54 +165,43 @@ async fn read_wish(stream: &mut Stream, offer: &Offer) -> Result<Next, Handshake
                 return Ok(Next::Wish(Wish::Passthrough(FirstPacket::ssl_request())));
             }
             (FirstPacket::Ssl, ListenerTls::Allow | ListenerTls::Require) => {
-                stream.write_all(OFFERED).await?;
-                let mut early = [0; HEAD_BYTES];
-                stream.read_exact(&mut early).await?;
-                return Ok(Next::Tls { early, direct: false });
+                beginning.stream.write_all(OFFERED).await?;
+                beginning.head().await?;
+                return Ok(Next::Tls { direct: false });
             }
-            _ => stream.write_all(NOT_OFFERED).await?,
+            _ => beginning.stream.write_all(NOT_OFFERED).await?,
         }
     }
 }
 
 /// Speaks TLS, and reads the one packet that may follow inside it.
-async fn accept(stream: Stream, offer: Offer, early: &[u8], direct: bool) -> Result<Arrived, HandshakeError> {
+async fn accept(beginning: Beginning, offer: Offer, direct: bool) -> Result<Arrived, HandshakeError> {
+    let Beginning { stream, received } = beginning;
     let (Stream::Plain(socket), Some(config)) = (stream, offer.accept) else {
         return Err(Malformed::DirectTls.into());
     };
-    let tls = TlsStream::accept(socket, config, early)
+    let tls = TlsStream::accept(socket, config, &received)
         .await
         .map_err(HandshakeError::Tls)?;
+    drop(received);
     // Without it another protocol's client could be led here: PostgreSQL asks for it in the same case.
     let agreed = !direct || tls.alpn() == Some(ALPN);
-    let mut stream = Stream::Tls(Box::new(tls));
-    let refused = |stream, error: HandshakeError| {
-        Ok(Arrived {
-            stream,
-            wish: Wish::Refused(error),
-        })
+    let mut beginning = Beginning::new(Stream::Tls(Box::new(tls)));
+    let read = match agreed {
+        true => read_inside(&mut beginning).await,
+        false => Err(Malformed::NoAlpn.into()),
     };
-    if !agreed {
-        return refused(stream, Malformed::NoAlpn.into());
-    }
-    let mut head = [0; HEAD_BYTES];
-    stream.read_exact(&mut head).await?;
-    match read_rest(&mut stream, head).await {
-        Ok(FirstPacket::Ssl | FirstPacket::GssEnc) => refused(stream, Malformed::Repeated.into()),
-        Ok(packet) => Ok(Arrived {
-            stream,
-            wish: Wish::Packet(packet),
-        }),
-        Err(error @ HandshakeError::Malformed(_)) => refused(stream, error),
+    match read {
+        Ok(packet) => Ok(beginning.arrived(Wish::Packet(packet))),
+        Err(error @ HandshakeError::Malformed(_)) => Ok(beginning.arrived(Wish::Refused(error))),
         Err(error) => Err(error),
     }
 }
 
-async fn read_rest(stream: &mut Stream, head: [u8; HEAD_BYTES]) -> Result<FirstPacket, HandshakeError> {
-    let total = packet_bytes(head)?;
-    let mut packet = BytesMut::zeroed(total);
-    let (start, body) = packet.split_at_mut(head.len());
-    start.copy_from_slice(&head);
-    stream.read_exact(body).await?;
-    Ok(FirstPacket::decode(packet.freeze())?)
+async fn read_inside(beginning: &mut Beginning) -> Result<FirstPacket, HandshakeError> {
+    let head = beginning.head().await?;
+    match beginning.packet(head).await? {
+        FirstPacket::Ssl | FirstPacket::GssEnc => Err(Malformed::Repeated.into()),
+        packet => Ok(packet),
+    }
 }

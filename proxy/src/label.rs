@@ -89,7 +89,8 @@ impl ApplicationName {
     /// Of what is too long, the client's own name is cut.
     fn name(&self, own: &[u8], peer: &Peer, listener: &str) -> Vec<u8> {
         let around = self.fill(b"", peer, listener).len();
-        let room = NAME_BYTES_MAX.saturating_sub(around);
+        let times = self.0.iter().filter(|part| matches!(part, Part::Name)).count();
+        let room = NAME_BYTES_MAX.saturating_sub(around) / times.max(1);
         let mut kept = own.get(..room).unwrap_or(own);
         // Not within a character: the bytes that go on with one have their two upper bits so.
         if kept.len() < own.len() {
@@ -97,7 +98,8 @@ impl ApplicationName {
             let whole = (0..=kept.len()).rev().find(|at| !goes_on(*at)).unwrap_or_default();
             kept = own.get(..whole).unwrap_or_default();
         }
-        let filled = self.fill(kept, peer, listener);
+        let mut filled = self.fill(kept, peer, listener);
+        filled.truncate(NAME_BYTES_MAX);
         filled.trim_ascii().to_vec() // A client without a name leaves a space at the edge.
     }
 

@@ -1,7 +1,9 @@
 //! Binding ports, and handing what connects to the least loaded worker.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,13 +15,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::admission::Place;
-use crate::config::ConfigError;
+use crate::config::{ConfigError, ListenerConfig};
 use crate::counters::{Counted, Gauge};
 use crate::entrance::{STARTUPS, Starting};
+use crate::listening::Listening;
 use crate::network::Network;
 use crate::peer::Peer;
+use crate::seldom::Seldom;
 use crate::shared::{ListenerState, Shared, count};
-use crate::stream::socket;
+use crate::stream::socket::{self, Socket as ClientSocket, Travelling};
+use crate::unix::{self, UnixName};
 use crate::worker::Job;
 
 const BACKLOG: i32 = 1024;
@@ -31,6 +36,8 @@ const OVER_LIMIT_PER_ADDRESS_MAX: usize = OVER_LIMIT_MAX / 4;
 const HAND_OVER_MAX: Duration = Duration::from_secs(2);
 /// After an error of accept that concerns the process, such as no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+static CANNOT_ACCEPT: Seldom = Seldom::new();
 
 /// Why a proxy could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -50,13 +57,14 @@ pub enum BindError {
 
 /// Sockets that listen already: another proxy's that this one takes over, or those that a service manager holds.
 #[derive(Debug, Default)]
-pub struct Inherited(Vec<TcpListener>);
+pub struct Inherited(Vec<Listening>);
 
 impl Inherited {
-    /// All of them. Those whose address is not configured are closed once the proxy is bound.
+    /// All of them. Those whose address is not configured are closed once the proxy is bound, and what is no socket that
+    /// clients could use is closed here.
     #[must_use]
-    pub fn new(sockets: Vec<TcpListener>) -> Self {
-        Self(sockets)
+    pub fn new(sockets: Vec<OwnedFd>) -> Self {
+        Self(sockets.into_iter().filter_map(Listening::of).collect())
     }
 
     /// Their addresses.
@@ -65,10 +73,49 @@ impl Inherited {
         addresses(&self.0)
     }
 
+    /// The names of those that are unix sockets, as a configuration has them.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        names(&self.0)
+    }
+
     fn take(&mut self, address: SocketAddr) -> Option<TcpListener> {
-        let is_it = |socket: &TcpListener| socket.local_addr().is_ok_and(|own| own == address);
+        let at = self.0.iter().position(|socket| socket.address() == Some(address))?;
+        match self.0.swap_remove(at) {
+            Listening::Tcp(listener) => Some(listener),
+            Listening::Unix { .. } => None,
+        }
+    }
+
+    fn take_named(&mut self, name: &str) -> Option<Listening> {
+        let is_it = |socket: &Listening| socket.name().is_some_and(|own| own == name);
         let at = self.0.iter().position(is_it)?;
         Some(self.0.swap_remove(at))
+    }
+}
+
+/// Sockets for a listener: on every address that its own stands for, or the one that it names.
+pub(crate) fn open(config: &ListenerConfig, inherited: &mut Inherited) -> Result<Vec<Listening>, BindError> {
+    let address = &config.address;
+    let Some(name) = UnixName::of(address) else {
+        let sockets = bind_or_inherit(address, inherited)?;
+        return Ok(sockets.into_iter().map(Listening::Tcp).collect());
+    };
+    let socket = match inherited.take_named(address) {
+        Some(socket) => Ok(socket.with_file_of_another()),
+        None => unix::bind(&name, config.mode, BACKLOG).map(|(listener, file)| Listening::Unix { listener, file }),
+    };
+    socket.map(|socket| vec![socket]).map_err(|source| BindError::Listen {
+        address: address.clone(),
+        source,
+    })
+}
+
+/// The file of a listener on a unix socket.
+pub(crate) fn file_of(config: &ListenerConfig) -> Option<PathBuf> {
+    match UnixName::of(&config.address)? {
+        UnixName::Path(path) => Some(path),
+        UnixName::Abstract(_) => None,
     }
 }
 
@@ -119,11 +166,13 @@ fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// The addresses that were bound; ports that were asked for as 0 are known here.
-pub(crate) fn addresses(listeners: &[TcpListener]) -> Vec<SocketAddr> {
-    listeners
-        .iter()
-        .filter_map(|listener| listener.local_addr().ok())
-        .collect()
+pub(crate) fn addresses(listeners: &[Listening]) -> Vec<SocketAddr> {
+    listeners.iter().filter_map(Listening::address).collect()
+}
+
+/// The names of those that are unix sockets.
+pub(crate) fn names(listeners: &[Listening]) -> Vec<String> {
+    listeners.iter().filter_map(Listening::name).collect()
 }
 
 /// A place under a limit, given back when dropped.
@@ -137,17 +186,17 @@ pub(crate) struct Admission {
 /// A client's socket.
 pub(crate) enum Arrival {
     /// On the thread that accepted it, and registered there.
-    Here(tokio::net::TcpStream),
+    Here(ClientSocket),
     /// On its way to another.
-    Elsewhere(TcpStream),
+    Elsewhere(Travelling),
 }
 
 impl Arrival {
     /// Registered on this thread.
-    pub(crate) fn arrive(self) -> io::Result<tokio::net::TcpStream> {
+    pub(crate) fn arrive(self) -> io::Result<ClientSocket> {
         match self {
             Self::Here(stream) => Ok(stream),
-            Self::Elsewhere(stream) => tokio::net::TcpStream::from_std(stream),
+            Self::Elsewhere(stream) => ClientSocket::arrive(stream),
         }
     }
 }
@@ -212,9 +261,9 @@ pub(crate) struct Acceptor {
 
 impl Acceptor {
     /// Runs until `stop`. The port is given back when it returns.
-    pub(crate) async fn run(self, socket: TcpListener, stop: CancellationToken) -> io::Result<()> {
+    pub(crate) async fn run(self, socket: Listening, stop: CancellationToken) -> io::Result<()> {
         let _ended = self.ended.clone(); // Dropped last of all.
-        let socket = tokio::net::TcpListener::from_std(socket)?;
+        let (socket, _file) = socket.ready()?;
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
@@ -223,12 +272,14 @@ impl Acceptor {
             match accepted {
                 // Who has been accepted is nobody else's to serve.
                 Ok((stream, peer)) => tokio::select! {
-                    () = self.hand_over(stream, Peer::Ip(peer)) => {}
+                    () = self.hand_over(stream, peer) => {}
                     () = a_while_after(&stop) => return Ok(()),
                 },
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
-                    warn!(%error, "cannot accept connections");
+                    if let Some(kept_back) = CANNOT_ACCEPT.admits(Boottime::now()) {
+                        warn!(%error, kept_back, "cannot accept connections");
+                    }
                     self.shared.limited.count("accept", "");
                     sleep(ACCEPT_PAUSE).await;
                 }
@@ -251,7 +302,7 @@ impl Acceptor {
         self.shared.entrance.enter(address, limit).map(Some)
     }
 
-    async fn hand_over(&self, stream: tokio::net::TcpStream, peer: Peer) {
+    async fn hand_over(&self, stream: ClientSocket, peer: Peer) {
         count(&self.listener.accepted);
         let address = self.address_of(&peer);
         let Some(from_address) = self.enter(address) else {
@@ -271,7 +322,7 @@ impl Acceptor {
         let stream = if steps == 0 {
             Arrival::Here(stream)
         } else {
-            let Ok(stream) = stream.into_std() else { return };
+            let Ok(stream) = stream.leave() else { return };
             Arrival::Elsewhere(stream)
         };
         // Waiting here leaves further clients in the kernel's queue, and so does waiting for a worker.

@@ -6,18 +6,12 @@ use crate::stream::Stream;
 use crate::wire::first_answer::{FirstAnswer, LOOK_BYTES_MAX, first_answer, needs_a_look};
 use crate::wire::sasl::{Offered, without_channel_binding};
 
-/// Waits for the server's first word. Only one byte is looked at, and left where it is, unless that begins something which
-/// may have to be kept from the client: then the message is taken into `early`, in bounds. May be dropped at any time.
+/// Waits for the server's first word, and takes what has come of it into `early`: the whole message, in bounds, where it may
+/// have to be kept from the client. May be dropped at any time.
 ///
 /// # Errors
 /// When the connection breaks before that.
 pub(crate) async fn look(server: &mut Stream, early: &mut Vec<u8>) -> io::Result<FirstAnswer> {
-    if let Some(socket) = server.plain() {
-        let mut first = [0; 1];
-        if socket.peek(&mut first).await? == 0 || !needs_a_look(first[0]) {
-            return Ok(FirstAnswer::ForTheClient);
-        }
-    }
     let by_tls = server.plain().is_none();
     let mut chunk = [0; LOOK_BYTES_MAX / 4];
     loop {

@@ -10,7 +10,6 @@ use crate::network::Network;
 pub(crate) enum Peer {
     Ip(SocketAddr),
     /// On this host, through a unix socket.
-    #[allow(dead_code, reason = "listeners on unix sockets make it")]
     Unix,
 }
 

@@ -25,6 +25,9 @@ use crate::{fence, silence, usher, vouch};
 /// For workers to end after their sessions were cut.
 const WORKERS_END_MAX: Duration = Duration::from_secs(5);
 
+/// For everything else to end after that.
+const PARTS_END_MAX: Duration = Duration::from_secs(5);
+
 /// Why a proxy ended unasked.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
@@ -52,6 +55,8 @@ pub enum ProxyError {
 pub struct Addresses {
     /// In the order of the configuration.
     pub listeners: Vec<Vec<SocketAddr>>,
+    /// The unix sockets among the listeners, by name; these have no address above.
+    pub unix: Vec<String>,
     /// The page; empty without one.
     pub stats: Vec<SocketAddr>,
 }
@@ -80,7 +85,10 @@ impl Proxy {
     /// As for [`Self::bind`].
     pub fn bind_or_inherit(config: ProxyConfig, view: ViewHandle, inherited: Inherited) -> Result<Self, BindError> {
         config.check()?;
-        let tls = TlsSettings::load(config.client_tls.as_ref(), &config.server_tls).map_err(ConfigError::from)?;
+        let tls = TlsSettings::load(config.client_tls.as_ref(), &config.server_tls);
+        let tls = tls
+            .and_then(|tls| tls.with_page(config.page_tls.as_ref()))
+            .map_err(ConfigError::from)?;
         let bound = Bound::new(&config, inherited)?;
         let workers = match config.workers {
             0 => available_parallelism().map_or(1, usize::from),
@@ -163,8 +171,11 @@ impl Proxy {
         drop(cutter);
         let _ = timeout(WORKERS_END_MAX, all_ended(&mut sessions)).await;
         background.cancel();
-        all_ended(&mut parts).await;
-        all_ended(&mut pages).await;
+        let rest = async {
+            all_ended(&mut parts).await;
+            all_ended(&mut pages).await;
+        };
+        let _ = timeout(PARTS_END_MAX, rest).await;
         outcome
     }
 }
@@ -225,7 +236,7 @@ async fn drain(shared: &Shared, sessions: &mut Parts, parts: &mut Parts) {
     }
 }
 
-async fn all_ended(parts: &mut Parts) {
+pub(crate) async fn all_ended(parts: &mut Parts) {
     while parts.join_next().await.is_some() {}
 }
 

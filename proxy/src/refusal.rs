@@ -30,7 +30,7 @@ fn seconds(duration: Duration) -> String {
 pub(crate) fn cannot_route(why: &Why, waited: Duration, leaderless_for: Option<Duration>) -> Fatal {
     let message = match why {
         Why::NothingKnown => {
-            "nothing is known of the cluster yet: no answer from its store since this proxy started".to_owned()
+            "nothing is known of the cluster yet: nobody has answered since this proxy started".to_owned()
         }
         Why::NoLeader => match leaderless_for {
             Some(duration) => format!("there is no leader: nobody has led for {}", seconds(duration)),
@@ -57,6 +57,7 @@ pub(crate) fn cannot_route(why: &Why, waited: Duration, leaderless_for: Option<D
             "it is not certain who leads: the view of the cluster is {} old, its store does not answer",
             seconds(*age)
         ),
+        Why::NoWord { leader } => format!("{leader} leads by what its members tell, and does not confirm it itself"),
         Why::StandbyCluster { leader } => format!("this is a standby cluster: {leader} leads it and takes no writes"),
         Why::NoStandbyCluster { leader } => {
             format!("this is no standby cluster: {leader} leads it and takes writes")

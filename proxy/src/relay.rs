@@ -10,16 +10,18 @@ mod pipe;
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
 use tokio::time::{Sleep, sleep};
 
 use self::direction::{Broken, Direction, Hooks};
-use crate::counters::Sum;
+pub(crate) use self::pipe::PIPE_FILES_MAX;
+use crate::client::SessionLine;
+use crate::counters::Moved;
 use crate::leaving::Leaving;
-use crate::sessions::{Ending, Registration, Word};
+use crate::sessions::{Ending, Registration, Told, Word};
 use crate::stream::{BUFFER_BYTES, Stream};
 use crate::wire::backend::{StartupWatch, Tail};
 
@@ -52,16 +54,10 @@ pub(crate) struct Relay {
     to_server: Direction,
     to_client: Direction,
     talk: Talk,
-    ended: Option<oneshot::Receiver<Word>>,
+    ended: Option<Told>,
     /// Between two transactions it is to end; in a box, since hardly any session is asked to.
     leaving: Option<Box<Leaving>>,
     client_follows: Option<Pin<Box<Sleep>>>,
-}
-
-/// Where bytes are counted.
-pub(crate) struct Counters<'a> {
-    pub(crate) to_server: &'a Sum,
-    pub(crate) to_client: &'a Sum,
 }
 
 /// What is known of the conversation.
@@ -97,9 +93,9 @@ impl Talk {
     }
 }
 
-struct FromClient<'a, 'b>(&'a mut Talk, Option<&'b Counters<'b>>);
+struct FromClient<'a>(&'a mut Talk, Option<&'a Moved>);
 
-impl Hooks for FromClient<'_, '_> {
+impl Hooks for FromClient<'_> {
     fn may_splice(&self) -> bool {
         true
     }
@@ -109,22 +105,26 @@ impl Hooks for FromClient<'_, '_> {
     }
 
     fn sent(&mut self, bytes: &[u8]) {
-        if let Some(counters) = self.1 {
-            counters.to_server.add(bytes.len() as u64);
+        if let Some(moved) = self.1 {
+            moved.to_server.add(bytes.len() as u64);
         }
     }
 
     fn spliced(&mut self, count: usize) {
         self.0.client_sent();
-        if let Some(counters) = self.1 {
-            counters.to_server.add(count as u64);
+        if let Some(moved) = self.1 {
+            moved.to_server.add(count as u64);
         }
+    }
+
+    fn last_seen(&self) -> usize {
+        0
     }
 }
 
-struct FromServer<'a, 'b>(&'a mut Talk, Option<&'b Counters<'b>>);
+struct FromServer<'a>(&'a mut Talk, Option<&'a Moved>);
 
-impl Hooks for FromServer<'_, '_> {
+impl Hooks for FromServer<'_> {
     fn may_splice(&self) -> bool {
         self.0.startup.is_none()
     }
@@ -135,29 +135,34 @@ impl Hooks for FromServer<'_, '_> {
 
     fn sent(&mut self, bytes: &[u8]) {
         self.0.client_got(bytes);
-        if let Some(counters) = self.1 {
-            counters.to_client.add(bytes.len() as u64);
+        if let Some(moved) = self.1 {
+            moved.to_client.add(bytes.len() as u64);
         }
     }
 
     fn spliced(&mut self, count: usize) {
         self.0.tail = Tail::default();
         self.0.outstanding = false;
-        if let Some(counters) = self.1 {
-            counters.to_client.add(count as u64);
+        if let Some(moved) = self.1 {
+            moved.to_client.add(count as u64);
         }
+    }
+
+    /// Whether the client may be spoken to shows in them.
+    fn last_seen(&self) -> usize {
+        if self.0.in_clear { Tail::BYTES } else { 0 }
     }
 }
 
 impl Relay {
     /// Between two streams of which the server's has the startup message, or, when it is not `in_clear`, the beginning of TLS
-    /// between the two. Of what it answered, `early` has been received.
+    /// between the two. Of what it answered, `early` has been received, and of what the client sent behind that, `more`.
     pub(crate) fn new(
         client: Stream,
         server: Stream,
-        early: Vec<u8>,
+        (early, more): (Vec<u8>, Vec<u8>),
         registration: Registration,
-        ended: oneshot::Receiver<Word>,
+        ended: Told,
         in_clear: bool,
     ) -> Self {
         let mut relay = Self {
@@ -167,7 +172,7 @@ impl Relay {
             to_client: Direction::default(),
             talk: Talk {
                 tail: Tail::default(),
-                outstanding: false,
+                outstanding: !more.is_empty(),
                 startup: in_clear.then(Box::default),
                 in_clear,
                 registration,
@@ -178,12 +183,18 @@ impl Relay {
         };
         relay.talk.server_sent(&early);
         relay.to_client = Direction::with(early);
+        relay.to_server = Direction::with(more);
         relay
     }
 
-    /// Relays until either side or somebody outside ends it.
-    pub(crate) async fn run(&mut self, counters: Option<&Counters<'_>>) -> Outcome {
-        poll_fn(|cx| self.poll(cx, counters)).await
+    /// What the log says of this session.
+    pub(crate) fn line(&self) -> Option<Arc<SessionLine>> {
+        self.talk.registration.line()
+    }
+
+    /// Relays until either side or somebody outside ends it. Bytes are counted in `moved`.
+    pub(crate) async fn run(&mut self, moved: Option<&Moved>) -> Outcome {
+        poll_fn(|cx| self.poll(cx, moved)).await
     }
 
     /// Whether a message of ours would reach the client between two messages of the server, with no request unanswered.
@@ -197,13 +208,13 @@ impl Relay {
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, counters: Option<&Counters<'_>>) -> Poll<Outcome> {
+    fn poll(&mut self, cx: &mut Context<'_>, moved: Option<&Moved>) -> Poll<Outcome> {
         // First, so that a session that has been ended moves nothing more.
         while let Some(ended) = &mut self.ended
             && let Poll::Ready(word) = Pin::new(ended).poll(cx)
         {
             self.ended = None;
-            match word {
+            match word.map(|word| *word) {
                 Ok(Word::End(ending)) => return Poll::Ready(Outcome::Ended(ending)),
                 Ok(Word::Leave(ending, more)) => {
                     self.ended = Some(more);
@@ -212,7 +223,7 @@ impl Relay {
                 Err(_) => {}
             }
         }
-        let moved = BUFFER.with_borrow_mut(|buffer| self.poll_bytes(cx, buffer, counters));
+        let moved = BUFFER.with_borrow_mut(|buffer| self.poll_bytes(cx, buffer, moved));
         let is_idle = self.leaving.is_some() && self.is_idle();
         match &mut self.leaving {
             Some(leaving) if moved.is_pending() => leaving.poll(cx, is_idle).map(Outcome::Ended),
@@ -226,15 +237,10 @@ impl Relay {
         nothing_on_its_way && self.talk.startup.is_none() && !self.talk.outstanding && self.talk.tail.is_idle()
     }
 
-    fn poll_bytes(
-        &mut self,
-        cx: &mut Context<'_>,
-        buffer: &mut [u8],
-        counters: Option<&Counters<'_>>,
-    ) -> Poll<Outcome> {
+    fn poll_bytes(&mut self, cx: &mut Context<'_>, buffer: &mut [u8], moved: Option<&Moved>) -> Poll<Outcome> {
         let mut sent = Poll::Ready(Ok(()));
         if !self.to_client.source_broke {
-            let mut hooks = FromClient(&mut self.talk, counters);
+            let mut hooks = FromClient(&mut self.talk, moved);
             sent = self
                 .to_server
                 .poll(cx, &mut self.client, &mut self.server, buffer, &mut hooks);
@@ -244,7 +250,7 @@ impl Relay {
         if sent == Poll::Ready(Err(Broken::Sink)) && !self.to_client.source_finished {
             self.to_client.source_broke = true;
         }
-        let mut hooks = FromServer(&mut self.talk, counters);
+        let mut hooks = FromServer(&mut self.talk, moved);
         let answered = self
             .to_client
             .poll(cx, &mut self.server, &mut self.client, buffer, &mut hooks);

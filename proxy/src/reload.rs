@@ -5,7 +5,8 @@
 //! socket, and its newcomers get the new settings; one that goes is closed, and its sessions go on.
 
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,14 +15,17 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::warn;
 
 use crate::config::{ConfigError, ListenerConfig, ProxyConfig};
 use crate::events::EventKind;
 use crate::listener::{self, Acceptor, BindError, Inbox, Inherited};
-use crate::proxy::{Addresses, Parts};
+use crate::listening::Listening;
+use crate::proxy::{Addresses, Parts, all_ended};
 use crate::shared::{ListenerState, Shared, count};
 use crate::stats;
 use crate::tls::{TlsConfigError, TlsSettings};
+use crate::unix;
 use crate::worker::Job;
 
 /// What a reload came to.
@@ -66,8 +70,12 @@ pub(crate) enum Order {
     },
     /// Copies of every socket that listens.
     Sockets {
-        done: oneshot::Sender<io::Result<Vec<TcpListener>>>,
+        done: oneshot::Sender<io::Result<Vec<OwnedFd>>>,
     },
+    /// The page is served by whoever took the sockets over.
+    ClosePage { done: oneshot::Sender<()> },
+    /// Whose the files of unix sockets are from now on.
+    Files { ours: bool, done: oneshot::Sender<()> },
 }
 
 /// A reloader, and where its orders arrive.
@@ -98,12 +106,30 @@ impl Reloader {
     ///
     /// # Errors
     /// When one cannot be copied, or the proxy stops.
-    pub async fn sockets(&self) -> io::Result<Vec<TcpListener>> {
+    pub async fn sockets(&self) -> io::Result<Vec<OwnedFd>> {
         let stopping = || io::Error::other("the proxy stops");
         let (done, answer) = oneshot::channel();
         let sent = self.orders.send(Order::Sockets { done }).await;
         sent.map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())?
+    }
+
+    /// Closes the page, since whoever took the sockets over serves it now, and knows the newcomers. Returns when this process
+    /// accepts nothing more there, or the proxy stops.
+    pub async fn close_page(&self) {
+        let (done, closed) = oneshot::channel();
+        if self.orders.send(Order::ClosePage { done }).await.is_ok() {
+            let _ = closed.await; // A proxy that stops closes it as well.
+        }
+    }
+
+    /// Says whose the files of unix sockets are from now on, and so whether this process removes them at its end: `ours`
+    /// where it goes on with another's sockets, and not where another one goes on with its own.
+    pub async fn set_files_ours(&self, ours: bool) {
+        let (done, answer) = oneshot::channel();
+        if self.orders.send(Order::Files { ours, done }).await.is_ok() {
+            let _ = answer.await; // A proxy that stops has removed them.
+        }
     }
 
     /// Counts a new configuration that was not applied, whoever refused it.
@@ -114,20 +140,19 @@ impl Reloader {
 
 /// The sockets that a configuration asks for.
 pub(crate) struct Bound {
-    pub(crate) listeners: Vec<(ListenerConfig, Vec<TcpListener>)>,
+    pub(crate) listeners: Vec<(ListenerConfig, Vec<Listening>)>,
     pub(crate) page: Vec<TcpListener>,
 }
 
 impl Bound {
     pub(crate) fn new(config: &ProxyConfig, mut inherited: Inherited) -> Result<Self, BindError> {
-        let mut bind = |address: &str| listener::bind_or_inherit(address, &mut inherited);
         let page = match &config.stats {
-            Some(stats) => bind(&stats.address)?,
+            Some(stats) => listener::bind_or_inherit(&stats.address, &mut inherited)?,
             None => Vec::new(),
         };
-        let bind = |config: &ListenerConfig| Ok((config.clone(), bind(&config.address)?));
+        let open = |config: &ListenerConfig| Ok((config.clone(), listener::open(config, &mut inherited)?));
         Ok(Self {
-            listeners: config.listeners.iter().map(bind).collect::<Result<_, BindError>>()?,
+            listeners: config.listeners.iter().map(open).collect::<Result<_, BindError>>()?,
             page,
         })
     }
@@ -135,8 +160,9 @@ impl Bound {
     pub(crate) fn addresses(&self) -> Addresses {
         let sockets = self.listeners.iter().map(|(_, sockets)| sockets);
         Addresses {
-            listeners: sockets.map(|sockets| listener::addresses(sockets)).collect(),
-            stats: listener::addresses(&self.page),
+            listeners: sockets.clone().map(|sockets| listener::addresses(sockets)).collect(),
+            unix: sockets.flat_map(|sockets| listener::names(sockets)).collect(),
+            stats: page_addresses(&self.page),
         }
     }
 }
@@ -146,11 +172,17 @@ const BIND_MAX: Duration = Duration::from_secs(5);
 /// How long a few small files may take to be read.
 const FILES_MAX: Duration = Duration::from_secs(5);
 
+/// How long acceptors may take to end: whom they have just accepted they hand over, for a moment. A worker that hangs must
+/// not keep the others from a reload or a stop.
+const CLOSE_MAX: Duration = Duration::from_secs(4);
+
 /// Binds off the threads that fence sessions: a resolver may be slow exactly when the network is in trouble.
-async fn bind(address: String) -> Result<Vec<TcpListener>, BindError> {
+async fn bind<T: Send + 'static>(
+    address: String,
+    open: impl FnOnce() -> Result<T, BindError> + Send + 'static,
+) -> Result<T, BindError> {
     let mut binding = JoinSet::new();
-    let asked_for = address.clone();
-    binding.spawn_blocking(move || listener::bind(&asked_for));
+    binding.spawn_blocking(open);
     let failed = |why: &'static str| {
         let source = std::io::Error::other(why);
         Err(BindError::Listen { address, source })
@@ -164,9 +196,16 @@ async fn bind(address: String) -> Result<Vec<TcpListener>, BindError> {
 
 /// Reads the files of certificates, off the same threads: a disk may hang.
 async fn load_tls(config: &ProxyConfig) -> Result<TlsSettings, BindError> {
-    let (clients, servers) = (config.client_tls.clone(), config.server_tls.clone());
+    let (clients, servers, page) = (
+        config.client_tls.clone(),
+        config.server_tls.clone(),
+        config.page_tls.clone(),
+    );
     let mut loading = JoinSet::new();
-    loading.spawn_blocking(move || TlsSettings::load(clients.as_ref(), &servers));
+    loading.spawn_blocking(move || {
+        let tls = TlsSettings::load(clients.as_ref(), &servers);
+        tls.and_then(|tls| tls.with_page(page.as_ref()))
+    });
     let loaded = match timeout(FILES_MAX, loading.join_next()).await {
         Ok(Some(Ok(loaded))) => loaded,
         Ok(_) => Err(TlsConfigError::Other(
@@ -183,7 +222,9 @@ async fn load_tls(config: &ProxyConfig) -> Result<TlsSettings, BindError> {
 struct Door {
     state: Arc<ListenerState>,
     /// Copies, for whoever takes the proxy over.
-    sockets: Vec<TcpListener>,
+    sockets: Vec<Listening>,
+    /// It listens on a unix socket whose file some proxy has made.
+    has_file: bool,
     /// Stops its acceptors when dropped.
     stop: DropGuard,
     /// Closed once their sockets are.
@@ -192,7 +233,7 @@ struct Door {
 
 /// The page's sockets.
 struct Page {
-    addresses: Vec<std::net::SocketAddr>,
+    addresses: Vec<SocketAddr>,
     /// Copies, for whoever takes the proxy over.
     sockets: Vec<TcpListener>,
     /// Stops it when dropped.
@@ -218,7 +259,7 @@ pub(crate) struct Doors {
 enum Plan {
     /// This one of the open doors stays.
     Stays(Door),
-    Opens(Vec<TcpListener>),
+    Opens(Vec<Listening>),
 }
 
 impl Doors {
@@ -247,11 +288,12 @@ impl Doors {
         doors
     }
 
-    fn open_one(&mut self, config: ListenerConfig, sockets: Vec<TcpListener>) -> Door {
+    fn open_one(&mut self, config: ListenerConfig, sockets: Vec<Listening>) -> Door {
         let (index, state) = self.state_for(config, &sockets);
         let stop = CancellationToken::new();
         let (ended, all_ended) = mpsc::channel(1);
-        let copies = copies(&sockets);
+        let copies = sockets.iter().filter_map(|socket| socket.try_clone().ok()).collect();
+        let has_file = sockets.iter().any(Listening::has_file);
         let home = index % self.inboxes.len().max(1);
         for socket in sockets {
             let acceptor = Acceptor {
@@ -281,13 +323,14 @@ impl Doors {
         Door {
             state,
             sockets: copies,
+            has_file,
             stop: stop.drop_guard(),
             ended: all_ended,
         }
     }
 
     /// The listener that was there before goes on counting, or reloads would add listeners for ever.
-    fn state_for(&self, config: ListenerConfig, sockets: &[TcpListener]) -> (usize, Arc<ListenerState>) {
+    fn state_for(&self, config: ListenerConfig, sockets: &[Listening]) -> (usize, Arc<ListenerState>) {
         let fresh = ListenerState::new(config, listener::addresses(sockets));
         let listeners = self.shared.listeners();
         let before = listeners
@@ -311,8 +354,24 @@ impl Doors {
             }
             Order::Sockets { done } => {
                 let doors = self.open.iter().flat_map(|door| &door.sockets);
-                let sockets = doors.chain(&self.page.sockets).map(TcpListener::try_clone);
-                let _ = done.send(sockets.collect()); // Closed again when nobody takes them.
+                let doors = doors.map(|socket| socket.try_clone().map(OwnedFd::from));
+                let pages = self
+                    .page
+                    .sockets
+                    .iter()
+                    .map(|socket| socket.try_clone().map(OwnedFd::from));
+                let _ = done.send(doors.chain(pages).collect()); // Closed again when nobody takes them.
+            }
+            Order::Files { ours, done } => {
+                for door in &self.open {
+                    door.set_file_ours(ours);
+                }
+                let _ = done.send(());
+            }
+            Order::ClosePage { done } => {
+                self.page = open_page(&self.shared, Vec::new(), &mut self.pages, &self.background);
+                let _ = timeout(CLOSE_MAX, all_ended(&mut self.pages)).await;
+                let _ = done.send(()); // Who asked may be gone.
             }
         }
     }
@@ -328,14 +387,21 @@ impl Doors {
         let mut staying = self.matched(&config.listeners);
         for (listener, stays) in config.listeners.iter().zip(&staying) {
             let sockets = if stays.is_none() {
-                bind(listener.address.clone()).await?
+                let listener = listener.clone();
+                bind(listener.address.clone(), move || {
+                    listener::open(&listener, &mut Inherited::default())
+                })
+                .await?
             } else {
                 Vec::new()
             };
             fresh.push(sockets);
         }
         let page = match &config.stats {
-            Some(stats) if !page_stays => bind(stats.address.clone()).await?,
+            Some(stats) if !page_stays => {
+                let address = stats.address.clone();
+                bind(address.clone(), move || listener::bind(&address)).await?
+            }
             Some(_) | None => Vec::new(),
         };
 
@@ -361,7 +427,7 @@ impl Doors {
         for (listener, plan) in config.listeners.into_iter().zip(plans) {
             let door = match plan {
                 Plan::Stays(door) => {
-                    door.state.config.store(Arc::new(listener));
+                    door.change(listener);
                     door
                 }
                 Plan::Opens(sockets) => self.open_one(listener, sockets),
@@ -397,6 +463,11 @@ impl Doors {
         let listeners = self.open.iter().map(|door| door.state.addresses.clone());
         Addresses {
             listeners: listeners.collect(),
+            unix: self
+                .open
+                .iter()
+                .flat_map(|door| listener::names(&door.sockets))
+                .collect(),
             stats: self.page.addresses.clone(),
         }
     }
@@ -404,7 +475,14 @@ impl Doors {
     /// Closes the listeners and gives their ports back; the pages stay, until their background ends.
     pub(crate) async fn close(mut self) -> Parts {
         self.open.clear();
-        while self.acceptors.join_next().await.is_some() {} // Ports are free from here on, inboxes closed.
+        // Ports are free from here on, inboxes closed.
+        if timeout(CLOSE_MAX, all_ended(&mut self.acceptors)).await.is_err() {
+            warn!(
+                "a listener has not closed in {} s: its worker hangs",
+                CLOSE_MAX.as_secs()
+            );
+            self.acceptors.abort_all();
+        }
         self.page.sockets.clear();
         // Pages go on without their door.
         self.page.stop.disarm();
@@ -413,19 +491,44 @@ impl Doors {
 }
 
 impl Door {
-    /// Returns when the port is free.
+    /// Takes new settings for its newcomers.
+    fn change(&self, config: ListenerConfig) {
+        let before = self.state.config.swap(Arc::new(config.clone()));
+        if let Some(path) = listener::file_of(&config).filter(|_| before.mode != config.mode)
+            && let Err(error) = unix::set_mode(&path, config.mode)
+        {
+            warn!(%error, "the mode of {} stays as it is", path.display());
+        }
+    }
+
+    fn set_file_ours(&self, ours: bool) {
+        if let Some(path) = listener::file_of(&self.state.config.load()).filter(|_| self.has_file) {
+            if ours { unix::claim(&path) } else { unix::release(&path) }
+        }
+    }
+
+    /// Returns when the port is free, or its worker has not given it back in time.
     async fn close(self) {
         let Self {
             state,
             sockets,
+            has_file: _,
             stop,
             mut ended,
         } = self;
         drop(sockets);
         state.closed.store(true, Ordering::Relaxed);
         drop(stop);
-        while ended.recv().await.is_some() {}
+        let closed = async { while ended.recv().await.is_some() {} };
+        if timeout(CLOSE_MAX, closed).await.is_err() {
+            let (listener, seconds) = (&state.name, CLOSE_MAX.as_secs());
+            warn!(listener, "a listener has not closed in {seconds} s: its worker hangs");
+        }
     }
+}
+
+fn page_addresses(sockets: &[TcpListener]) -> Vec<SocketAddr> {
+    sockets.iter().filter_map(|socket| socket.local_addr().ok()).collect()
 }
 
 /// A socket that cannot be copied is not handed on.
@@ -440,7 +543,7 @@ fn open_page(
     background: &CancellationToken,
 ) -> Page {
     let stop = background.child_token();
-    let addresses = listener::addresses(&sockets);
+    let addresses = page_addresses(&sockets);
     let copies = copies(&sockets);
     for socket in sockets {
         pages.spawn(stats::serve(Arc::clone(shared), socket, stop.clone()));
@@ -449,5 +552,40 @@ fn open_page(
         addresses,
         sockets: copies,
         stop: stop.drop_guard(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pgherd_cluster::name::Scope;
+    use pgherd_cluster::source;
+
+    use super::*;
+    use crate::counters::Gauge;
+
+    /// Far more than everything here takes.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn a_worker_that_hangs_keeps_neither_a_reload_nor_a_stop_waiting() {
+        let mut config = ProxyConfig::new(vec![ListenerConfig::write("127.0.0.1:0")]);
+        let tls = TlsSettings::load(None, &config.server_tls).expect("nothing to read");
+        let (_publisher, view) = source::channel(Scope::new("c").expect("a plain name"));
+        let bound = Bound::new(&config, Inherited::default()).expect("any free port");
+        let shared = Arc::new(Shared::new(config.clone(), tls, view, 1));
+        // Nobody takes what is in it.
+        let (sender, _inbox) = mpsc::channel(8);
+        let load = Gauge::default();
+        let inboxes = vec![Inbox { sender, load }];
+        let mut doors = Doors::open(&shared, bound, inboxes, &CancellationToken::new());
+        config.listeners = vec![ListenerConfig::write("localhost:0")];
+        let (done, told) = oneshot::channel();
+        let order = Order::Reload {
+            config: Box::new(config),
+            done,
+        };
+        timeout(PATIENCE, doors.obey(order)).await.expect("it is obeyed");
+        told.await.expect("told").expect("a good configuration");
+        timeout(PATIENCE, doors.close()).await.expect("it is closed");
     }
 }

@@ -111,6 +111,11 @@ pub enum Why {
         /// The age of the proof.
         age: Duration,
     },
+    /// The leader itself has not said that it leads, or not for a while.
+    NoWord {
+        /// Who leads by what the others say.
+        leader: MemberName,
+    },
     /// The leader follows another cluster: no member takes writes.
     StandbyCluster {
         /// The leader.
@@ -220,7 +225,11 @@ fn holder(evidence: Evidence<'_>) -> Result<(&Epoch, &Member), Why> {
         return Err(Why::NothingKnown);
     };
     if !warrant.holds(now) {
-        return Err(Why::WarrantLapsed { age });
+        if !warrant.by_word_alone() {
+            return Err(Why::WarrantLapsed { age });
+        }
+        let leader = view.epoch().ok_or(Why::NoLeader)?.holder.clone();
+        return Err(Why::NoWord { leader });
     }
     let epoch = view.epoch().filter(|_| warrant.admits()).ok_or(Why::NoLeader)?;
     let leader = epoch.holder.clone();
@@ -335,13 +344,19 @@ pub fn candidates<'a>(policy: Policy<'_>, evidence: Evidence<'a>) -> Vec<&'a Mem
 
 /// Why `member` is no longer what a listener's readers came for, if it is known to be so.
 #[must_use]
-pub fn strayed(role: ListenerRole, rules: &ReadRules, evidence: Evidence<'_>, member: &Member) -> Option<LeftOut> {
+pub fn strayed(
+    role: ListenerRole,
+    rules: &ReadRules,
+    evidence: Evidence<'_>,
+    member: &Member,
+    did_not_answer: &[MemberName],
+) -> Option<LeftOut> {
     let policy = Policy {
         role,
         rules,
         hold_until: evidence.now,
     };
-    balance::strayed(evidence.view, member, policy.wanted(evidence))
+    balance::strayed(evidence.view, member, policy.wanted(evidence), did_not_answer)
 }
 
 /// The leader as one of the members that readers are spread over, or why it is none.
@@ -435,6 +450,8 @@ pub struct Footing {
     pub listener: usize,
     /// When it began.
     pub since: Boottime,
+    /// The proxy can read its bytes, and so can end it between two transactions.
+    pub in_clear: bool,
 }
 
 /// Why a session must end.

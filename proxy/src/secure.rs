@@ -3,12 +3,14 @@
 use std::io;
 use std::time::Duration;
 
+use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::record::Address;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::time::timeout;
 use tracing::warn;
 use x509_parser::parse_x509_certificate;
 
+use crate::seldom::Seldom;
 use crate::stream::Stream;
 use crate::stream::socket::Socket;
 use crate::stream::tls::{TlsError, TlsStream};
@@ -17,6 +19,9 @@ use crate::wire::startup::FirstPacket;
 
 /// For a member to answer, and for the handshake.
 const SECURE_MAX: Duration = Duration::from_millis(2500);
+
+/// Each connection of a client could be reason for one.
+static NO_TLS: Seldom = Seldom::new();
 
 /// Speaks TLS with a member as the configuration says.
 ///
@@ -54,7 +59,9 @@ pub(crate) async fn secure(socket: Socket, to: &Address, tls: &TlsSettings, clie
         Ok(Err(TlsError::Io(error))) => Err(error),
         Ok(Err(TlsError::Tls(error))) => {
             let why = explain(&error);
-            warn!(member = %to, why, "no TLS with a member");
+            if let Some(kept_back) = NO_TLS.admits(Boottime::now()) {
+                warn!(member = %to, why, kept_back, "no TLS with a member");
+            }
             Err(io::Error::new(io::ErrorKind::InvalidData, why))
         }
         Err(_) => Err(io::Error::new(

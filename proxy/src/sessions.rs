@@ -2,7 +2,7 @@
 //!
 //! A shard per worker. Its lock is taken when a session opens, learns its cancel key or closes, never while bytes move.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -52,15 +52,18 @@ pub(crate) enum Word {
     End(Ending),
     /// End between two transactions, for this reason. What else there is to say comes by the new receiver: a session that
     /// is never idle may still have to end.
-    Leave(Ending, oneshot::Receiver<Word>),
+    Leave(Ending, Told),
 }
+
+/// Where a session hears of it. In a box, since hardly any is told anything, and each keeps room for it.
+pub(crate) type Told = oneshot::Receiver<Box<Word>>;
 
 struct Entry {
     footing: Footing,
     server: Server,
     key: Option<CancelKey>,
     /// Gone once the session has been told to end.
-    end: Option<oneshot::Sender<Word>>,
+    end: Option<oneshot::Sender<Box<Word>>>,
     /// It has been asked to leave.
     leaves: bool,
 }
@@ -70,7 +73,7 @@ impl Entry {
     fn tell(&mut self, verdict: Verdict) -> bool {
         let Some(end) = self.end.take() else { return false };
         match verdict {
-            Verdict::End(ending) => end.send(Word::End(ending)).is_ok(),
+            Verdict::End(ending) => end.send(Box::new(Word::End(ending))).is_ok(),
             Verdict::Leave(_) if self.leaves => {
                 self.end = Some(end);
                 false
@@ -79,7 +82,7 @@ impl Entry {
                 let (again, more) = oneshot::channel();
                 self.leaves = true;
                 self.end = Some(again);
-                end.send(Word::Leave(ending, more)).is_ok()
+                end.send(Box::new(Word::Leave(ending, more))).is_ok()
             }
         }
     }
@@ -88,9 +91,10 @@ impl Entry {
 #[derive(Default)]
 struct Shard {
     next: u64,
-    entries: HashMap<u64, Entry>,
-    /// Process ids repeat between servers.
-    by_process_id: HashMap<[u8; 4], Vec<u64>>,
+    /// In boxes: a table has room to spare, and grows under the lock.
+    entries: HashMap<u64, Box<Entry>>,
+    /// The process id of each server that is known, and the session. Process ids repeat between servers.
+    by_process_id: BTreeSet<([u8; 4], u64)>,
 }
 
 /// All open sessions.
@@ -129,12 +133,7 @@ impl Sessions {
     }
 
     /// Enters a session. The caller looks at the evidence again *after* this: a change before it was nobody's to tell.
-    pub(crate) fn enter(
-        self: &Arc<Self>,
-        shard: usize,
-        footing: Footing,
-        server: Server,
-    ) -> (Registration, oneshot::Receiver<Word>) {
+    pub(crate) fn enter(self: &Arc<Self>, shard: usize, footing: Footing, server: Server) -> (Registration, Told) {
         let (end, ended) = oneshot::channel();
         let mut id = 0;
         if let Some(mut shard) = self.lock(shard) {
@@ -147,7 +146,7 @@ impl Sessions {
                 end: Some(end),
                 leaves: false,
             };
-            shard.entries.insert(id, entry);
+            shard.entries.insert(id, Box::new(entry));
         }
         let registration = Registration {
             sessions: Arc::clone(self),
@@ -195,8 +194,9 @@ impl Sessions {
     pub(crate) fn find(&self, key: &CancelKey) -> Option<Server> {
         (0..self.shards.len()).find_map(|index| {
             let shard = self.lock(index)?;
-            let ids = shard.by_process_id.get(&key.process_id())?;
-            ids.iter().find_map(|id| {
+            let process_id = key.process_id();
+            let mut with_it = shard.by_process_id.range((process_id, 0)..=(process_id, u64::MAX));
+            with_it.find_map(|(_, id)| {
                 let entry = shard.entries.get(id)?;
                 entry.key.as_ref()?.matches(key).then(|| entry.server.clone())
             })
@@ -208,6 +208,11 @@ impl Registration {
     /// Has the log told of the session once its server's process is known.
     pub(crate) fn describe(&mut self, line: Option<Arc<SessionLine>>) {
         self.line = line;
+    }
+
+    /// What the log says of the session.
+    pub(crate) fn line(&self) -> Option<Arc<SessionLine>> {
+        self.line.clone()
     }
 
     /// Notes the key that cancels this session's queries.
@@ -223,7 +228,7 @@ impl Registration {
             return;
         }
         let process_id = key.process_id();
-        shard.by_process_id.entry(process_id).or_default().push(self.id);
+        shard.by_process_id.insert((process_id, self.id));
         entry.key = Some(key);
         drop(guard);
         if let Some(line) = &self.line {
@@ -241,18 +246,12 @@ impl Drop for Registration {
         let Some(key) = shard.entries.remove(&self.id).and_then(|entry| entry.key) else {
             return;
         };
-        if let Some(ids) = shard.by_process_id.get_mut(&key.process_id()) {
-            ids.retain(|id| *id != self.id);
-            if ids.is_empty() {
-                shard.by_process_id.remove(&key.process_id());
-            }
-        }
+        shard.by_process_id.remove(&(key.process_id(), self.id));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use pgherd_cluster::clock::Boottime;
     use pgherd_cluster::view::Epoch;
 
@@ -273,12 +272,13 @@ mod tests {
             epoch,
             on_promoted: OnChange::End,
             listener: 0,
+            in_clear: true,
             since: Boottime::from_nanos(0),
         }
     }
 
     fn key(bytes: &'static [u8]) -> CancelKey {
-        CancelKey::new(Bytes::from_static(bytes)).expect("a valid key")
+        CancelKey::new(bytes).expect("a valid key")
     }
 
     #[test]
@@ -318,7 +318,7 @@ mod tests {
         assert_eq!(sessions.tell_where(judge), 1);
         assert_eq!(sessions.tell_where(judge), 0);
         assert!(matches!(
-            writer_end.try_recv(),
+            writer_end.try_recv().map(|word| *word),
             Ok(Word::End(Ending::Outlived(Outlived::WarrantLapsed)))
         ));
         assert!(reader_end.try_recv().is_err());
@@ -334,12 +334,15 @@ mod tests {
         let mut leaving = 0;
         sessions.for_each(|_, leaves| leaving += usize::from(leaves));
         assert_eq!(leaving, 1);
-        let Ok(Word::Leave(why, mut more)) = told.try_recv() else {
+        let Ok(Word::Leave(why, mut more)) = told.try_recv().map(|word| *word) else {
             panic!("it was asked");
         };
         assert_eq!(why, moved());
         assert_eq!(sessions.tell_where(|_, _| Some(Verdict::End(Ending::Stopping))), 1);
-        assert!(matches!(more.try_recv(), Ok(Word::End(Ending::Stopping))));
+        assert!(matches!(
+            more.try_recv().map(|word| *word),
+            Ok(Word::End(Ending::Stopping))
+        ));
         // There is nobody left to ask.
         assert_eq!(sessions.tell_where(|_, _| Some(Verdict::Leave(moved()))), 0);
     }

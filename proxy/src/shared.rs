@@ -10,7 +10,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use pgherd_cluster::clock::{Boottime, wall_now};
 use pgherd_cluster::name::MemberName;
 use pgherd_cluster::record::PgState;
-use pgherd_cluster::source::ViewHandle;
+use pgherd_cluster::source::{Proof, ViewHandle};
 use pgherd_cluster::view::{Epoch, Member, View};
 use tokio::sync::{Notify, watch};
 
@@ -260,7 +260,12 @@ impl Shared {
         let (view, warrant) = match vouch {
             Some(vouch) => (self.completed(&view, vouch), Warrant::by_word(vouch, as_of)),
             None => {
-                let warrant = Warrant::new(&view, as_of).vouched(&view, &words);
+                let warrant = match self.view.proof() {
+                    Proof::Store => Warrant::new(&view, as_of),
+                    Proof::Hearsay => Warrant::hearsay(as_of),
+                    Proof::Server(good_for) => Warrant::from_server(as_of, good_for),
+                };
+                let warrant = warrant.vouched(&view, &words);
                 (view, warrant)
             }
         };
@@ -368,6 +373,11 @@ impl Shared {
             .epoch
             .is_none()
             .then(|| Boottime::now().since(leadership.since))
+    }
+
+    /// Whether the leader is asked for its word once somebody needs it, and nobody does.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.view.proof() == Proof::Hearsay && self.held.get() == 0 && !self.sessions.any_with_epoch()
     }
 
     /// A place among the held clients of a listener, if there is one left.

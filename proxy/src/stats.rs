@@ -1,8 +1,9 @@
 //! The page, metrics and health over HTTP, for people and their tools. Read only.
 
-mod metrics;
-mod page;
-mod state;
+mod login;
+pub(crate) mod metrics;
+pub(crate) mod page;
+pub(crate) mod state;
 mod stream;
 
 use std::convert::Infallible;
@@ -19,15 +20,20 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use pgherd_cluster::clock::Boottime;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::counters::Gauge;
 use crate::draw::draws;
-use crate::shared::Shared;
+use crate::seldom::Seldom;
+use crate::shared::{Shared, count};
+pub use login::PageLogin;
 use state::State;
 use stream::StateStream;
 
@@ -40,6 +46,8 @@ const REQUEST_BYTES_MAX: usize = 16 * 1024;
 const CONNECTION_MAX: Duration = Duration::from_secs(600);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+static CANNOT_ACCEPT: Seldom = Seldom::new();
+
 type Answer = Response<Either<Full<Bytes>, StateStream>>;
 
 /// Serves on `socket` until `stop`.
@@ -50,7 +58,9 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: TcpListener, stop: Cancel
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            Some(ended) = connections.join_next(), if !connections.is_empty() => if ended.is_err() {
+                count(&shared.panics);
+            },
             accepted = listener.accept() => match accepted {
                 // Beyond the bound it is closed without a word.
                 Ok((stream, _)) if connections.len() < CONNECTIONS_MAX => {
@@ -58,7 +68,9 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: TcpListener, stop: Cancel
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    warn!(%error, "cannot accept a connection to the page");
+                    if let Some(kept_back) = CANNOT_ACCEPT.admits(Boottime::now()) {
+                        warn!(%error, kept_back, "cannot accept a connection to the page");
+                    }
                     sleep(ACCEPT_PAUSE).await;
                 }
             },
@@ -67,6 +79,18 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: TcpListener, stop: Cancel
 }
 
 async fn converse(shared: Arc<Shared>, stream: TcpStream, streams: Gauge) {
+    let Some(config) = shared.tls.load().page.clone() else {
+        return converse_over(shared, stream, streams).await;
+    };
+    match timeout(HEADER_MAX, TlsAcceptor::from(config).accept(stream)).await {
+        Ok(Ok(stream)) => converse_over(shared, stream, streams).await,
+        Ok(Err(error)) => debug!(%error, "a connection to the page does not come to TLS"),
+        Err(_) => {} // It said too little in time.
+    }
+}
+
+/// One connection, from its first byte to its end.
+pub(crate) async fn converse_over(shared: Arc<Shared>, stream: impl AsyncRead + AsyncWrite + Unpin, streams: Gauge) {
     let service = service_fn(|request: Request<Incoming>| {
         let answer = answer(&shared, &request, &streams);
         async move { Ok::<_, Infallible>(answer) }
@@ -88,6 +112,15 @@ fn answer(shared: &Arc<Shared>, request: &Request<Incoming>, streams: &Gauge) ->
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
     }
     let uri = request.uri();
+    // Who checks whether the proxy lives has no password.
+    if uri.path() != "/healthz"
+        && let Some(login) = &shared.config.load().page_login
+    {
+        let presented = request.headers().get(header::AUTHORIZATION);
+        if !login.lets_in(presented.map(HeaderValue::as_bytes)) {
+            return unauthorized();
+        }
+    }
     match (uri.path(), uri.query()) {
         ("/", _) => redirect("/stats"),
         ("/stats", Some("fragment")) => whole("text/html; charset=utf-8", page::fragment(&State::of(shared))),
@@ -109,7 +142,7 @@ fn answer(shared: &Arc<Shared>, request: &Request<Incoming>, streams: &Gauge) ->
     }
 }
 
-fn json(shared: &Shared) -> String {
+pub(crate) fn json(shared: &Shared) -> String {
     // The state has text keys only, which is all that could fail.
     serde_json::to_string(&State::of(shared)).unwrap_or_default()
 }
@@ -158,6 +191,13 @@ fn whole(content_type: &'static str, body: String) -> Answer {
 fn text(status: StatusCode, body: impl Into<String>) -> Answer {
     let mut answer = whole("text/plain; charset=utf-8", body.into());
     *answer.status_mut() = status;
+    answer
+}
+
+fn unauthorized() -> Answer {
+    let mut answer = text(StatusCode::UNAUTHORIZED, "this page needs a name and a password\n");
+    let challenge = HeaderValue::from_static("Basic realm=\"pgherd\", charset=\"UTF-8\"");
+    answer.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
     answer
 }
 

@@ -157,6 +157,8 @@ pub(crate) struct TlsSettings {
     /// For members.
     pub(crate) connect: Option<Arc<ClientConfig>>,
     pub(crate) server_mode: ServerTlsMode,
+    /// For who looks at the page.
+    pub(crate) page: Option<Arc<ServerConfig>>,
 }
 
 impl TlsSettings {
@@ -172,7 +174,18 @@ impl TlsSettings {
             map_users: clients.is_some_and(|clients| clients.map_users),
             connect,
             server_mode: servers.mode,
+            page: None,
         })
+    }
+
+    /// The same with what the page shows.
+    pub(crate) fn with_page(self, page: Option<&ClientTlsConfig>) -> Result<Self, TlsConfigError> {
+        let mut config = page.map(accept).transpose()?;
+        if let Some(config) = &mut config {
+            config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        }
+        let page = config.map(Arc::new);
+        Ok(Self { page, ..self })
     }
 }
 

@@ -6,33 +6,34 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
-use pgherd_cluster::name::MemberName;
 use tokio::time::sleep;
 
 use crate::connect::{Connector, Denied, TRY_OTHERS_MAX, gone};
 use crate::counters::Counted;
 use crate::events::EventKind;
-use crate::gate::{Entry, Pass, Turn};
+use crate::gate::{Entry, Gate, Pass, Turn};
 use crate::refusal;
 use crate::route::Target;
 use crate::shared::count;
-use crate::wire::error_response::Fatal;
 
 /// A server that takes longer for its first word is slow for another reason than many clients, and must not keep others
 /// from theirs.
 pub(crate) const STARTUP_MAX: Duration = Duration::from_secs(2);
 
+/// How often a reader that waits at one member looks whether another has room by now.
+const LOOK_ELSEWHERE_EVERY: Duration = Duration::from_millis(200);
+
 /// Since when a client waits for what, over all that it tries.
 #[derive(Debug)]
 pub(crate) struct Waits {
-    /// For a session. Whoever came first goes first.
+    /// For a session. Whoever came first goes first, in whichever queue.
     since: Boottime,
     /// For a place at a member that is full.
     place: Option<Boottime>,
     /// For its turn to start.
     startup: Option<Boottime>,
-    /// At the member that was just chosen because it had them.
-    pub(crate) entered: Option<Entered>,
+    /// How far it has come at the member that it was led to last.
+    at: Option<(Target, Stage)>,
 }
 
 impl Waits {
@@ -41,9 +42,40 @@ impl Waits {
             since,
             place: None,
             startup: None,
-            entered: None,
+            at: None,
         }
     }
+
+    /// Where it is this client's turn by now.
+    pub(crate) fn called(&mut self) -> Option<&Target> {
+        match &mut self.at {
+            Some((target, Stage::Queued(turn) | Stage::Placed(_, turn))) => turn.is_called().then_some(&*target),
+            Some((_, Stage::In(_))) | None => None,
+        }
+    }
+
+    /// Gives back what it has and waits for.
+    pub(crate) fn leave(&mut self) {
+        self.at = None;
+    }
+}
+
+/// How far a client has come at a member.
+#[derive(Debug)]
+enum Stage {
+    /// It waits for a place.
+    Queued(Turn),
+    /// It has one, and waits for its turn to start.
+    Placed(Place, Turn),
+    /// It has both.
+    In(Entered),
+}
+
+/// What has neither a place nor room in its queue.
+#[derive(Clone, Copy, Debug)]
+enum Full {
+    Places,
+    Startups,
 }
 
 /// A client's places at a member.
@@ -63,6 +95,15 @@ pub(crate) struct Place {
     _reserved: Option<Counted>,
 }
 
+impl Place {
+    const fn usual(pass: Pass) -> Self {
+        Self {
+            _pass: pass,
+            _reserved: None,
+        }
+    }
+}
+
 /// Why it was not its turn.
 pub(crate) enum NoTurn {
     /// The route leads elsewhere by now.
@@ -70,119 +111,182 @@ pub(crate) enum NoTurn {
     Denied(Denied),
 }
 
+/// What came of waiting for a turn.
+enum Waited {
+    Granted(Pass),
+    /// It is not its turn yet, and there may be a better place to wait at.
+    LookElsewhere(Turn),
+    /// Its time is over.
+    Over,
+}
+
 impl Connector<'_> {
-    /// Takes places at `member` if they need not be waited for.
-    pub(crate) fn enter_at_once(&self, member: &MemberName, waits: &mut Waits) -> bool {
-        let place = self.shared.places.of(member).enter(waits.since, 0);
-        let startup = self.shared.startups.of(member).enter(waits.since, 0);
+    /// Takes places at `target` if they need not be waited for.
+    pub(crate) fn enter_at_once(&self, target: &Target, waits: &mut Waits) -> bool {
+        let place = self.shared.places.of(&target.member).enter(waits.since, 0);
+        let startup = self.shared.startups.of(&target.member).enter(waits.since, 0);
         let (Entry::In(pass), Entry::In(startup)) = (place, startup) else {
             return false;
         };
-        let place = Place {
-            _pass: pass,
-            _reserved: None,
-        };
-        waits.entered = Some(Entered { place, startup });
+        let place = Place::usual(pass);
+        waits.at = Some((target.clone(), Stage::In(Entered { place, startup })));
         true
     }
 
-    /// Waits for places at `target`, until `overtaken` or the time for each is over.
+    /// Where to wait of `targets`, which are all full: in the first queue that has room. What the client has elsewhere it
+    /// keeps until it has as much there, so that looking around never costs it anything. Nothing when all queues are full.
+    pub(crate) fn wait_at_one_of<'t>(&self, targets: &'t [Target], waits: &mut Waits) -> Option<&'t Target> {
+        let held = waits.at.take().filter(|(target, _)| targets.contains(target));
+        for target in targets {
+            if held.as_ref().is_some_and(|(at, _)| at == target) {
+                break;
+            }
+            let Ok(stage) = self.join(target, waits.since) else {
+                continue;
+            };
+            let is_less = matches!((&held, &stage), (Some((_, Stage::Placed(..))), Stage::Queued(_)));
+            if !is_less {
+                waits.at = Some((target.clone(), stage));
+                return Some(target);
+            }
+        }
+        waits.at = held;
+        let (at, _) = waits.at.as_ref()?;
+        targets.iter().find(|target| *target == at)
+    }
+
+    /// Comes as far at `target` as is possible without waiting.
+    fn join(&self, target: &Target, since: Boottime) -> Result<Stage, Full> {
+        let queue = self.shared.config.load().limits.queue;
+        let gate = self.shared.places.of(&target.member);
+        let place = match gate.enter(since, queue.clients) {
+            Entry::In(pass) => Place::usual(pass),
+            entry => match (self.place_over(&gate), entry) {
+                (Some(place), _) => place,
+                (None, Entry::Wait(turn)) => return Ok(Stage::Queued(turn)),
+                (None, _) => return Err(Full::Places),
+            },
+        };
+        self.join_startups(target, place, since)
+    }
+
+    fn join_startups(&self, target: &Target, place: Place, since: Boottime) -> Result<Stage, Full> {
+        let connections = self.shared.config.load().limits.connections;
+        match self.shared.startups.of(&target.member).enter(since, connections) {
+            Entry::In(startup) => Ok(Stage::In(Entered { place, startup })),
+            Entry::Wait(turn) => Ok(Stage::Placed(place, turn)),
+            Entry::Full => Err(Full::Startups),
+        }
+    }
+
+    /// A place beyond the limit, for an operator.
+    fn place_over(&self, gate: &Gate) -> Option<Place> {
+        let reserved = if self.client_is.has_reserved_place() {
+            None
+        } else {
+            Some(self.shared.reserve(self.client_is.who.user.as_deref())?)
+        };
+        Some(Place {
+            _pass: gate.enter_over(),
+            _reserved: reserved,
+        })
+    }
+
+    /// Waits for places at `target`, until `overtaken` or the time for each is over. A reader is overtaken, too, when it is
+    /// time to look whether another member has room; it keeps its place in the queue meanwhile.
     pub(crate) async fn turn(
         &self,
         target: &Target,
         waits: &mut Waits,
         mut overtaken: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Entered, NoTurn> {
-        if let Some(entered) = waits.entered.take() {
-            return Ok(entered);
-        }
-        let place = self.place(target, waits, overtaken.as_mut()).await?;
-        let config = self.shared.config.load_full();
-        let gate = self.shared.startups.of(&target.member);
-        let startup = match gate.enter(waits.since, config.limits.connections) {
-            Entry::In(pass) => pass,
-            Entry::Full => return Err(self.refused("startups_per_member", |_| self.no_startup(target, None))),
-            Entry::Wait(turn) => {
-                let patience = config.hold.timeout.max(TRY_OTHERS_MAX);
-                let began = *waits.startup.get_or_insert_with(Boottime::now);
-                self.wait(turn, began, patience, overtaken).await?.ok_or_else(|| {
-                    let waited = Some(Boottime::now().since(began));
-                    self.refused("startups_per_member", |_| self.no_startup(target, waited))
-                })?
-            }
+        let told = |full| self.refused(target, full, None);
+        let mut stage = match waits.at.take() {
+            Some((at, stage)) if at == *target => stage,
+            _ => self.join(target, waits.since).map_err(told)?,
         };
-        Ok(Entered { place, startup })
+        loop {
+            let (limit, place, turn) = match stage {
+                Stage::In(entered) => return Ok(entered),
+                Stage::Queued(turn) => (Full::Places, None, turn),
+                Stage::Placed(place, turn) => (Full::Startups, Some(place), turn),
+            };
+            let (began, patience) = self.patience(limit, waits);
+            let waited = self.wait(turn, began + patience, overtaken.as_mut()).await?;
+            stage = match (waited, place) {
+                (Waited::Granted(pass), None) => {
+                    let joined = self.join_startups(target, Place::usual(pass), waits.since);
+                    joined.map_err(told)?
+                }
+                (Waited::Granted(startup), Some(place)) => Stage::In(Entered { place, startup }),
+                (Waited::LookElsewhere(turn), place) => {
+                    let stage = match place {
+                        None => Stage::Queued(turn),
+                        Some(place) => Stage::Placed(place, turn),
+                    };
+                    waits.at = Some((target.clone(), stage));
+                    return Err(NoTurn::Overtaken);
+                }
+                (Waited::Over, _) => return Err(self.refused(target, limit, Some(Boottime::now().since(began)))),
+            };
+        }
     }
 
-    async fn place(
-        &self,
-        target: &Target,
-        waits: &mut Waits,
-        overtaken: Pin<&mut impl Future<Output = ()>>,
-    ) -> Result<Place, NoTurn> {
-        let queue = self.shared.config.load().limits.queue;
-        let gate = self.shared.places.of(&target.member);
-        let usual = |pass| Place {
-            _pass: pass,
-            _reserved: None,
+    /// Since when this client waits for this, and for how long it may.
+    fn patience(&self, limit: Full, waits: &mut Waits) -> (Boottime, Duration) {
+        let config = self.shared.config.load();
+        let (began, patience) = match limit {
+            Full::Places => (&mut waits.place, config.limits.queue.timeout),
+            Full::Startups => (&mut waits.startup, config.hold.timeout.max(TRY_OTHERS_MAX)),
         };
-        let entry = gate.enter(waits.since, queue.clients);
-        let turn = match entry {
-            Entry::In(pass) => return Ok(usual(pass)),
-            Entry::Wait(_) | Entry::Full if self.client_is.has_reserved_place() => {
-                return Ok(usual(gate.enter_over()));
-            }
-            Entry::Wait(turn) => Some(turn),
-            Entry::Full => None,
-        };
-        if let Some(reserved) = self.shared.reserve(self.client_is.who.user.as_deref()) {
-            return Ok(Place {
-                _pass: gate.enter_over(),
-                _reserved: Some(reserved),
-            });
-        }
-        let no_place = |waited| {
-            self.refused("per_member", |limits| {
-                refusal::member_full(&target.member, gate.crowd(), limits, waited)
-            })
-        };
-        let turn = turn.ok_or_else(|| no_place(None))?;
-        let began = *waits.place.get_or_insert_with(Boottime::now);
-        let granted = self.wait(turn, began, queue.timeout, overtaken).await?;
-        granted
-            .map(usual)
-            .ok_or_else(|| no_place(Some(Boottime::now().since(began))))
+        (*began.get_or_insert_with(Boottime::now), patience)
     }
 
-    /// Waits until it is this client's turn; nothing when `patience`, counted from `began`, is over before.
+    /// Waits until it is this client's turn, at most until `deadline`.
     async fn wait(
         &self,
-        turn: Turn,
-        began: Boottime,
-        patience: Duration,
+        mut turn: Turn,
+        deadline: Boottime,
         overtaken: Pin<&mut impl Future<Output = ()>>,
-    ) -> Result<Option<Pass>, NoTurn> {
-        let left = (began + patience).since(Boottime::now());
+    ) -> Result<Waited, NoTurn> {
+        let left = deadline.since(Boottime::now());
+        let pause = if self.config.role.is_balanced() {
+            left.min(LOOK_ELSEWHERE_EVERY)
+        } else {
+            left
+        };
         tokio::select! {
             biased;
-            pass = turn.granted() => Ok(Some(pass)),
-            () = overtaken => Err(NoTurn::Overtaken),
-            () = gone(&self.client) => Err(NoTurn::Denied(Denied::ClientGone)),
-            () = self.cut.cancelled() => Err(NoTurn::Denied(Denied::Stopping)),
-            () = sleep(left) => Ok(None),
+            () = turn.called() => {}
+            () = overtaken => return Err(NoTurn::Overtaken),
+            () = gone(&self.client) => return Err(NoTurn::Denied(Denied::ClientGone)),
+            () = self.cut.cancelled() => return Err(NoTurn::Denied(Denied::Stopping)),
+            () = sleep(pause) => {}
         }
+        Ok(match turn.pass() {
+            Ok(pass) => Waited::Granted(pass),
+            Err(turn) if pause < left => Waited::LookElsewhere(turn),
+            Err(_) => Waited::Over,
+        })
     }
 
-    fn refused(&self, limit: &'static str, fatal: impl FnOnce(&crate::config::LimitsConfig) -> Fatal) -> NoTurn {
+    /// What a client is told that has `waited` in vain, or not at all.
+    fn refused(&self, target: &Target, full: Full, waited: Option<Duration>) -> NoTurn {
+        let (member, limits) = (&target.member, &self.shared.config.load().limits);
+        let (limit, fatal) = match full {
+            Full::Places => {
+                let crowd = self.shared.places.of(member).crowd();
+                ("per_member", refusal::member_full(member, crowd, limits, waited))
+            }
+            Full::Startups => {
+                let crowd = self.shared.startups.of(member).crowd();
+                ("startups_per_member", refusal::startups_full(member, crowd, waited))
+            }
+        };
         count(&self.listener.refused);
         self.shared.limited.count(limit, "");
         self.shared.events.record(EventKind::Limited { limit });
-        NoTurn::Denied(Denied::Refused(fatal(&self.shared.config.load().limits)))
-    }
-
-    fn no_startup(&self, target: &Target, waited: Option<Duration>) -> Fatal {
-        let crowd = self.shared.startups.of(&target.member).crowd();
-        refusal::startups_full(&target.member, crowd, waited)
+        NoTurn::Denied(Denied::Refused(fatal))
     }
 }
 

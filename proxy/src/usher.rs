@@ -16,6 +16,7 @@ use tracing::info;
 
 use crate::balance::{self, LeftOut, Load, Standing};
 use crate::config::{ListenerConfig, OnChange};
+use crate::dial::dial;
 use crate::events::EventKind;
 use crate::route::{self, Footing, Outlived};
 use crate::sessions::{Ending, Verdict};
@@ -28,18 +29,24 @@ const MOVED_ONE_OF: usize = 100;
 
 /// Runs until `stop`.
 pub(crate) async fn run(shared: &Shared, stop: CancellationToken) -> std::io::Result<()> {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = look_for_ever(shared) => {}
+    }
+    Ok(())
+}
+
+async fn look_for_ever(shared: &Shared) {
     let mut strayed = Strayed::default();
     let mut tick = interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            _ = tick.tick() => look(shared, &mut strayed),
-        }
+        tick.tick().await;
+        look(shared, &mut strayed).await;
     }
 }
 
-fn look(shared: &Shared, strayed: &mut Strayed) {
+async fn look(shared: &Shared, strayed: &mut Strayed) {
     let configs: Vec<Arc<ListenerConfig>> = shared
         .listeners()
         .iter()
@@ -52,10 +59,11 @@ fn look(shared: &Shared, strayed: &mut Strayed) {
         .iter()
         .any(|config| config.role.is_balanced() && has_rules(config))
     {
+        *strayed = Strayed::default(); // What was so before the rules went is no beginning for those that come.
         return;
     }
+    end_strayed(shared, &configs, strayed).await;
     let seen = shared.seen();
-    end_strayed(shared, &configs, &seen, strayed);
     for (listener, config) in configs.iter().enumerate() {
         if let Some(age) = config.reads.rebalance_after.filter(|_| config.role.is_balanced()) {
             rebalance(shared, listener, config, &seen, age);
@@ -63,15 +71,38 @@ fn look(shared: &Shared, strayed: &mut Strayed) {
     }
 }
 
+/// Which members are other than which listener asks for, and why.
+type Why = BTreeMap<(usize, MemberName), LeftOut>;
+
 /// Ends sessions with members that have been other than their listener asks for longer than a change of leader takes.
-fn end_strayed(shared: &Shared, configs: &[Arc<ListenerConfig>], seen: &Seen, strayed: &mut Strayed) {
-    let mut why: BTreeMap<(usize, MemberName), LeftOut> = BTreeMap::new();
+async fn end_strayed(shared: &Shared, configs: &[Arc<ListenerConfig>], strayed: &mut Strayed) {
+    let mut judged = judge(configs, &shared.seen(), &[], strayed);
+    let mut any_for_no_stream = false;
+    shared.sessions.for_each(|footing, leaves| {
+        let why = judged.get(&(footing.listener, footing.member.clone()));
+        let is_judged = !leaves && footing.epoch.is_none();
+        any_for_no_stream |= is_judged && matches!(why, Some(LeftOut::NotStreaming(_)));
+    });
+    // Where nobody can stream because the leader does not answer, newcomers get such a standby as the last resort: whoever
+    // was ended would come back there, to be ended again.
+    if any_for_no_stream && let Some(leader) = silent_leader(&shared.seen()).await {
+        judged = judge(configs, &shared.seen(), &[leader], strayed);
+    }
+    if !judged.is_empty() {
+        tell_strayed(shared, configs, &judged);
+    }
+}
+
+/// Those members that have been so for longer than a change of leader takes.
+fn judge(configs: &[Arc<ListenerConfig>], seen: &Seen, did_not_answer: &[MemberName], strayed: &mut Strayed) -> Why {
+    let mut why = Why::new();
     for (listener, config) in configs.iter().enumerate() {
         if config.reads.on_stale == OnChange::Keep || !config.role.is_balanced() {
             continue;
         }
         for member in seen.view.members.values() {
-            if let Some(left_out) = route::strayed(config.role, &config.reads, seen.evidence(), member) {
+            let told = route::strayed(config.role, &config.reads, seen.evidence(), member, did_not_answer);
+            if let Some(left_out) = told {
                 why.insert((listener, member.name.clone()), left_out);
             }
         }
@@ -79,21 +110,29 @@ fn end_strayed(shared: &Shared, configs: &[Arc<ListenerConfig>], seen: &Seen, st
     // Members write their records at least once per loop_wait, so within this all have told of a new leader.
     let grace = seen.view.timing().ttl();
     let for_good = strayed.note(&why.keys().cloned().collect(), grace, seen.now);
-    if for_good.is_empty() {
-        return;
-    }
+    why.retain(|place, _| for_good.contains(place));
+    why
+}
+
+/// The leader, if it cannot be connected to.
+async fn silent_leader(seen: &Seen) -> Option<MemberName> {
+    let leader = seen.view.leader_member()?;
+    let address = leader.record.postgres_address()?;
+    dial(&address).await.is_err().then(|| leader.name.clone())
+}
+
+fn tell_strayed(shared: &Shared, configs: &[Arc<ListenerConfig>], why: &Why) {
     let told = shared.sessions.tell_where(|footing, _| {
-        let place = (footing.listener, footing.member.clone());
-        if footing.epoch.is_some() || !for_good.contains(&place) {
+        if footing.epoch.is_some() {
             return None;
         }
         let ending = Ending::Outlived(Outlived::Strayed {
             member: footing.member.clone(),
-            why: why.get(&place)?.clone(),
+            why: why.get(&(footing.listener, footing.member.clone()))?.clone(),
         });
         match configs.get(footing.listener)?.reads.on_stale {
-            OnChange::Keep => None,
-            OnChange::EndWhenIdle => Some(Verdict::Leave(ending)),
+            OnChange::EndWhenIdle if footing.in_clear => Some(Verdict::Leave(ending)),
+            OnChange::Keep | OnChange::EndWhenIdle => None,
             OnChange::End => Some(Verdict::End(ending)),
         }
     });
@@ -109,7 +148,8 @@ fn end_strayed(shared: &Shared, configs: &[Arc<ListenerConfig>], seen: &Seen, st
 fn rebalance(shared: &Shared, listener: usize, config: &ListenerConfig, seen: &Seen, age: Duration) {
     let (mut ours, mut leaving) = (BTreeMap::<MemberName, usize>::new(), 0);
     shared.sessions.for_each(|footing, leaves| {
-        if footing.listener == listener {
+        // The others stay where they are, and are among those that are open there.
+        if footing.listener == listener && footing.in_clear {
             if leaves {
                 leaving += 1;
             }
@@ -124,7 +164,7 @@ fn rebalance(shared: &Shared, listener: usize, config: &ListenerConfig, seen: &S
     }
     let is_old = |footing: &Footing| seen.now.since(footing.since) >= age;
     let told = shared.sessions.tell_where(|footing, leaves| {
-        if leaves || footing.listener != listener || !is_old(footing) {
+        if leaves || footing.listener != listener || !footing.in_clear || !is_old(footing) {
             return None;
         }
         let left = moves.get_mut(&footing.member).filter(|left| **left > 0)?;

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
-use pgherd_cluster::http::{Answer, Ask, ask};
+use pgherd_cluster::http::{Access, Answer, Ask, ask_at};
+use pgherd_cluster::source::Proof;
 use pgherd_cluster::view::{Epoch, Leader, Member, View};
 use serde::Deserialize;
 use tokio::sync::watch;
@@ -55,10 +56,12 @@ async fn ask_for_ever(shared: &Shared) {
     let mut asker = Asker::default();
     loop {
         let confirmed = asker.look(shared, &mut changes);
-        let wait = asker.wait(confirmed, need(shared), Boottime::now());
+        let need = need(shared);
+        shared.view.need(need != Need::None || shared.admitted.get() > 0);
+        let wait = asker.wait(confirmed, need, shared.view.proof(), Boottime::now());
         if let Some(question) = wait.is_zero().then(|| asker.question()).flatten() {
             let asked_at = Boottime::now();
-            let asking = vouch(&question, shared.view.load_full());
+            let asking = vouch(&question, shared.view.load_full(), shared.view.access());
             tokio::pin!(asking);
             let heard = loop {
                 tokio::select! {
@@ -106,14 +109,16 @@ fn need(shared: &Shared) -> Need {
             ListenerRole::Write | ListenerRole::StandbyLeader | ListenerRole::Any => true,
             ListenerRole::Read | ListenerRole::Sync | ListenerRole::Async => config.reads.fallback_to_leader,
         };
-        for_leader && listener.held.get() > 0
+        // Where the leader is one of many it is chosen only when it has said so.
+        let is_one_of_many = config.role == ListenerRole::Any && shared.view.proof() == Proof::Hearsay;
+        for_leader && listener.held.get() > 0 || is_one_of_many && listener.connections.get() > 0
     });
     if waits { Need::Waiting } else { Need::None }
 }
 
 /// What came of a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Heard {
+pub(crate) enum Heard {
     /// It may write for this long, counted from before the question.
     Yes(Duration),
     /// It does not lead, or not by this holding.
@@ -172,7 +177,7 @@ impl Asker {
     }
 
     /// How long no question may be asked. Pure.
-    fn wait(&self, confirmed: Option<Boottime>, need: Need, now: Boottime) -> Duration {
+    fn wait(&self, confirmed: Option<Boottime>, need: Need, proof: Proof, now: Boottime) -> Duration {
         // Without a view there is nobody to ask.
         let (Some(confirmed), Some((_, member))) = (confirmed, &self.last) else {
             return Duration::MAX;
@@ -189,6 +194,13 @@ impl Asker {
                 Some((_, Heard::No | Heard::Nothing)) if now.since(gone) < HURRY => again(ASK_AGAIN),
                 _ => again(ASK_EVERY),
             },
+            // Nothing else counts.
+            (None, _) if proof == Proof::Hearsay => match self.asked {
+                Some((_, Heard::No | Heard::Nothing)) => again(ASK_AGAIN),
+                _ => again(ASK_EVERY),
+            },
+            // It has answered for itself, and there is no agent.
+            (None, _) if proof != Proof::Store => Duration::MAX,
             (None, Need::Resting) if ours => again(ASK_EVERY),
             (None, _) => silent.max(again(ASK_EVERY)),
         }
@@ -218,13 +230,16 @@ impl Asker {
                     shared.events.record(kind);
                 }
             }
-            Heard::No if self.gone_since.is_some() => {
+            Heard::No if self.gone_since.is_some() || shared.view.proof() == Proof::Hearsay => {
                 let since = *self.denied_since.get_or_insert(asked_at);
                 if Boottime::now().since(since) >= DENIED_MAX {
                     shared.change_words(|words| words.without(epoch));
                 }
             }
             Heard::No | Heard::Nothing => {}
+        }
+        if shared.view.proof() == Proof::Hearsay && matches!(heard, Heard::No | Heard::Nothing) {
+            shared.view.doubt(); // Somebody else may lead by now.
         }
     }
 }
@@ -247,14 +262,14 @@ impl Question {
     }
 }
 
-async fn vouch(question: &Question, view: Arc<View>) -> Heard {
+async fn vouch(question: &Question, view: Arc<View>, access: &Access) -> Heard {
     let (leader, epoch) = (&question.member, &question.leader.epoch);
-    let Some(address) = leader.record.api_address() else {
+    let Some(endpoint) = leader.record.api_endpoint() else {
         return Heard::Nothing;
     };
     let ours = leader.record.pgherd.is_some();
     let path = Ask::get(if ours { "/api/v1/warrant" } else { "/primary" });
-    let answer = match ask(&address, path, ANSWER_MAX).await {
+    let answer = match ask_at(&endpoint, path, ANSWER_MAX, access).await {
         Ok(answer) => answer,
         Err(error) => {
             debug!(leader = %leader.name, %error, "the leader's agent gives no answer");
@@ -287,7 +302,7 @@ struct Held {
 
 /// What our agent says of `epoch`, and for no longer than a lease. Without a key it must take writes by its own word: one
 /// that is about to give its holding up has ended PostgreSQL before. Pure.
-fn ours_told(answer: &Answer, epoch: &Epoch, has_key: bool, ttl: Duration) -> Heard {
+pub(crate) fn ours_told(answer: &Answer, epoch: &Epoch, has_key: bool, ttl: Duration) -> Heard {
     if answer.status != 200 {
         return Heard::No;
     }
@@ -305,7 +320,7 @@ fn ours_told(answer: &Answer, epoch: &Epoch, has_key: bool, ttl: Duration) -> He
 }
 
 /// What a yes of Patroni's is good for, unless it is another's: addresses are given anew. Pure.
-fn patroni_told(answer: &Answer, view: &View, epoch: &Epoch) -> Heard {
+pub(crate) fn patroni_told(answer: &Answer, view: &View, epoch: &Epoch) -> Heard {
     let body = answer.json().unwrap_or_default();
     let of_another = |key: &str, expected: &str| {
         let said = body.pointer(key).and_then(serde_json::Value::as_str);
@@ -414,7 +429,7 @@ mod tests {
         if let Some(gone) = gone {
             asker.note(&Cluster::new().view(), at(gone));
         }
-        asker.wait(confirmed.map(at), need, at(now))
+        asker.wait(confirmed.map(at), need, Proof::Store, at(now))
     }
 
     #[test]
@@ -482,6 +497,27 @@ mod tests {
         let patronis = Cluster::new().leader("n1", 10).patroni("n1");
         let told = wait(&patronis, None, Some(1_000), Some(900), Need::Resting, 9_000);
         assert_eq!(told, Duration::MAX);
+    }
+
+    #[test]
+    fn where_only_the_leaders_word_counts_it_is_asked_as_soon_as_somebody_needs_it_and_soon_again_until_it_answers() {
+        let mut asker = Asker::default();
+        asker.note(&Cluster::new().leader("n1", 10).patroni("n1").view(), at(0));
+        let mut wait = |asked: Option<(u64, Heard)>, need| {
+            asker.asked = asked.map(|(millis, heard)| (at(millis), heard));
+            asker.wait(Some(at(900)), need, Proof::Hearsay, at(1_100))
+        };
+        assert_eq!(wait(None, Need::None), Duration::MAX);
+        assert_eq!(wait(None, Need::Waiting), Duration::ZERO);
+        assert_eq!(wait(Some((1_000, YES)), Need::Resting), Duration::from_millis(900));
+        assert_eq!(
+            wait(Some((1_000, Heard::No)), Need::Resting),
+            Duration::from_millis(100)
+        );
+        assert_eq!(
+            wait(Some((1_000, Heard::Nothing)), Need::Waiting),
+            Duration::from_millis(100)
+        );
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub struct Warrant {
     as_of: Option<Boottime>,
     end: Option<Boottime>,
     admits: bool,
+    /// Nothing but the leader's own word counts.
+    by_word_alone: bool,
 }
 
 /// What the leader's own agent has told: until when it may be writable under its holding of the leader key.
@@ -146,6 +148,29 @@ impl Warrant {
             as_of,
             end: as_of.map(|as_of| view.timing().warrant_end(as_of)),
             admits: true,
+            by_word_alone: false,
+        }
+    }
+
+    /// From what members tell of each other, as of then: it proves nothing until the leader's own word is added.
+    #[must_use]
+    pub const fn hearsay(as_of: Option<Boottime>) -> Self {
+        Self {
+            as_of,
+            end: None,
+            admits: true,
+            by_word_alone: true,
+        }
+    }
+
+    /// From the leader's server, which was asked then whether it takes writes, and is believed for `good_for`.
+    #[must_use]
+    pub fn from_server(as_of: Option<Boottime>, good_for: Duration) -> Self {
+        Self {
+            as_of,
+            end: as_of.map(|as_of| as_of + good_for),
+            admits: true,
+            by_word_alone: false,
         }
     }
 
@@ -156,6 +181,7 @@ impl Warrant {
             as_of,
             end: Some(vouch.end),
             admits: vouch.without_key,
+            by_word_alone: false,
         }
     }
 
@@ -179,6 +205,12 @@ impl Warrant {
     #[must_use]
     pub const fn admits(self) -> bool {
         self.admits
+    }
+
+    /// Whether nothing but the leader's own word counts.
+    #[must_use]
+    pub const fn by_word_alone(self) -> bool {
+        self.by_word_alone
     }
 
     /// When it ends or ended.

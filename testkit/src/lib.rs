@@ -10,17 +10,23 @@
 //! | `ETCD_BIN` | the etcd to run, instead of the one on `PATH` |
 //! | `PGHERD_TEST_PG_BIN` | the directory of PostgreSQL's programs, instead of the newest that is installed |
 //! | `PGHERD_TEST_PYTHON` | the Python environment with Patroni, instead of the one that `scripts/deps.sh tests` makes |
+//! | `PGHERD_TEST_DRIVERS` | the Python environment with the drivers, likewise |
+//! | `PGHERD_TEST_JDBC` | the jar of PostgreSQL's JDBC driver, instead of Debian's |
 //! | `PGHERD_TEST_KEEP` | keep what passing tests wrote, too |
 //! | `PGHERD_TEST_GAPS` | a file to which each ledger appends its line |
 
 pub mod address;
+pub mod certificates;
 pub mod client;
 pub mod cluster;
 pub mod config;
+pub mod drivers;
 mod ending;
 pub mod etcd;
 pub mod haproxy;
+pub mod holders;
 pub mod http;
+pub mod landing;
 pub mod ledger;
 pub mod load;
 pub mod maintenance;
@@ -42,6 +48,8 @@ pub mod yaml;
 pub use cluster::{Cluster, ClusterBuilder};
 pub use etcd::Etcd;
 pub use haproxy::HaProxy;
+pub use holders::HolderWatch;
+pub use landing::Landing;
 pub use ledger::{Ledger, LedgerReport};
 pub use load::Load;
 pub use member::Member;

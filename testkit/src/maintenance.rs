@@ -55,7 +55,12 @@ impl Cluster {
         self.pause_is_seen(false).await
     }
 
-    async fn pause_is_seen(&self, paused: bool) -> Result<()> {
+    /// Waits until every member that has a key says that it has seen a pause, or the end of one: `patronictl pause --wait` gives
+    /// up after one period, which on a busy machine is soon over.
+    ///
+    /// # Errors
+    /// When one does not.
+    pub async fn pause_is_seen(&self, paused: bool) -> Result<()> {
         let what = format!("every member has seen pause: {paused}");
         let seen = eventually(&what, SEEN_MAX, async || {
             let entries = self.etcd().entries(&format!("{PREFIX}members/")).await?;

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::geteuid;
 use serde_json::Value;
 use tokio::sync::Mutex;
 
@@ -16,6 +15,7 @@ use crate::client::patronictl_config;
 use crate::etcd::Etcd;
 use crate::member::Member;
 use crate::process::{self, Daemon, Pid, Signal};
+use crate::program;
 use crate::site::{Outcome, Site};
 
 const STOP_MAX: Duration = Duration::from_secs(60);
@@ -24,22 +24,13 @@ const COMMAND_MAX: Duration = Duration::from_secs(60);
 
 /// The environment variable that names the Python environment.
 const ENVIRONMENT_ENV: &str = "PGHERD_TEST_PYTHON";
-/// The cache directory for tests that run as root, whose daemons run as somebody else.
-const SYSTEM_CACHE: &str = "/var/cache";
 
-/// Where `scripts/deps.sh tests` makes the Python environment, by the same rules.
+/// Where `scripts/deps.sh tests` makes the Python environment.
 fn environment_dir() -> Result<PathBuf> {
-    if let Some(named) = std::env::var_os(ENVIRONMENT_ENV) {
-        return Ok(PathBuf::from(named));
+    match std::env::var_os(ENVIRONMENT_ENV) {
+        Some(named) => Ok(PathBuf::from(named)),
+        None => Ok(program::tests_cache()?.join("python")),
     }
-    let cache = if geteuid().is_root() {
-        PathBuf::from(SYSTEM_CACHE)
-    } else if let Some(cache) = std::env::var_os("XDG_CACHE_HOME") {
-        PathBuf::from(cache)
-    } else {
-        PathBuf::from(std::env::var_os("HOME").context("there is no HOME")?).join(".cache")
-    };
-    Ok(cache.join("pgherd-tests").join("python"))
 }
 
 /// Patroni's programs, and those of a cluster's members that they run.
@@ -87,6 +78,18 @@ impl Patroni {
         taken.with_context(|| format!("no Patroni runs as {}", member.name()))
     }
 
+    /// The process of `member`'s Patroni, which is not PostgreSQL's parent.
+    ///
+    /// # Errors
+    /// When none runs.
+    pub async fn pid(&self, member: &Member) -> Result<Pid> {
+        let daemons = self.daemons.lock().await;
+        let daemon = daemons.get(member.name());
+        Ok(daemon
+            .with_context(|| format!("no Patroni runs as {}", member.name()))?
+            .pid())
+    }
+
     /// Stops `member` with SIGTERM, and waits until nothing of it is left.
     ///
     /// # Errors
@@ -107,6 +110,29 @@ impl Patroni {
         process::signal(daemon.pid(), Signal::TERM)?;
         daemon.end(STOP_MAX).await?;
         Ok(())
+    }
+
+    /// Stops the Patroni of `member` with SIGSTOP: PostgreSQL goes on.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub async fn freeze(&self, member: &Member) -> Result<()> {
+        self.signal(member, Signal::STOP).await
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub async fn thaw(&self, member: &Member) -> Result<()> {
+        self.signal(member, Signal::CONT).await
+    }
+
+    async fn signal(&self, member: &Member, signal: Signal) -> Result<()> {
+        let daemons = self.daemons.lock().await;
+        let daemon = daemons.get(member.name());
+        let daemon = daemon.with_context(|| format!("no Patroni runs as {}", member.name()))?;
+        process::signal(daemon.pid(), signal)
     }
 
     /// Ends everything of `member` with SIGKILL: Patroni and PostgreSQL.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::geteuid;
 
 /// The environment variable that names the binary to test.
 const BINARY_ENV: &str = "PGHERD_BIN";
@@ -13,6 +14,24 @@ const POSTGRES_BIN_ENV: &str = "PGHERD_TEST_PG_BIN";
 
 /// The environment variable that names the etcd to run.
 const ETCD_ENV: &str = "ETCD_BIN";
+
+/// The cache directory for tests that run as root, whose daemons run as somebody else.
+const SYSTEM_CACHE: &str = "/var/cache";
+
+/// Where `scripts/deps.sh tests` keeps what it installs and no package manager looks after, by the same rules.
+///
+/// # Errors
+/// When there is no home directory.
+pub fn tests_cache() -> Result<PathBuf> {
+    let cache = if geteuid().is_root() {
+        PathBuf::from(SYSTEM_CACHE)
+    } else if let Some(cache) = std::env::var_os("XDG_CACHE_HOME") {
+        PathBuf::from(cache)
+    } else {
+        PathBuf::from(std::env::var_os("HOME").context("there is no HOME")?).join(".cache")
+    };
+    Ok(cache.join("pgherd-tests"))
+}
 
 /// The root of the workspace.
 #[must_use]
@@ -79,6 +98,22 @@ pub fn postgres_bin_dir() -> Result<PathBuf> {
         bin.display()
     );
     Ok(bin)
+}
+
+/// One of PostgreSQL's client programs, of the version that runs if it is there, otherwise whichever is on `PATH`.
+#[must_use]
+pub fn postgres_client(name: &str) -> PathBuf {
+    let of_server = postgres_bin_dir().map(|bin| bin.join(name)).ok();
+    of_server
+        .filter(|program| program.is_file())
+        .unwrap_or_else(|| PathBuf::from(name))
+}
+
+/// The psql 17 that `scripts/postgresql-trixie.sh` has fetched, if it has.
+#[must_use]
+pub fn newer_psql() -> Option<PathBuf> {
+    let psql = tests_cache().ok()?.join("postgresql-17/usr/lib/postgresql/17/bin/psql");
+    psql.is_file().then_some(psql)
 }
 
 /// The first of the directories on `PATH` that has `name`.

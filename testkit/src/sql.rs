@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -75,7 +75,7 @@ impl From<tokio_postgres::Error> for SqlFailure {
 /// One open connection. It is closed when this is dropped.
 pub struct Sql {
     client: Client,
-    ended: Arc<OnceLock<SqlFailure>>,
+    ended: Arc<OnceLock<(SqlFailure, Instant)>>,
     _connection: JoinSet<()>,
 }
 
@@ -102,7 +102,7 @@ impl Sql {
                 Ok(()) => SqlFailure::Cut("closed".to_owned()),
                 Err(error) => error.into(),
             };
-            let _ = end.set(how); // It is set once.
+            let _ = end.set((how, Instant::now())); // It is set once.
         });
         Ok(Self {
             client,
@@ -138,7 +138,13 @@ impl Sql {
     /// How the connection ended, if it has: what the other side said last, between statements perhaps.
     #[must_use]
     pub fn ended(&self) -> Option<&SqlFailure> {
-        self.ended.get()
+        self.ended.get().map(|(how, _)| how)
+    }
+
+    /// When the connection was seen to end, if it has.
+    #[must_use]
+    pub fn ended_at(&self) -> Option<Instant> {
+        self.ended.get().map(|(_, at)| *at)
     }
 }
 

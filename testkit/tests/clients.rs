@@ -1,117 +1,15 @@
-//! Others' clients through both ports, and what a client sees when the leader changes.
+//! patronictl, and what a client sees when the leader changes. What clients do while nothing changes is in `matrix.rs`.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use pgherd_testkit::client::{fixture, libpq, patronictl, patronictl_config, python_program, skip};
-use pgherd_testkit::process::{self, Signal};
+use pgherd_testkit::client::{patronictl, patronictl_config, skip};
 use pgherd_testkit::{Cluster, Sql, SqlFailure, eventually, sql, throughout};
 use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(30);
-const CANCEL_MAX: Duration = Duration::from_secs(2);
 const LEASES_GONE: Duration = Duration::from_secs(8);
 const RUN_MAX: Duration = Duration::from_secs(60);
-
-fn ports(cluster: &Cluster) -> [(&'static str, SocketAddr); 2] {
-    [("write", cluster.write_address()), ("read", cluster.read_address())]
-}
-
-#[tokio::test]
-async fn psql_runs_through_both_ports_and_ctrl_c_cancels() -> Result<()> {
-    let cluster = Cluster::builder().members(2).start().await?;
-    for (port, address) in ports(&cluster) {
-        let mut command = libpq(cluster.site(), "psql", address);
-        command.args(["-AtX", "-c", "SELECT pg_is_in_recovery()"]);
-        let answer = cluster.site().run(command, RUN_MAX).await?.success()?;
-        ensure!(
-            answer.trim() == if port == "write" { "f" } else { "t" },
-            "on the {port} port: {answer}"
-        );
-        cancel_by_ctrl_c(&cluster, port, address)
-            .await
-            .with_context(|| format!("on the {port} port"))?;
-    }
-    cluster.pass();
-    Ok(())
-}
-
-async fn cancel_by_ctrl_c(cluster: &Cluster, port: &str, address: SocketAddr) -> Result<()> {
-    let mut command = libpq(cluster.site(), "psql", address);
-    command.args(["-X", "-c", "SELECT pg_sleep(60)"]);
-    let mut psql = cluster.site().start(&format!("psql-{port}"), command)?;
-    eventually("the query runs", SOON, async || {
-        ensure!(sleeping(cluster).await? == 1);
-        Ok(())
-    })
-    .await?;
-    process::signal(psql.pid(), Signal::INT)?;
-    psql.end(CANCEL_MAX).await?;
-    let output = psql.output();
-    ensure!(output.contains("canceling statement due to user request"), "{output}");
-    ensure!(sleeping(cluster).await? == 0, "the query still runs");
-    Ok(())
-}
-
-/// How many `pg_sleep` run on all members.
-async fn sleeping(cluster: &Cluster) -> Result<u32> {
-    let mut count = 0;
-    for member in cluster.members() {
-        let question = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT pg_sleep(60)'";
-        count += member.sql(question).await?.parse::<u32>()?;
-    }
-    Ok(count)
-}
-
-#[tokio::test]
-async fn pgbench_runs_in_every_mode_through_both_ports() -> Result<()> {
-    let cluster = Cluster::builder().members(2).start().await?;
-    pgbench(&cluster, cluster.write_address(), &["-i", "-q"]).await?;
-    for mode in ["simple", "extended", "prepared"] {
-        for connect in [&["-t", "200"][..], &["-t", "20", "-C"]] {
-            let common = [&["-n", "-c", "4", "-j", "2", "-M", mode], connect].concat();
-            let written = pgbench(&cluster, cluster.write_address(), &common).await?;
-            ensure!(written.contains("number of failed transactions: 0"), "{written}");
-            pgbench(&cluster, cluster.read_address(), &[&common, &["-S"][..]].concat()).await?;
-        }
-    }
-    cluster.pass();
-    Ok(())
-}
-
-async fn pgbench(cluster: &Cluster, address: SocketAddr, args: &[&str]) -> Result<String> {
-    let mut command = libpq(cluster.site(), "pgbench", address);
-    command.args(args);
-    cluster
-        .site()
-        .run(command, RUN_MAX)
-        .await?
-        .success()
-        .with_context(|| format!("pgbench {args:?} on {address}"))
-}
-
-#[tokio::test]
-async fn psycopg_runs_through_both_ports() -> Result<()> {
-    let cluster = Cluster::builder().members(2).start().await?;
-    match python_program(cluster.site(), "python").await {
-        Ok(python) => {
-            let (write, read) = (cluster.write_address(), cluster.read_address());
-            let mut command = libpq(cluster.site(), python, write);
-            command.env_remove("PGPORT").arg(fixture("psycopg_check.py"));
-            command.args([
-                write.ip().to_string(),
-                write.port().to_string(),
-                read.port().to_string(),
-            ]);
-            let answer = cluster.site().run(command, RUN_MAX).await?.success()?;
-            ensure!(answer.trim() == "ok", "{answer}");
-        }
-        Err(reason) => skip(&reason.context("psycopg")),
-    }
-    cluster.pass();
-    Ok(())
-}
 
 #[tokio::test]
 async fn patronictl_switches_over() -> Result<()> {

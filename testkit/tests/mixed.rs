@@ -97,11 +97,13 @@ async fn switchovers(builder: MixedBuilder, mode: Mode) -> Result<()> {
         load.goes_on().await?;
     }
 
-    let said = mixed.patroni().ctl(&["pause", "--wait"]).await?.success()?;
+    let said = mixed.patroni().ctl(&["pause"]).await?.success()?;
     ensure!(said.contains("Success: cluster management is paused"), "{said}");
+    mixed.cluster().pause_is_seen(true).await?;
     switchover(&mixed, mode, Tool::Patronictl).await?;
-    let said = mixed.patroni().ctl(&["resume", "--wait"]).await?.success()?;
+    let said = mixed.patroni().ctl(&["resume"]).await?.success()?;
     ensure!(said.contains("Success: cluster management is resumed"), "{said}");
+    mixed.cluster().pause_is_seen(false).await?;
 
     mixed.settled().await?;
     let (_, report) = load.end(mixed.cluster(), "mixed switchovers", fault).await?;

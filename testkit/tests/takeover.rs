@@ -1,6 +1,6 @@
 //! A new proxy takes the ports of the running one over.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use pgherd_testkit::sql::{Sql, value};
@@ -25,6 +25,7 @@ async fn a_new_proxy_takes_over_and_no_client_finds_the_port_closed() -> Result<
         }
     };
     let taking = async {
+        let began = Instant::now();
         let mut former = cluster.take_proxy_over().await?;
         eventually("the former proxy accepts no more", SOON, async || {
             ensure!(
@@ -35,6 +36,17 @@ async fn a_new_proxy_takes_over_and_no_client_finds_the_port_closed() -> Result<
             Ok(())
         })
         .await?;
+        // Both would answer there, if the former proxy still did.
+        for _ in 0..20 {
+            let metrics = http::get(cluster.stats_address(), "/metrics").await?.body;
+            let mut lines = metrics.lines();
+            let uptime = lines.find_map(|line| line.strip_prefix("pgherd_uptime_seconds "));
+            let uptime: f64 = uptime.context("no uptime")?.parse()?;
+            ensure!(
+                uptime <= began.elapsed().as_secs_f64(),
+                "the former proxy's page: {uptime} s"
+            );
+        }
         // Served by the new one, while the old one serves on what it has.
         value(write, "SELECT 1", SOON).await?;
         ensure!(before.value("SELECT 2", SOON).await? == "2");

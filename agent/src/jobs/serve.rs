@@ -1,6 +1,7 @@
 //! Starting and promoting PostgreSQL.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::time::Duration;
 
 use pgherd_cluster::name::MemberName;
@@ -155,7 +156,7 @@ async fn launch(context: &Context, upstream: Option<&Address>, writable: bool) -
         DataDir::Empty | DataDir::Foreign(_) => None,
     };
     let (settings, _) = configure(context, upstream, floors.as_ref().filter(|_| !writable))?;
-    remove_dead_lock(&dir.join("postmaster.pid"))?;
+    remove_dead_locks(dir)?;
     let arguments = settings.arguments(dir).into_iter().map(OsString::from).collect();
     context
         .keeper
@@ -164,24 +165,40 @@ async fn launch(context: &Context, upstream: Option<&Address>, writable: bool) -
     Ok(())
 }
 
-/// Removes PostgreSQL's lock file when the process that it names is dead and only not yet buried, as in a container whose
+/// Removes PostgreSQL's lock files when the process that they name is dead and only not yet buried, as in a container whose
 /// first process does not do that: PostgreSQL asks whether the number is in use, takes that for a server, and would never
 /// start. The keeper has found no process of the instance left.
-fn remove_dead_lock(lock: &std::path::Path) -> Result<(), ToolError> {
-    let Ok(text) = std::fs::read_to_string(lock) else {
+fn remove_dead_locks(data_dir: &Path) -> Result<(), ToolError> {
+    let lock = data_dir.join("postmaster.pid");
+    let Ok(text) = std::fs::read_to_string(&lock) else {
         return Ok(());
     };
-    let pid = text.lines().next().unwrap_or_default().trim().trim_start_matches('-');
+    // Process id, data directory, start, port, first directory of sockets: `src/include/utils/pidfile.h`.
+    let mut lines = text.lines().map(str::trim);
+    let pid = lines.next().unwrap_or_default().trim_start_matches('-');
+    if !is_unburied(pid) {
+        return Ok(());
+    }
+    tracing::info!(pid, "removing the lock file of a PostgreSQL that is dead");
+    // The socket's first: where it is, only the other one tells.
+    if let (Some(port), Some(sockets)) = (lines.nth(2), lines.next().filter(|sockets| !sockets.is_empty())) {
+        let of_socket = data_dir.join(sockets).join(format!(".s.PGSQL.{port}.lock"));
+        let holder = std::fs::read_to_string(&of_socket).unwrap_or_default();
+        if holder.lines().next().is_some_and(|holder| holder.trim() == pid) {
+            files::remove_if_there(&of_socket)?;
+        }
+    }
+    files::remove_if_there(&lock)
+}
+
+/// Whether a process has ended and nobody has asked how.
+fn is_unburied(pid: &str) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // `pid (name) state ...`, where the name may hold anything.
     let state = stat
         .rsplit_once(')')
         .and_then(|(_, rest)| rest.split_whitespace().next());
-    if matches!(state, Some("Z" | "X")) {
-        tracing::info!(pid, "removing the lock file of a PostgreSQL that is dead");
-        return files::remove_if_there(lock);
-    }
-    Ok(())
+    matches!(state, Some("Z" | "X"))
 }
 
 /// Promotes a standby, or takes over a primary whose proof is still to come.
@@ -263,5 +280,37 @@ async fn wait_until(
         if Instant::now() > deadline {
             return Err(JobError::TooSlow { what, limit });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn both_locks_of_an_unburied_server_go_and_those_of_others_stay() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (lock, of_socket) = (dir.path().join("postmaster.pid"), dir.path().join(".s.PGSQL.5432.lock"));
+        let write = |pid: u32, holder: u32| {
+            let sockets = dir.path().display();
+            std::fs::write(&lock, format!("{pid}\n{sockets}\n1795322013\n5432\n{sockets}\n*\n")).expect("written");
+            std::fs::write(&of_socket, format!("{holder}\n{sockets}\n")).expect("written");
+            remove_dead_locks(dir.path()).expect("looked at");
+            (lock.exists(), of_socket.exists())
+        };
+        let alive = std::process::id();
+        assert_eq!(write(alive, alive), (true, true));
+        let mut child = Command::new("true").spawn().expect("a process");
+        let unburied = child.id();
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        while !is_unburied(&unburied.to_string()) {
+            assert!(std::time::Instant::now() < deadline, "it does not end");
+            std::thread::yield_now();
+        }
+        assert_eq!(write(unburied, alive), (false, true));
+        assert_eq!(write(unburied, unburied), (false, false));
+        child.wait().expect("buried");
     }
 }

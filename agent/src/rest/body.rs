@@ -148,7 +148,7 @@ pub(super) fn warrant(facts: &Facts) -> (u16, Value) {
     (if holding.is_some() { 200 } else { 503 }, body)
 }
 
-pub(super) fn epoch(epoch: &Epoch) -> Value {
+fn epoch(epoch: &Epoch) -> Value {
     json!({"holder": epoch.holder, "create_revision": epoch.create_revision})
 }
 

@@ -10,17 +10,17 @@ use std::time::Duration;
 
 use hyper::body::Bytes;
 use pgherd_cluster::clock::Boottime;
-use pgherd_cluster::source::ViewHandle;
-use pgherd_cluster::timing::LeaseTiming;
-use pgherd_cluster::view::{Member, View};
-use serde_json::{Value, json};
+use pgherd_cluster::record::Status;
+use pgherd_cluster::source::{SourceHealth, ViewHandle, view_document};
+use pgherd_cluster::view::View;
+use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::body::{epoch, shown_role};
+use super::query::Query;
 
-/// A quiet stream says this often that it lives.
+/// A quiet stream says this often that it lives, unless it is asked to do so more often.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
 type Next = Pin<Box<dyn Future<Output = Option<(Bytes, Feed)>> + Send>>;
@@ -33,12 +33,14 @@ pub(super) struct EventStream {
 
 impl EventStream {
     /// A stream that starts with the current view and ends with `stop`. `slot` is held as long as it lives.
-    pub(super) fn new(view: ViewHandle, slot: OwnedSemaphorePermit, stop: CancellationToken) -> Self {
+    pub(super) fn new(view: ViewHandle, query: &Query, slot: OwnedSemaphorePermit, stop: CancellationToken) -> Self {
         let feed = Feed {
             changes: view.subscribe(),
+            health: view.health(),
+            heartbeat: heartbeat(query),
             view,
             stop,
-            began: false,
+            sent: None,
             _slot: slot,
         };
         Self {
@@ -59,97 +61,128 @@ impl EventStream {
     }
 }
 
+fn heartbeat(query: &Query) -> Duration {
+    let asked = query.first("heartbeat").and_then(|text| text.parse().ok());
+    asked.map_or(HEARTBEAT, |seconds: u64| {
+        Duration::from_secs(seconds.clamp(1, HEARTBEAT.as_secs()))
+    })
+}
+
+enum News {
+    OfView,
+    /// The store is followed again, or no longer.
+    OfHealth,
+    /// The source has ended: there will be no more views.
+    NoMore,
+}
+
+/// The next change of either.
+async fn news(changes: &mut watch::Receiver<Arc<View>>, health: &mut watch::Receiver<SourceHealth>) -> News {
+    let followed = *health.borrow() == SourceHealth::Following;
+    loop {
+        tokio::select! {
+            changed = changes.changed() => return if changed.is_ok() { News::OfView } else { News::NoMore },
+            changed = health.changed() => {
+                // One failure after another is no news.
+                let now = *health.borrow() == SourceHealth::Following;
+                match changed {
+                    Err(_) => return News::NoMore,
+                    Ok(()) if now != followed => return News::OfHealth,
+                    Ok(()) => {}
+                }
+            }
+        }
+    }
+}
+
 struct Feed {
     view: ViewHandle,
     changes: watch::Receiver<Arc<View>>,
+    /// Whether the store is followed: a subscriber may know somebody who is better off.
+    health: watch::Receiver<SourceHealth>,
+    heartbeat: Duration,
     stop: CancellationToken,
-    began: bool,
+    sent: Option<Arc<View>>,
     _slot: OwnedSemaphorePermit,
 }
 
 impl Feed {
     async fn next(mut self) -> Option<(Bytes, Self)> {
-        if self.began {
+        let due = Instant::now() + self.heartbeat;
+        while let Some(sent) = &self.sent {
             let changed = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return None,
-                changed = timeout(HEARTBEAT, self.changes.changed()) => changed,
+                changed = timeout_at(due, news(&mut self.changes, &mut self.health)) => changed,
             };
             match changed {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return None, // The source has ended: there will be no more views.
-                Err(_) => return Some((Bytes::from_static(b": alive\n\n"), self)),
+                Ok(News::OfView) if only_positions_differ(sent, &self.changes.borrow()) => {}
+                Ok(News::OfView | News::OfHealth) => break,
+                Ok(News::NoMore) => return None,
+                Err(_) if Arc::ptr_eq(sent, &self.changes.borrow()) => {
+                    return Some((Bytes::from_static(b": alive\n\n"), self));
+                }
+                Err(_) => break,
             }
         }
-        self.began = true;
+        let in_touch = *self.health.borrow_and_update() == SourceHealth::Following;
+        let age = age(&self.view);
         let view = Arc::clone(&self.changes.borrow_and_update());
-        let age = self
-            .view
-            .current_as_of()
-            .map(|asked_at| Boottime::now().since(asked_at));
-        Some((event(&view, age), self))
+        let event = event(&view, age, in_touch);
+        self.sent = Some(view);
+        Some((event, self))
     }
 }
 
-fn event(view: &View, age: Option<Duration>) -> Bytes {
+/// Whether nothing but how far members are tells one view from the other: in a cluster that is written to that changes all
+/// the time, and changes no route. It is told with the next sign of life.
+fn only_positions_differ(one: &View, other: &View) -> bool {
+    let without = |view: &View| {
+        let mut view = view.clone();
+        view.revision = 0;
+        view.status = Status::default();
+        for member in view.members.values_mut() {
+            // What that proves is compared below.
+            member.mod_revision = 0;
+            member.record.xlog_location = None;
+            member.record.replay_lsn = None;
+            member.record.receive_lsn = None;
+        }
+        view
+    };
+    one.writable_leader().is_some() == other.writable_leader().is_some() && without(one) == without(other)
+}
+
+fn event(view: &View, age: Option<Duration>, in_touch: bool) -> Bytes {
     // JSON has no line breaks of its own, so the data is one line.
-    format!("event: view\nid: {}\ndata: {}\n\n", view.revision, data(view, age)).into()
+    let data = view_document(view, age, in_touch);
+    format!("event: view\nid: {}\ndata: {data}\n\n", view.revision).into()
 }
 
-/// What a subscriber needs to route, and to judge by its own rules: a member's own words stand beside how it is shown.
-fn data(view: &View, age: Option<Duration>) -> Value {
-    json!({
-        "revision": view.revision,
-        "scope": view.scope,
-        "leader": view.epoch().map(|epoch| &epoch.holder),
-        "epoch": view.epoch().map(epoch),
-        "members": view.members.values().map(|one| member(view, one)).collect::<Vec<_>>(),
-        "sync": view.sync.value,
-        "optime": view.status.optime,
-        "timing": times(view.timing()),
-        "pause": view.config.value.as_ref().is_some_and(|config| config.is_paused()),
-        "failover": view.failover.value,
-        // How long ago the question was sent whose answer confirmed this leader. A relay passes on its own proof.
-        "age_ms": age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
-    })
+/// The view as it is now, for whoever asks instead of being told.
+pub(super) fn document(view: &ViewHandle) -> Value {
+    let in_touch = *view.health().borrow() == SourceHealth::Following;
+    let heard = age(view);
+    view_document(&view.load(), heard, in_touch)
 }
 
-fn member(view: &View, member: &Member) -> Value {
-    let record = &member.record;
-    json!({
-        "name": member.name,
-        "role": record.role,
-        "shown_role": shown_role(view, member),
-        "state": record.state,
-        "replication_state": record.replication_state,
-        "timeline": record.timeline,
-        "lsn": record.xlog_location,
-        "conn_url": record.conn_url,
-        "api_url": record.api_url,
-        "tags": record.tags,
-        "pgherd": record.pgherd,
-        // Evidence of writability counts only when it was written under the present holding of the key.
-        "mod_revision": member.mod_revision,
-    })
-}
-
-fn times(timing: LeaseTiming) -> Value {
-    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    json!({
-        "ttl_ms": millis(timing.ttl()),
-        "loop_wait_ms": millis(timing.loop_wait()),
-        "retry_timeout_ms": millis(timing.retry_timeout()),
-    })
+/// How long ago the store was last heard. Read before the view, which may be newer and never older.
+fn age(view: &ViewHandle) -> Option<Duration> {
+    view.heard_at().map(|heard_at| Boottime::now().since(heard_at))
 }
 
 #[cfg(test)]
 mod tests {
+    use pgherd_cluster::name::Lsn;
+    use pgherd_cluster::record::PgState;
+    use serde_json::json;
+
     use super::super::fixtures::view;
     use super::*;
 
     #[test]
     fn an_event_is_one_line_of_json_with_its_revision() {
-        let text = String::from_utf8(event(&view(), Some(Duration::from_millis(12))).to_vec()).expect("text");
+        let text = String::from_utf8(event(&view(), Some(Duration::from_millis(12)), true).to_vec()).expect("text");
         let json = text
             .strip_prefix("event: view\nid: 50\ndata: ")
             .and_then(|rest| rest.strip_suffix("\n\n"));
@@ -159,6 +192,28 @@ mod tests {
         assert_eq!(json["members"][0]["shown_role"], "leader");
         assert_eq!(json["timing"]["ttl_ms"], 30_000);
         assert_eq!(json["failover"], Value::Null);
-        assert_eq!(json["age_ms"], 12);
+        assert_eq!(
+            (&json["age_ms"], &json["in_touch"]),
+            (&Value::from(12), &Value::from(true))
+        );
+    }
+
+    #[test]
+    fn positions_alone_are_no_news() {
+        let (before, mut after) = (view(), view());
+        after.revision += 1;
+        after.status.optime = after.status.optime.map(|optime| Lsn(optime.0 + 1));
+        for member in after.members.values_mut() {
+            member.mod_revision += 1;
+            member.record.xlog_location = Some(Lsn(4711));
+        }
+        assert!(only_positions_differ(&before, &after));
+        let mut leaderless = after.clone();
+        leaderless.leader = None;
+        assert!(!only_positions_differ(&before, &leaderless));
+        for member in after.members.values_mut() {
+            member.record.state = PgState::Stopped;
+        }
+        assert!(!only_positions_differ(&before, &after));
     }
 }

@@ -68,7 +68,7 @@ const BODY_BYTES_MAX: usize = 64 << 10;
 /// How long a body may take to arrive.
 const BODY_MAX: Duration = Duration::from_secs(10);
 /// How many may follow the view at once; each holds a connection, and checks must find some left.
-const SUBSCRIBERS_MAX: usize = 32;
+const SUBSCRIBERS_MAX: usize = 256;
 
 const OUT_OF_TOUCH: &str = "the cluster's state is not known: etcd does not answer";
 const NOT_IN_THIS_VERSION: &str = "not in this version";
@@ -233,7 +233,8 @@ impl Api {
                 let (code, warrant) = body::warrant(&self.facts());
                 document(code, &warrant)
             }
-            Route::Events => self.events(stop),
+            Route::Events => self.events(&query, stop),
+            Route::View => document(200, &events::document(&self.view)),
             Route::DropSwitchover => switchover::unschedule(self).await,
             Route::DropRestart => restart::unschedule(self).await,
             Route::Restart => match read_object_if_any(request).await {
@@ -304,9 +305,9 @@ impl Api {
         Budget::new(timing.retry_timeout(), self.etcd.endpoint_count())
     }
 
-    fn events(&self, stop: &CancellationToken) -> Answer {
+    fn events(&self, query: &Query, stop: &CancellationToken) -> Answer {
         match Arc::clone(&self.subscribers).try_acquire_owned() {
-            Ok(slot) => answer::events(EventStream::new(self.view.clone(), slot, stop.clone())),
+            Ok(slot) => answer::events(EventStream::new(self.view.clone(), query, slot, stop.clone())),
             Err(_) => sentence(503, "too many subscribers"),
         }
     }

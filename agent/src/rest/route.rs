@@ -23,6 +23,7 @@ pub(super) enum Route {
     Role,
     Warrant,
     Events,
+    View,
     Switchover,
     Failover,
     DropSwitchover,
@@ -70,6 +71,7 @@ impl Route {
         match path {
             "/api/v1/warrant" => return Self::Warrant,
             "/api/v1/events" => return Self::Events,
+            "/api/v1/view" => return Self::View,
             _ => {}
         }
         match first {
@@ -111,6 +113,7 @@ impl Route {
             | Self::Role
             | Self::Warrant
             | Self::Events
+            | Self::View
             | Self::Unsupported => false,
         }
     }

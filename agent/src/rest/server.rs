@@ -18,7 +18,7 @@ use super::Api;
 use super::stall::StallGuard;
 
 /// How many connections there may be; more wait in the listener's backlog.
-const CONNECTIONS_MAX: usize = 64;
+const CONNECTIONS_MAX: usize = 320;
 /// How long the head of a request may take to arrive.
 const HEAD_MAX: Duration = Duration::from_secs(5);
 /// How long a client may take nothing of its answer.

@@ -5,6 +5,7 @@ use crate::config::Document;
 use crate::failure::Failure;
 use crate::open_files;
 use crate::preflight::{self, Preflight};
+use crate::takeover;
 use crate::terminal::say;
 
 /// Runs the command; what it says goes to standard output.
@@ -19,12 +20,17 @@ pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
     let is_proxy = document.has("proxy");
     let agent = if is_member { document.agent() } else { None };
     let proxy = if is_proxy { document.proxy() } else { None };
-    let cluster = document.cluster(None);
+    let cluster = if is_member {
+        document.cluster(None)
+    } else {
+        document.cluster_of(proxy.as_ref())
+    };
     if let (Some(agent), Some(proxy)) = (&agent, &proxy) {
         preflight::clashes(agent, proxy)
             .into_iter()
             .for_each(|clash| document.error(clash));
     }
+    let _ = takeover::path_in(&document, proxy.clone().zip(cluster.clone()).as_ref());
     let mut in_use = Vec::new();
     if !args.file_only {
         let mut note = |found: Preflight| {
@@ -39,9 +45,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
         }
     }
     let files = open_files::most();
-    let shortage = proxy
-        .as_ref()
-        .and_then(|proxy| open_files::shortage(&proxy.limits, files));
+    let shortage = proxy.as_ref().and_then(|proxy| open_files::shortage(proxy, files));
     let shortage = shortage.filter(|_| !args.file_only).map(as_here);
     for warning in document
         .warnings()
@@ -69,7 +73,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
             cluster.scope,
             listeners.join(", ")
         ));
-        say(open_files::told(&proxy.limits, files));
+        say(open_files::told(proxy, files));
     }
     Ok(())
 }

@@ -23,27 +23,49 @@ pub(crate) struct FilesWatch {
     seen: Vec<(PathBuf, Print)>,
 }
 
+/// The configuration's own file.
+pub(crate) fn own(source: &Source) -> Vec<PathBuf> {
+    match source {
+        Source::File(path) => vec![path.clone()],
+        Source::Environment => Vec::new(),
+    }
+}
+
+/// The files that the proxy's section names.
+pub(crate) fn named_by(section: &ProxySection) -> Vec<PathBuf> {
+    let mut paths = Vec::new();
+    for tls in [&section.client_tls, &section.page.tls].into_iter().flatten() {
+        paths.extend([tls.certificate.clone(), tls.private_key.clone()]);
+        paths.extend(tls.client_ca.clone());
+    }
+    paths.extend(section.page.password_file.clone());
+    paths.extend(section.server_tls.ca.clone());
+    if let Some((certificate, key)) = &section.server_tls.identity {
+        paths.extend([certificate.clone(), key.clone()]);
+    }
+    paths
+}
+
 impl FilesWatch {
-    /// The configuration's own files, and those that it names.
-    pub(crate) async fn new(source: &Source, section: &ProxySection) -> Self {
-        let mut paths: Vec<PathBuf> = match source {
-            Source::File(path) => vec![path.clone()],
-            Source::Environment => Vec::new(),
-        };
-        if let Some(tls) = &section.client_tls {
-            paths.extend([tls.certificate.clone(), tls.private_key.clone()]);
-            paths.extend(tls.client_ca.clone());
-        }
-        paths.extend(section.server_tls.ca.clone());
-        if let Some((certificate, key)) = &section.server_tls.identity {
-            paths.extend([certificate.clone(), key.clone()]);
-        }
+    /// These files as they are now.
+    pub(crate) async fn new(paths: Vec<PathBuf>) -> Self {
         let seen = look(paths.clone()).await.unwrap_or_default();
         Self { paths, seen }
     }
 
+    /// The same on a thread that may wait for a disk.
+    pub(crate) fn now(paths: Vec<PathBuf>) -> Self {
+        let seen = prints(&paths);
+        Self { paths, seen }
+    }
+
+    /// The files themselves.
+    pub(crate) fn paths(&self) -> &[PathBuf] {
+        &self.paths
+    }
+
     /// The same files, but those that `before` has as they were then: what changed since, while they were read, counts.
-    pub(crate) fn since(mut self, before: Self) -> Self {
+    pub(crate) fn since(mut self, before: &Self) -> Self {
         for (path, print) in &mut self.seen {
             if let Some((_, earlier)) = before.seen.iter().find(|(seen, _)| seen == path) {
                 *print = *earlier;

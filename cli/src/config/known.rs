@@ -75,12 +75,12 @@ const LOGIN: &str = "username password sslmode sslcert sslkey sslpassword sslroo
 const OURS: &[(&str, &str)] = &[
     (
         "proxy",
-        "source listeners tls server_tls server_ca server_certificate server_key hold limits stats workers drain takeover \
+        "source urls hosts probe listeners tls server_tls server_ca server_certificate server_key hold limits stats workers drain takeover \
          application_name log_sessions zone slow_start",
     ),
     (
         "proxy.listeners[]",
-        "address role tls tags max_lag max_lag_time fallback fallback_max on_promoted on_stale rebalance max_session_age \
+        "address mode role tls tags max_lag max_lag_time fallback fallback_max on_promoted on_stale rebalance max_session_age \
          allow proxy_protocol",
     ),
     (
@@ -94,7 +94,12 @@ const OURS: &[(&str, &str)] = &[
          reserved operators",
     ),
     ("proxy.limits.queue", "clients timeout"),
-    ("proxy.stats", "address username password password_file"),
+    ("proxy.stats", "address username password password_file tls"),
+    (
+        "proxy.stats.tls",
+        "certificate private_key client_ca client_certificate min_version",
+    ),
+    ("proxy.probe", "username database password_file passfile"),
     ("pgherd", "runtime_dir"),
 ];
 

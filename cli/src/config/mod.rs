@@ -46,12 +46,34 @@ impl ClusterConfig {
         Keys::new(&self.namespace, &self.scope)
     }
 
+    /// One whose store nobody asks.
+    fn without_store(root: &Section<'_>) -> Option<Self> {
+        Some(Self {
+            scope: Self::read_scope(root, None)?,
+            namespace: String::new(),
+            etcd: EtcdConfig::default(),
+            etcd_section: etcd::section_name(root),
+        })
+    }
+
     fn read(root: &Section<'_>, scope: Option<&str>) -> Option<Self> {
+        let scope = Self::read_scope(root, scope);
+        let namespace = root.text("namespace").unwrap_or_else(|| "service".to_owned());
+        let etcd = etcd::read(root);
+        Some(Self {
+            scope: scope?,
+            namespace,
+            etcd: etcd?,
+            etcd_section: etcd::section_name(root),
+        })
+    }
+
+    fn read_scope(root: &Section<'_>, scope: Option<&str>) -> Option<Scope> {
         let scope = match scope {
             Some(scope) => Some(scope.to_owned()),
             None => root.required_text("scope", "the cluster's name, the same on every member"),
         };
-        let scope = scope.and_then(|text| {
+        scope.and_then(|text| {
             Scope::new(text.as_str())
                 .map_err(|error| {
                     root.error(
@@ -60,14 +82,6 @@ impl ClusterConfig {
                     )
                 })
                 .ok()
-        });
-        let namespace = root.text("namespace").unwrap_or_else(|| "service".to_owned());
-        let etcd = etcd::read(root);
-        Some(Self {
-            scope: scope?,
-            namespace,
-            etcd: etcd?,
-            etcd_section: etcd::section_name(root),
         })
     }
 }
@@ -123,6 +137,15 @@ impl Document {
     /// The cluster, under the name that the operator gave, if any.
     pub(crate) fn cluster(&self, scope: Option<&str>) -> Option<ClusterConfig> {
         ClusterConfig::read(&self.root(), scope)
+    }
+
+    /// The cluster of a proxy, which may know it without its store.
+    pub(crate) fn cluster_of(&self, proxy: Option<&ProxySection>) -> Option<ClusterConfig> {
+        if proxy.is_some_and(|proxy| !proxy.source.needs_store()) {
+            ClusterConfig::without_store(&self.root())
+        } else {
+            self.cluster(None)
+        }
     }
 
     /// One member.

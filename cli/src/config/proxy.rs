@@ -1,16 +1,21 @@
 //! The `proxy` section: what DESIGN calls the proxy's part of the file, with defaults for all of it.
 
+mod page;
 mod reading;
+pub(crate) mod source;
 mod tls;
+pub(crate) mod unix;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use pgherd_cluster::record::Address;
 use pgherd_proxy::tls::{ClientTlsConfig, ListenerTls, ServerTlsConfig};
-use pgherd_proxy::{ApplicationName, LimitsConfig, ListenerRole, Network, ReadRules, SLOW_START};
+use pgherd_proxy::{ApplicationName, LimitsConfig, ListenerRole, Network, ReadRules, SLOW_START, SOCKET_MODE};
 use serde_json::Value;
 
+use self::page::PageSection;
+use self::source::SourceSection;
 use super::limits::{self, count};
 use super::section::Section;
 use super::value;
@@ -18,11 +23,14 @@ use super::value;
 /// The proxy's part of the configuration, read and checked; [`crate::run`] hands it on in the proxy's own types.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ProxySection {
+    pub(crate) source: SourceSection,
     pub(crate) listeners: Vec<Listener>,
     pub(crate) hold_timeout: Duration,
     pub(crate) hold_clients: usize,
     pub(crate) limits: LimitsConfig,
     pub(crate) stats: Address,
+    /// Who may see the page, and the file that says so.
+    pub(crate) page: PageSection,
     /// As many as there are processors when absent.
     pub(crate) workers: Option<usize>,
     pub(crate) drain: Duration,
@@ -43,6 +51,8 @@ pub(crate) struct Listener {
     pub(crate) role: ListenerRole,
     pub(crate) reads: ReadRules,
     pub(crate) tls: ListenerTls,
+    /// Of the file of a unix socket.
+    pub(crate) mode: u32,
     pub(crate) allow: Vec<Network>,
     pub(crate) proxy_protocol: Vec<Network>,
 }
@@ -69,7 +79,7 @@ fn everywhere(port: u16) -> Address {
 /// Reads the section; an absent one gives the defaults.
 pub(crate) fn read(root: &Section<'_>) -> Option<ProxySection> {
     let section = root.section("proxy");
-    one_of(&section, "source", &["etcd"], &["agents", "static"]);
+    let source = source::read(root, &section);
     let hold = section.section("hold");
     let limits = limits::read(&section.section("limits"));
     let connections = limits.connections;
@@ -82,6 +92,7 @@ pub(crate) fn read(root: &Section<'_>) -> Option<ProxySection> {
     }
     let listeners = listeners(&section);
     let stats = stats(&section.section("stats"));
+    let page = page::read(&section.section("stats"));
     let client_tls = tls::clients(&section);
     let server_tls = tls::servers(&section);
     tls::check_listeners(
@@ -98,6 +109,8 @@ pub(crate) fn read(root: &Section<'_>) -> Option<ProxySection> {
     let drain = section.duration("drain").unwrap_or(Duration::from_secs(30));
     let application_name = application_name(&section);
     Some(ProxySection {
+        source: source?,
+        page,
         listeners: listeners?,
         hold_timeout,
         hold_clients,
@@ -130,15 +143,6 @@ fn workers(section: &Section<'_>) -> Option<usize> {
 }
 
 fn stats(section: &Section<'_>) -> Option<Address> {
-    for key in ["username", "password", "password_file"]
-        .into_iter()
-        .filter(|key| section.has(key))
-    {
-        section.error(
-            key,
-            "the page cannot be guarded in this version; remove it, and let the page listen on 127.0.0.1",
-        );
-    }
     if section.has("address") {
         section.address("address", STATS_PORT).map(bindable)
     } else {
@@ -154,6 +158,7 @@ fn listeners(section: &Section<'_>) -> Option<Vec<Listener>> {
                 role: ListenerRole::Write,
                 reads: ReadRules::none(),
                 tls: ListenerTls::Off,
+                mode: SOCKET_MODE,
                 allow: Vec::new(),
                 proxy_protocol: Vec::new(),
             },
@@ -165,6 +170,7 @@ fn listeners(section: &Section<'_>) -> Option<Vec<Listener>> {
                     ..ReadRules::none()
                 },
                 tls: ListenerTls::Off,
+                mode: SOCKET_MODE,
                 allow: Vec::new(),
                 proxy_protocol: Vec::new(),
             },
@@ -202,9 +208,9 @@ fn listeners(section: &Section<'_>) -> Option<Vec<Listener>> {
 
 fn listener(section: &Section<'_>) -> Option<Listener> {
     if !section.has("address") {
-        section.missing("address", "HOST:PORT, such as 0.0.0.0:5432");
+        section.missing("address", "HOST:PORT, such as 0.0.0.0:5432, or /DIRECTORY:PORT");
     }
-    let address = section.address("address", WRITE_PORT).map(bindable);
+    let address = unix::address(section);
     if !section.has("role") {
         section.missing("role", &ROLES.map(ListenerRole::as_str).join(" or "));
     }
@@ -213,14 +219,20 @@ fn listener(section: &Section<'_>) -> Option<Listener> {
     let role = role.and_then(|word| ROLES.into_iter().find(|role| role.as_str() == word));
     let tls = tls::of_listener(section);
     let reads = reading::read(section, role);
-    Some(Listener {
+    if let Some(reads) = &reads {
+        tls::check_passthrough(section, tls, reads);
+    }
+    let listener = Listener {
         address: address?,
         role: role?,
         reads: reads?,
         tls,
+        mode: unix::mode(section),
         allow: limits::networks(section, "allow"),
         proxy_protocol: limits::networks(section, "proxy_protocol"),
-    })
+    };
+    unix::check(section, &listener);
+    Some(listener)
 }
 
 /// A word out of a few. YAML takes some of them for yes or no.
@@ -254,14 +266,14 @@ fn bindable(address: Address) -> Address {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use pgherd_proxy::tls::{ClientCertificates, MinVersion, ServerTlsMode};
     use serde_json::json;
 
     use super::*;
     use crate::config::section::Findings;
 
-    pub(super) fn read_from(section: Value) -> (Option<ProxySection>, Vec<String>) {
+    pub(crate) fn read_from(section: Value) -> (Option<ProxySection>, Vec<String>) {
         let tree = json!({ "proxy": section });
         let findings = Findings::default();
         let config = read(&Section::root(tree.as_object().expect("a map"), &findings));
@@ -381,12 +393,8 @@ mod tests {
     fn mistakes_are_told_with_key_value_and_fix() {
         for (section, expected) in [
             (
-                json!({"source": "agents"}),
-                "proxy.source: \"agents\" is not in this version; write etcd",
-            ),
-            (
                 json!({"source": "magic"}),
-                "proxy.source: \"magic\" is not known here; write etcd",
+                "proxy.source: \"magic\" is not known here; write etcd or agents or static",
             ),
             (
                 json!({"listeners": []}),
@@ -402,7 +410,7 @@ mod tests {
             ),
             (
                 json!({"listeners": [{"role": "write"}]}),
-                "proxy.listeners[0].address: missing; write HOST:PORT, such as 0.0.0.0:5432",
+                "proxy.listeners[0].address: missing; write HOST:PORT, such as 0.0.0.0:5432, or /DIRECTORY:PORT",
             ),
             (
                 json!({"listeners": [{"address": "a:1", "role": "write", "tls": "require"}]}),
@@ -433,8 +441,8 @@ mod tests {
                 "proxy.listeners[0].proxy_protocol: \"lb.example.com\" is not an address or a network; write one such as 10.0.0.0/8, 192.0.2.7 or fd00::/8",
             ),
             (
-                json!({"stats": {"password_file": "/x"}}),
-                "proxy.stats.password_file: the page cannot be guarded in this version; remove it, and let the page listen on 127.0.0.1",
+                json!({"stats": {"password": "secret"}}),
+                "proxy.stats.username: missing; write the name that goes with the password",
             ),
             (
                 json!({"workers": 0}),

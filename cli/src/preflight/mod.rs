@@ -5,6 +5,7 @@ pub(crate) mod port;
 pub(crate) mod programs;
 
 use std::fs;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -15,7 +16,7 @@ use rustix::process::geteuid;
 
 use self::port::{Holder, Taken};
 use self::programs::Search;
-use crate::config::proxy::ProxySection;
+use crate::config::proxy::{ProxySection, unix};
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -57,14 +58,20 @@ pub(crate) fn member(config: &mut AgentConfig) -> Preflight {
 
 /// Looks at what a proxy needs.
 pub(crate) fn proxy(config: &ProxySection, tls: &EtcdTls) -> Preflight {
-    proxy_with(config, tls, &[])
+    proxy_with(config, tls, &[], &[])
 }
 
-/// The same for one that has sockets on some `ports` already.
-pub(crate) fn proxy_with(config: &ProxySection, tls: &EtcdTls, ports: &[SocketAddr]) -> Preflight {
+/// The same for one that has sockets on some `ports` and unix sockets of some `names` already.
+pub(crate) fn proxy_with(config: &ProxySection, tls: &EtcdTls, ports: &[SocketAddr], names: &[String]) -> Preflight {
     let mut preflight = Preflight::default();
     preflight.errors.extend(tls_files(tls));
-    let has = |address: &Address| ports.iter().any(|port| port.port() == address.port);
+    let has = |address: &Address| {
+        if unix::is_unix(address) {
+            names.contains(&unix::name(address))
+        } else {
+            ports.iter().any(|port| port.port() == address.port)
+        }
+    };
     for (index, listener) in config.listeners.iter().enumerate() {
         if !has(&listener.address) {
             preflight.port(&format!("proxy.listeners[{index}].address"), &listener.address, None);
@@ -135,11 +142,23 @@ pub(crate) fn clashes(agent: &AgentConfig, proxy: &ProxySection) -> Vec<String> 
 
 fn overlap(a: &Address, b: &Address) -> bool {
     let everywhere = |host: &str| host == "*" || host == "0.0.0.0" || host == "::";
-    a.port == b.port && (a.host == b.host || everywhere(&a.host) || everywhere(&b.host))
+    let alike = unix::is_unix(a) == unix::is_unix(b);
+    alike && a.port == b.port && (a.host == b.host || everywhere(&a.host) || everywhere(&b.host))
 }
 
 impl Preflight {
     fn port(&mut self, key: &str, address: &Address, allowed: Option<u32>) {
+        if unix::is_unix(address) {
+            let name = unix::name(address);
+            if let Err(error) = pgherd_proxy::probe_unix(&name) {
+                let finding = format!("{key}: \"{name}\" cannot be listened on: {error}; mend that, or write another");
+                match error.kind() {
+                    ErrorKind::AddrInUse => self.in_use.push(finding),
+                    _ => self.errors.push(finding),
+                }
+            }
+            return;
+        }
         let Err(taken) = port::probe(address) else { return };
         let finding = port::finding(key, address, &taken);
         match &taken {

@@ -28,7 +28,7 @@ pub enum StoreError {
     /// The revision asked for has been compacted away.
     #[error("the revision has been compacted")]
     Compacted,
-    /// Anything else: a defect, here or there.
+    /// Anything else: a defect, here or there; or, where a view does not come from etcd, why there is none.
     #[error("{what}")]
     Protocol {
         /// What was seen.

@@ -45,7 +45,7 @@ impl Address {
         })
     }
 
-    pub(super) fn of_url(url: &str, port_default: u16) -> Option<Self> {
+    pub(crate) fn of_url(url: &str, port_default: u16) -> Option<Self> {
         let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
         let authority = rest.split(['/', '?']).next()?;
         let host_port = authority.rsplit_once('@').map_or(authority, |(_, host_port)| host_port);

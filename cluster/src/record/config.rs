@@ -6,6 +6,9 @@ use serde_json::{Map, Value};
 
 use crate::timing::{LeaseTiming, TimingError};
 
+/// Longer times count as this one, a century: others are added to them and multiplied, and clocks have an end.
+const TIME_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// The dynamic configuration: the document as it is, unknown keys included, with typed readers for what is acted on.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DynamicConfig(Map<String, Value>);
@@ -150,7 +153,7 @@ impl DynamicConfig {
 
     fn seconds(&self, name: &str) -> Option<Duration> {
         if let Some(seconds) = self.number(name) {
-            return Some(Duration::from_secs(seconds));
+            return Some(Duration::from_secs(seconds).min(TIME_MAX));
         }
         let text = self.0.get(name)?.as_str()?.trim();
         let unit_at = text.find(|c: char| !c.is_ascii_digit())?;
@@ -164,6 +167,6 @@ impl DynamicConfig {
             "d" => 86_400_000,
             _ => return None,
         };
-        Some(Duration::from_millis(number.checked_mul(millis)?))
+        Some(Duration::from_millis(number.checked_mul(millis)?).min(TIME_MAX))
     }
 }

@@ -40,12 +40,10 @@ impl HistoryEntry {
             Value::from(self.lsn.0),
             Value::from(self.reason.clone()),
         ];
-        if let Some(timestamp) = &self.timestamp {
-            row.push(Value::from(timestamp.clone()));
-            if let Some(leader) = &self.new_leader {
-                row.push(Value::from(leader.clone()));
-            }
+        if self.timestamp.is_some() || self.new_leader.is_some() {
+            row.push(Value::from(self.timestamp.clone()));
         }
+        row.extend(self.new_leader.clone().map(Value::from));
         Value::Array(row)
     }
 }
@@ -71,6 +69,6 @@ impl History {
     /// The timeline that the cluster is on: one past the last ended one.
     #[must_use]
     pub fn timeline(&self) -> Timeline {
-        Timeline(self.0.last().map_or(1, |entry| entry.timeline.0 + 1))
+        Timeline(self.0.last().map_or(1, |entry| entry.timeline.0.saturating_add(1)))
     }
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use super::{Address, PgState, Role};
+use crate::http::Endpoint;
 use crate::name::{Lsn, Timeline};
 
 /// The value of a member's key.
@@ -194,6 +195,12 @@ impl MemberRecord {
     #[must_use]
     pub fn api_address(&self) -> Option<Address> {
         Address::of_url(&self.api_url, 8008)
+    }
+
+    /// The same with the way to speak to it.
+    #[must_use]
+    pub fn api_endpoint(&self) -> Option<Endpoint> {
+        Endpoint::of(&self.api_url)
     }
 
     /// A tag that is set to something other than false, 0 or nothing. Tags may come as texts.

@@ -161,3 +161,17 @@ fn the_dynamic_configuration_keeps_what_it_does_not_know() {
     assert!(DynamicConfig::parse(r#"{"pause":"on"}"#).is_paused());
     assert!(DynamicConfig::parse(r#"{"ttl":3,"loop_wait":10}"#).timing().is_err());
 }
+
+#[test]
+fn times_and_timelines_without_end_have_one_here() {
+    let most = u64::MAX;
+    let text = format!(
+        r#"{{"ttl":{most},"loop_wait":"{most}","retry_timeout":{most},"primary_start_timeout":"200000000000d"}}"#
+    );
+    let config = DynamicConfig::parse(&text);
+    let timing = config.timing_in_force();
+    assert!(timing.loop_wait() + 2 * timing.retry_timeout() <= timing.ttl());
+    let century = Duration::from_secs(100 * 365 * 24 * 3600);
+    assert_eq!((timing.ttl(), config.primary_start_timeout()), (century, century));
+    assert_eq!(History::parse(r#"[[4294967295,1,"x"]]"#).timeline(), Timeline(u32::MAX));
+}

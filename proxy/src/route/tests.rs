@@ -51,6 +51,7 @@ fn with_the_leader_of(epoch: &Epoch) -> Footing {
         epoch: Some(epoch.clone()),
         on_promoted: OnChange::End,
         listener: 0,
+        in_clear: true,
         since: ASKED,
     }
 }
@@ -62,6 +63,7 @@ fn with_the_replica(member: &str, may_be_led: bool) -> Footing {
         epoch: None,
         on_promoted: if may_be_led { OnChange::Keep } else { OnChange::End },
         listener: 0,
+        in_clear: true,
         since: ASKED,
     }
 }
@@ -344,6 +346,7 @@ fn a_member_has_strayed_when_it_is_known_to_be_other_and_not_when_nothing_is_kno
             &limited,
             evidence(&view, ASKED),
             &view.members[&name("n2")],
+            &[],
         )
     };
     let led = || led_by_n1().status(r#"{"optime":1000}"#);

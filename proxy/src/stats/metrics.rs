@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use super::state::State;
+use crate::panics;
 use crate::shared::Shared;
 
 /// A registry that lives for one scrape.
@@ -83,10 +84,10 @@ fn process(scrape: &Scrape, shared: &Shared, state: &State) -> prometheus::Resul
             .with_label_values(&[result])
             .inc_by(count.load(Ordering::Relaxed));
     }
-    let panics = shared.panics.load(Ordering::Relaxed);
+    let panics = panics::total(&shared.panics);
     scrape.total(
         "pgherd_panics_total",
-        "Connections ended by a defect of the proxy.",
+        "Defects of the proxy, each of which ended what it was about.",
         panics,
     )
 }

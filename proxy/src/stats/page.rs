@@ -97,6 +97,13 @@ pub(crate) fn fragment(state: &State) -> String {
             "<p class=\"wait\"><b>PAUSED</b> the cluster is in maintenance: nothing fails over by itself</p>\n",
         );
     }
+    if state.panics > 0 {
+        let _ = writeln!(
+            html,
+            "<p class=\"bad\"><b>DEFECT</b> this proxy has failed {} times within itself: its log says where</p>",
+            state.panics
+        );
+    }
     html.push_str(&view_line(state));
     html.push_str(&members(&state.members));
     html.push_str(&listeners(&state.listeners));

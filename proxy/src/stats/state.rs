@@ -14,6 +14,7 @@ use crate::balance::{self, LeftOut, Load, Standing};
 use crate::config::{ListenerConfig, ListenerRole, ReadRules};
 use crate::counters::RouteCounts;
 use crate::lag::Behind;
+use crate::panics;
 use crate::refusal;
 use crate::route::{self, Decision, Policy, Why};
 use crate::shared::{ListenerState, Seen, Shared};
@@ -29,6 +30,8 @@ pub(crate) struct State {
     pub(crate) view: ViewState,
     pub(crate) leader: Option<LeaderState>,
     pub(crate) held_clients: usize,
+    /// Defects of the proxy itself.
+    pub(crate) panics: u64,
     pub(crate) members: Vec<MemberState>,
     pub(crate) listeners: Vec<ListenerRow>,
     pub(crate) events: Vec<EventRow>,
@@ -119,12 +122,13 @@ impl State {
             scope: seen.view.scope.to_string(),
             version: pgherd_cluster::VERSION,
             uptime_seconds: seen.now.since(shared.started).as_secs_f64(),
-            writable: matches!(decision, Decision::To(_)),
+            writable: matches!(decision, Decision::To(_)) || is_idle(shared, &seen),
             paused: seen.view.config.value.as_ref().is_some_and(|config| config.is_paused()),
             verdict: verdict(shared, &seen, &decision, leader.as_ref()),
             view: view_state(shared, &seen),
             leader,
             held_clients: shared.held.get(),
+            panics: panics::total(&shared.panics),
             members: members(shared, &seen, &decision, &counts),
             listeners: listeners(shared, &counts),
             events: events(shared, seen.now),
@@ -139,6 +143,11 @@ fn where_writes_go(seen: &Seen) -> Decision {
         hold_until: Boottime::from_nanos(u64::MAX),
     };
     route::route(policy, seen.evidence(), Load::IDLE)
+}
+
+/// Whether the leader would be asked for its word if somebody came, and says that it takes writes.
+fn is_idle(shared: &Shared, seen: &Seen) -> bool {
+    seen.warrant.by_word_alone() && shared.is_idle() && seen.view.writable_leader().is_some()
 }
 
 fn verdict(shared: &Shared, seen: &Seen, decision: &Decision, leader: Option<&LeaderState>) -> Verdict {
@@ -159,6 +168,12 @@ fn verdict(shared: &Shared, seen: &Seen, decision: &Decision, leader: Option<&Le
                 sentence,
             };
         }
+        Decision::Hold(Why::NoWord { leader }) if is_idle(shared, seen) => {
+            return Verdict {
+                word: "IDLE",
+                sentence: format!("{leader} leads; it is asked itself once a client comes for it"),
+            };
+        }
         Decision::Hold(why) | Decision::Refuse(why) => why,
     };
     let because = refusal::cannot_route(why, Duration::ZERO, shared.leaderless_for())
@@ -174,7 +189,7 @@ fn verdict(shared: &Shared, seen: &Seen, decision: &Decision, leader: Option<&Le
         Why::NothingKnown => "STARTING",
         Why::NoLeader => "NO LEADER",
         Why::StandbyCluster { .. } => "STANDBY CLUSTER",
-        Why::WarrantLapsed { .. } => "UNCERTAIN",
+        Why::WarrantLapsed { .. } | Why::NoWord { .. } => "UNCERTAIN",
         _ => "NOT WRITABLE",
     };
     Verdict {

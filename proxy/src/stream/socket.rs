@@ -1,13 +1,12 @@
 //! TCP and unix sockets as one, and the options of those that carry sessions.
 
-use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use rustix::net::RecvFlags;
+use rustix::net::{RecvFlags, SendFlags};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
@@ -32,7 +31,6 @@ pub(crate) fn tune(socket: &SockRef<'_>) -> io::Result<()> {
 #[derive(Debug)]
 pub(crate) enum Socket {
     Tcp(TcpStream),
-    #[allow(dead_code, reason = "listeners on unix sockets make it")]
     Unix(UnixStream),
 }
 
@@ -73,8 +71,12 @@ impl Socket {
         short.map_or(result, Ok)
     }
 
+    /// Sends once, by a system call of its own: the C library's is a point where a thread may be cancelled, and asks each
+    /// time whether it is.
     pub(crate) fn send(&self, bytes: &[u8]) -> io::Result<usize> {
-        each!(self, stream => stream.try_write(bytes))
+        self.try_io(Interest::WRITABLE, || {
+            Ok(rustix::net::send(self.as_fd(), bytes, SendFlags::NOSIGNAL)?)
+        })
     }
 
     /// Does `call`, which ends with `WouldBlock` when the socket is not ready any more.
@@ -119,26 +121,44 @@ impl Socket {
         }
     }
 
-    /// Waits until something can be received, and leaves it there; 0 at the end.
-    pub(crate) async fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        poll_fn(|cx| self.poll_peek(cx, buffer)).await
-    }
-
-    /// The same as one step.
+    /// Ready when something can be received, which is left there; 0 at the end.
     pub(crate) fn poll_peek(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.poll_readable(cx))?;
-            match self.try_io(Interest::READABLE, || self.peek_now(buffer)) {
+            let peek = || {
+                let (_, count) = rustix::net::recv(self.as_fd(), &mut *buffer, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+                Ok(count)
+            };
+            match self.try_io(Interest::READABLE, peek) {
                 Err(error) if super::is_transient(&error) => {}
                 peeked => return Poll::Ready(peeked),
             }
         }
     }
+}
 
-    /// What is there already.
-    pub(crate) fn peek_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let (_, count) = rustix::net::recv(self.as_fd(), buffer, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
-        Ok(count)
+/// One on its way from one thread to another.
+#[derive(Debug)]
+pub(crate) enum Travelling {
+    Tcp(std::net::TcpStream),
+    Unix(std::os::unix::net::UnixStream),
+}
+
+impl Socket {
+    /// Leaves this thread's runtime.
+    pub(crate) fn leave(self) -> io::Result<Travelling> {
+        Ok(match self {
+            Self::Tcp(stream) => Travelling::Tcp(stream.into_std()?),
+            Self::Unix(stream) => Travelling::Unix(stream.into_std()?),
+        })
+    }
+
+    /// Joins this thread's runtime.
+    pub(crate) fn arrive(travelling: Travelling) -> io::Result<Self> {
+        Ok(match travelling {
+            Travelling::Tcp(stream) => Self::Tcp(TcpStream::from_std(stream)?),
+            Travelling::Unix(stream) => Self::Unix(UnixStream::from_std(stream)?),
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the relay needs to know of a server's bytes while it passes them on: the cancel key in the startup answer, and
 //! whether the client was just told that the server waits for it. Pure and total.
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
 use super::startup::CancelKey;
 
@@ -80,6 +80,8 @@ impl StartupWatch {
         match body {
             None => WatchState::Over,
             Some(left) if kind == b'K' && left > KEY_BYTES_MAX => WatchState::Over,
+            // One that says no status ends the startup all the same.
+            Some(0) if kind == b'Z' => WatchState::Over,
             Some(0) => WatchState::default(),
             Some(left) => WatchState::Body { kind, left },
         }
@@ -91,7 +93,8 @@ impl StartupWatch {
         }
         match kind {
             b'Z' => return WatchState::Over,
-            b'K' => *found = CancelKey::new(Bytes::from(std::mem::take(&mut self.key))),
+            // One that is none takes no other's place.
+            b'K' => *found = CancelKey::new(&std::mem::take(&mut self.key)).or(found.take()),
             _ => {}
         }
         WatchState::default()
@@ -112,9 +115,12 @@ impl StartupWatch {
 
 /// The last six bytes of a stream: as many as a ReadyForQuery has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tail([u8; 6]);
+pub struct Tail([u8; Self::BYTES]);
 
 impl Tail {
+    /// How many they are.
+    pub const BYTES: usize = 6;
+
     /// Moves on over `bytes`.
     pub fn push(&mut self, bytes: &[u8]) {
         if let Some(last) = bytes.last_chunk() {
@@ -179,7 +185,7 @@ mod tests {
                 found.extend(watch.feed(now));
                 rest = later;
             }
-            prop_assert_eq!(found, vec![CancelKey::new(key.into()).expect("a valid key")]);
+            prop_assert_eq!(found, vec![CancelKey::new(&key).expect("a valid key")]);
             prop_assert!(watch.is_over());
         }
 

@@ -63,7 +63,8 @@ fn less(message: &[u8]) -> Option<Vec<u8>> {
     // Names, each with its end, and an empty one.
     let names = list.strip_suffix(b"\0\0")?.split(|byte| *byte == 0);
     let (bound, free): (Vec<&[u8]>, Vec<&[u8]>) = names.partition(|name| name.ends_with(BOUND));
-    if bound.is_empty() || free.is_empty() {
+    // An empty name would end what is left of the list before its end.
+    if bound.is_empty() || free.is_empty() || free.contains(&&b""[..]) {
         return None;
     }
     let mut body = code.to_vec();
@@ -103,6 +104,7 @@ mod tests {
             free,
             sasl(b"SCRAM-SHA-256-PLUS\0\0"),
             sasl(b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256"),
+            sasl(b"SCRAM-SHA-256-PLUS\0\0SCRAM-SHA-256\0\0"),
             message(b'R', &[0; 4]),
             message(b'R', b""),
             message(b'E', b"C28000\0\0"),

@@ -20,16 +20,16 @@ const CANCEL_HEAD_BYTES: usize = 12;
 
 /// What cancels a query: a process id and a secret, as the server gave them to its client.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct CancelKey(Bytes);
+pub struct CancelKey(Box<[u8]>);
 
 impl CancelKey {
     /// From process id and secret, or nothing when there are too few or too many bytes.
     #[must_use]
-    pub fn new(bytes: Bytes) -> Option<Self> {
+    pub fn new(bytes: &[u8]) -> Option<Self> {
         let secret_bytes = bytes.len().checked_sub(4)?;
         (SECRET_BYTES_MIN..=SECRET_BYTES_MAX)
             .contains(&secret_bytes)
-            .then_some(Self(bytes))
+            .then(|| Self(bytes.into()))
     }
 
     /// The process id, under which keys are found. It is no secret.
@@ -182,7 +182,7 @@ fn decode_cancel(bytes: Bytes) -> Result<FirstPacket, Malformed> {
     }
     // Decoded only as a check: the key is kept as the bytes that came.
     let decoded = CancelRequest::decode(&mut BytesMut::from(&bytes[..]), &DecodeContext::default());
-    let key = CancelKey::new(bytes.slice(STARTUP_BYTES_MIN..));
+    let key = CancelKey::new(bytes.get(STARTUP_BYTES_MIN..).unwrap_or_default());
     match (decoded, key) {
         (Ok(Some(_)), Some(key)) => Ok(FirstPacket::Cancel { key, bytes }),
         _ => Err(Malformed::Cancel),
@@ -376,7 +376,7 @@ mod tests {
         for secret_bytes in [4, 18, 32, 256] {
             let key = vec![7_u8; 4 + secret_bytes];
             let bytes = packet(80_877_102, &key);
-            let expected = CancelKey::new(key.into()).expect("a valid key");
+            let expected = CancelKey::new(&key).expect("a valid key");
             match FirstPacket::decode(bytes.clone()) {
                 Ok(FirstPacket::Cancel { key, bytes: kept }) => {
                     assert!(key.matches(&expected));
@@ -393,7 +393,7 @@ mod tests {
 
     #[test]
     fn keys_match_only_whole() {
-        let key = |bytes: &[u8]| CancelKey::new(Bytes::copy_from_slice(bytes)).expect("a valid key");
+        let key = |bytes: &[u8]| CancelKey::new(bytes).expect("a valid key");
         assert!(key(b"pid.secret").matches(&key(b"pid.secret")));
         assert!(!key(b"pid.secret").matches(&key(b"pid.secreT")));
         assert!(!key(b"pid.secret").matches(&key(b"pid.secret2")));

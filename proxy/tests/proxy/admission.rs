@@ -10,7 +10,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use crate::fake::*;
 
 /// Asks for a session as `user`, from a loopback address of its own.
-async fn client_from(host: u8, proxy: &Running, listener: usize, user: &str, database: &str) -> TcpStream {
+pub(crate) async fn client_from(host: u8, proxy: &Running, listener: usize, user: &str, database: &str) -> TcpStream {
     let mut stream = connect_from(host, proxy, listener).await;
     let body = format!("user\0{user}\0database\0{database}\0\0");
     stream.write_all(&packet(196_608, body.as_bytes())).await.expect("sent");
@@ -25,11 +25,11 @@ async fn connect_from(host: u8, proxy: &Running, listener: usize) -> TcpStream {
 }
 
 /// Waits until the metrics have it: a connection may be closed before it is counted.
-async fn shows(proxy: &Running, line: &str) {
+pub(crate) async fn shows(proxy: &Running, line: &str) {
     until(line, async || metrics(proxy).await.contains(line).then_some(())).await;
 }
 
-async fn metrics(proxy: &Running) -> String {
+pub(crate) async fn metrics(proxy: &Running) -> String {
     let mut stream = TcpStream::connect(proxy.addresses.stats[0]).await.expect("the page");
     let request = b"GET /metrics HTTP/1.1\r\nhost: test\r\n\r\n";
     stream.write_all(request).await.expect("sent");
@@ -38,7 +38,7 @@ async fn metrics(proxy: &Running) -> String {
     answer
 }
 
-fn limited(limits: LimitsConfig) -> pgherd_proxy::ProxyConfig {
+pub(crate) fn limited(limits: LimitsConfig) -> pgherd_proxy::ProxyConfig {
     let mut config = config(vec![write_listener()]);
     config.limits = limits;
     config.stats = Some(StatsConfig {
@@ -112,7 +112,7 @@ async fn a_limit_that_is_set_later_knows_of_those_before() {
 }
 
 /// One session per member, one client in the queue.
-fn one_place(timeout: Duration) -> LimitsConfig {
+pub(crate) fn one_place(timeout: Duration) -> LimitsConfig {
     LimitsConfig {
         per_member: Some(1),
         queue: QueueConfig { clients: 1, timeout },
@@ -494,107 +494,4 @@ async fn servers_see_the_name_that_the_proxy_writes_and_all_else_as_it_came() {
         server.session().await.startup,
         packet(196_608, b"user\0ann\0database\0d\0\0")
     );
-}
-
-/// A server that takes connections and answers none until the test does.
-async fn silent_server() -> (tokio::net::TcpListener, SocketAddr) {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("bound");
-    (listener, address)
-}
-
-#[tokio::test]
-async fn no_more_clients_start_at_a_member_at_once_than_may() {
-    let (server, address) = silent_server().await;
-    let mut cluster = Cluster::new();
-    cluster.no_leader();
-    let mut config = limited(LimitsConfig::default());
-    config.limits.startups_per_member = Some(2);
-    config.hold.timeout = PATIENCE;
-    let proxy = Running::start(config, &cluster);
-    // Held until there is a leader, in the order in which they came.
-    let mut clients = Vec::new();
-    for count in 1..=6 {
-        clients.push(client_from(1, &proxy, 0, &format!("w{count}"), "d").await);
-        until("it is held", async || {
-            let shown = metrics(&proxy).await;
-            let mut lines = shown.lines().filter(|line| line.starts_with("pgherd_hold_clients{"));
-            lines.any(|line| line.ends_with(&format!(" {count}"))).then_some(())
-        })
-        .await;
-    }
-    cluster.writable("n1", address);
-    let mut served = Vec::new();
-    let mut starting = Vec::new();
-    for _ in 0..3 {
-        while starting.len() < 2 {
-            starting.push(within("a client starts", server.accept()).await.expect("accepted").0);
-        }
-        let more = tokio::time::timeout(Duration::from_millis(50), server.accept()).await;
-        assert!(more.is_err(), "a third one starts");
-        for mut stream in starting.drain(..) {
-            let startup = read_packet(&mut stream).await.expect("a startup message");
-            served.push(String::from_utf8_lossy(&startup[13..15]).into_owned());
-            stream.write_all(&ready()).await.expect("sent");
-            clients.push(stream); // Its session goes on, and is no startup any more.
-        }
-    }
-    served.sort();
-    assert_eq!(served, ["w1", "w2", "w3", "w4", "w5", "w6"]);
-    until("all have started", async || {
-        let shown = metrics(&proxy).await;
-        shown.contains("pgherd_node_startups{node=\"n1\"} 0").then_some(())
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn servers_that_are_slow_to_speak_keep_nobodys_turn_for_long() {
-    let (server, address) = silent_server().await;
-    let mut cluster = Cluster::new();
-    cluster.writable("n1", address);
-    let mut config = limited(LimitsConfig::default());
-    config.limits.startups_per_member = Some(1);
-    config.hold.timeout = PATIENCE;
-    let proxy = Running::start(config, &cluster);
-    let _first = proxy.client().await;
-    let (_slow, _) = within("it starts", server.accept()).await.expect("accepted");
-    let mut second = proxy.client().await;
-    let (mut stream, _) = within("the next one starts", server.accept()).await.expect("accepted");
-    stream.write_all(&ready()).await.expect("sent");
-    assert_eq!(read_message(&mut second).await, Some((b'Z', b"I".to_vec())));
-}
-
-#[tokio::test]
-async fn whose_turn_does_not_come_is_told_why() {
-    let (server, address) = silent_server().await;
-    let mut cluster = Cluster::new();
-    cluster.writable("n1", address);
-    let mut config = limited(LimitsConfig::default());
-    config.limits.startups_per_member = Some(1);
-    config.hold.timeout = Duration::from_millis(50);
-    let proxy = Running::start(config, &cluster);
-    let mut clients = Vec::new();
-    for waiting in 0..5 {
-        clients.push(proxy.client().await);
-        until("it starts or waits", async || {
-            let line = format!("pgherd_node_startup_queue_clients{{node=\"n1\"}} {waiting}");
-            let one = "pgherd_node_startups{node=\"n1\"} 1";
-            let shown = metrics(&proxy).await;
-            (shown.contains(&line) && shown.contains(one)).then_some(())
-        })
-        .await;
-    }
-    // One that leaves gives its turn back; the last is not served within five seconds by a server that never speaks.
-    drop(clients.remove(0));
-    let fatal = expect_fatal(clients.last_mut().expect("four are left")).await;
-    assert_eq!(fatal.sqlstate, "57P03");
-    assert!(
-        fatal
-            .text
-            .contains("too many clients connect to n1 at once: 1 are starting"),
-        "{}",
-        fatal.text
-    );
-    drop(server);
 }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use pgherd_cluster::clock::Boottime;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -133,4 +134,39 @@ async fn a_member_that_fails_is_left_alone_comes_back_by_a_trial_and_starts_slow
     let others = kept.len();
     let got = of_newcomers(&proxy, 100, &mut kept).await;
     assert!(got <= 60, "{got} of 100, beside {others}");
+}
+
+#[tokio::test]
+async fn a_member_that_was_only_passed_over_has_not_been_tried() {
+    let (mut moody, good) = (Moody::start(true).await, Server::start().await);
+    let mut cluster = Cluster::new();
+    cluster.replica("n2", moody.address);
+    let mut config = config(vec![read_listener()]);
+    config.slow_start = Duration::ZERO;
+    let mut proxy = Running::start(config.clone(), &cluster);
+    let mut kept = Vec::new();
+    assert_eq!(of_newcomers(&proxy, 1, &mut kept).await, 1);
+    cluster.replica("n3", good.address);
+    moody.takes.send_replace(false);
+    let failed_at = until("a newcomer has tried it in vain", async || {
+        let mut tried = Vec::new();
+        of_newcomers(&proxy, 1, &mut tried).await;
+        tried.into_iter().for_each(break_off);
+        (*moody.asked.borrow_and_update() > 1).then(Boottime::now)
+    })
+    .await;
+    // From here on it has no room, and would be tried again after a second.
+    moody.takes.send_replace(true);
+    config.limits.per_member = Some(1);
+    proxy.reload(config.clone()).await.expect("a good configuration");
+    until("newcomers have passed it over", async || {
+        let mut others = Vec::new();
+        assert_eq!(of_newcomers(&proxy, 1, &mut others).await, 0);
+        others.into_iter().for_each(break_off);
+        (Boottime::now().since(failed_at) > Duration::from_millis(1_500)).then_some(())
+    })
+    .await;
+    config.limits.per_member = None;
+    proxy.reload(config).await.expect("a good configuration");
+    assert_eq!(of_newcomers(&proxy, 1, &mut kept).await, 1, "the next one tries it");
 }

@@ -1,3 +1,4 @@
+use pgherd_proxy::OnChange;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::fake::*;
@@ -48,4 +49,25 @@ async fn an_unknown_key_goes_to_the_leader_or_to_every_replica() {
     let request = send_cancel(&proxy, 1, b"pid.secret").await;
     assert_eq!(replica.cancel().await, request);
     assert!(leader.has_no_cancel());
+}
+
+#[tokio::test]
+async fn an_unknown_key_goes_wherever_readers_may_be() {
+    let (mut leader, mut replica) = (Server::start().await, Server::start().await);
+    let mut cluster = Cluster::new();
+    cluster
+        .writable("n1", leader.address)
+        // Its sessions may go on, although it gets no newcomers.
+        .record("n2", replica.address, "replica", r#","tags":{"noloadbalance":true}"#);
+    let mut with_fallback = read_listener();
+    with_fallback.reads.fallback_to_leader = true;
+    let mut kept = read_listener();
+    kept.reads.on_promoted = Some(OnChange::Keep);
+    let proxy = Running::start(config(vec![with_fallback, kept]), &cluster);
+    cluster.confirmed().await;
+    for listener in 0..2 {
+        let request = send_cancel(&proxy, listener, b"pid.secret").await;
+        assert_eq!(leader.cancel().await, request);
+        assert_eq!(replica.cancel().await, request);
+    }
 }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pgherd_proxy::tls::{ClientCertificates, ClientTlsConfig, ListenerTls, MinVersion};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
@@ -30,12 +31,12 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    fn chain(&self) -> Vec<CertificateDer<'static>> {
+    pub(crate) fn chain(&self) -> Vec<CertificateDer<'static>> {
         let read = CertificateDer::pem_file_iter(&self.certificate).expect("PEM");
         read.collect::<Result<_, _>>().expect("PEM")
     }
 
-    fn private_key(&self) -> PrivateKeyDer<'static> {
+    pub(crate) fn private_key(&self) -> PrivateKeyDer<'static> {
         PrivateKeyDer::from_pem_file(&self.key).expect("PEM")
     }
 }
@@ -208,15 +209,21 @@ impl Member {
     /// Offers TLS with this certificate, or none at all.
     pub(crate) async fn start(files: Option<&Files>) -> Self {
         let hello = [message(b'R', &[0; 4]), message(b'K', &KEY), ready()].concat();
-        Self::saying(files, hello).await
+        Self::saying(files, hello, Duration::ZERO).await
     }
 
     /// Its answer to a startup message is this question, which is handed back too.
     pub(crate) async fn asking(files: &Files, question: Vec<u8>) -> (Self, Vec<u8>) {
-        (Self::saying(Some(files), question.clone()).await, question)
+        let member = Self::saying(Some(files), question.clone(), Duration::ZERO).await;
+        (member, question)
     }
 
-    async fn saying(files: Option<&Files>, hello: Vec<u8>) -> Self {
+    /// It asks only after so long.
+    pub(crate) async fn hesitating(files: &Files, question: Vec<u8>, time: Duration) -> Self {
+        Self::saying(Some(files), question, time).await
+    }
+
+    async fn saying(files: Option<&Files>, hello: Vec<u8>, hesitates: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
         let (sender, came) = mpsc::channel(100);
@@ -234,7 +241,8 @@ impl Member {
         tasks.spawn(async move {
             let mut answering = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                answering.spawn(answer(stream, acceptor.clone(), hello.clone(), sender.clone()));
+                let (acceptor, hello, sender) = (acceptor.clone(), hello.clone(), sender.clone());
+                answering.spawn(answer(stream, acceptor, (hello, hesitates), sender));
             }
         });
         Self {
@@ -255,13 +263,19 @@ impl Member {
     }
 }
 
-async fn answer(stream: TcpStream, acceptor: Option<TlsAcceptor>, hello: Vec<u8>, came: mpsc::Sender<Came>) {
+async fn answer(
+    stream: TcpStream,
+    acceptor: Option<TlsAcceptor>,
+    (hello, hesitates): (Vec<u8>, Duration),
+    came: mpsc::Sender<Came>,
+) {
     let Some((by_tls, mut stream)) = settle(stream, acceptor).await else {
         return;
     };
     let Some(startup) = read_packet(&mut stream).await else {
         return;
     };
+    tokio::time::sleep(hesitates).await;
     let key = KEY.to_vec();
     // PostgreSQL never answers a cancel request.
     let hello = match startup[4..8] == CANCEL_REQUEST.to_be_bytes() {

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
+use pgherd_cluster::http::Access;
 use pgherd_cluster::key::Keys;
 use pgherd_cluster::name::Scope;
-use pgherd_cluster::source::{ViewHandle, ViewPublisher, channel};
+use pgherd_cluster::source::{Proof, ViewHandle, ViewPublisher, channel, channel_with};
 use pgherd_cluster::view::{Entry, View};
 use pgherd_proxy::{Addresses, Proxy, ProxyConfig, ProxyError, ReloadError, Reloaded, Reloader};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -55,7 +56,15 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Empty, with the shortest lease that there is, and confirmed all the time.
     pub(crate) fn new() -> Self {
-        let (publisher, handle) = channel(scope());
+        Self::of(channel(scope()))
+    }
+
+    /// The same, known by what members tell of each other.
+    pub(crate) fn by_hearsay() -> Self {
+        Self::of(channel_with(scope(), Proof::Hearsay, Access::default()))
+    }
+
+    fn of((publisher, handle): (ViewPublisher, ViewHandle)) -> Self {
         let (agent, answering) = agent_of_few_words();
         let mut cluster = Self {
             agent,
@@ -443,6 +452,12 @@ impl Running {
         let ended = within("the proxy ends", self.running.join_next()).await;
         ended.expect("it runs").expect("it does not panic")
     }
+}
+
+/// Ends a client's connection by a reset: its session ends although its server says nothing.
+pub(crate) fn break_off(client: TcpStream) {
+    client.set_zero_linger().expect("set");
+    drop(client);
 }
 
 /// Small and quick.

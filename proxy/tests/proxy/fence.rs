@@ -28,6 +28,30 @@ async fn an_idle_session_of_an_ended_epoch_is_told() {
 }
 
 #[tokio::test]
+async fn a_session_that_has_just_taken_many_rows_is_told() {
+    let mut server = Server::start().await;
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", server.address);
+    let proxy = Running::start(config(vec![write_listener()]), &cluster);
+    let mut client = proxy.client().await;
+    let mut session = server.session().await;
+    expect_hello(&mut client).await;
+    for row_bytes in [60_000, 50_000, 40_001] {
+        let rows = [message(b'D', &vec![7; row_bytes]).repeat(100), ready()].concat();
+        let mut taken = vec![0; rows.len()];
+        let (sent, received) = within("the rows pass", async {
+            tokio::join!(session.stream.write_all(&rows), client.read_exact(&mut taken))
+        })
+        .await;
+        sent.expect("sent");
+        received.expect("received");
+        assert!(taken == rows, "other bytes");
+    }
+    cluster.no_leader();
+    assert_eq!(expect_fatal(&mut client).await.sqlstate, "57P01");
+}
+
+#[tokio::test]
 async fn a_session_in_the_middle_of_a_message_is_reset_without_a_word() {
     let mut server = Server::start().await;
     let mut cluster = Cluster::new();

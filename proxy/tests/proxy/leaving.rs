@@ -1,11 +1,13 @@
 //! Sessions of readers that end because their member is no longer what they came for, or has more than its part, and the
 //! leader as a last resort for a few.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
 use pgherd_proxy::OnChange;
+use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -122,6 +124,41 @@ async fn sessions_of_a_replica_that_streams_no_more_end_as_the_listener_says() {
     says(&mut inside, &mut inside_session, b"I").await;
     expect_fatal(&mut inside).await;
     exchange(&mut kept, &mut kept_session).await;
+}
+
+#[tokio::test]
+async fn a_session_with_a_last_resort_stays_while_newcomers_would_come_there() {
+    // A leader that cannot be connected to, although all else says that it is well.
+    let leader = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+    leader.bind(&any_port.into()).expect("a port");
+    let leader_address = leader.local_addr().expect("bound").as_socket().expect("by IP");
+    let mut replica = Server::start().await;
+    let zone_of = |zone: &str, more: &str| format!(r#"{more},"tags":{{"zone":"{zone}"}}"#);
+    let streams = r#","replication_state":"streaming""#;
+    let mut cluster = Cluster::new();
+    cluster
+        .writable("n1", leader_address)
+        .record("n2", replica.address, "replica", &zone_of("a", streams));
+    let mut listener = read_listener();
+    listener.reads.on_stale = OnChange::End;
+    let mut of_zone = listener.clone();
+    of_zone.reads.tags = [("zone".to_owned(), "a".to_owned())].into();
+    let proxy = Running::start(config(vec![listener, of_zone]), &cluster);
+    let (mut before, mut before_session) = session(&proxy, 0, &mut replica).await;
+    let (mut strays, _strays) = session(&proxy, 1, &mut replica).await;
+    cluster.record("n2", replica.address, "replica", &zone_of("b", ""));
+    let (mut after, mut after_session) = session(&proxy, 0, &mut replica).await;
+    // One that is other in something else ends as ever, and with it all that would.
+    let fatal = expect_fatal(&mut strays).await;
+    assert!(fatal.text.contains("its tag zone is b, not a"), "{}", fatal.text);
+    exchange(&mut before, &mut before_session).await;
+    exchange(&mut after, &mut after_session).await;
+    says(&mut before, &mut before_session, b"I").await;
+    // Once the leader answers, it could be streamed from.
+    leader.listen(16).expect("it listens");
+    let fatal = expect_fatal(&mut before).await;
+    assert!(fatal.text.contains("it does not stream"), "{}", fatal.text);
 }
 
 #[tokio::test]

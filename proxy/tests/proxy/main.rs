@@ -1,15 +1,18 @@
 //! The proxy between real sockets: clients of the test, servers of the test, a view that the test publishes.
 
 mod admission;
+mod agents_tls;
 mod balance;
 mod cancel;
 mod certificates;
 mod fake;
 mod fence;
+mod hearsay;
 mod hold;
 mod leaving;
 mod limits;
 mod not_now;
+mod page_tls;
 mod relay;
 mod reload;
 mod roles;
@@ -19,4 +22,6 @@ mod startup;
 mod surfaces;
 mod tls;
 mod tls_handshake;
+mod turns;
+mod unix;
 mod vouch;

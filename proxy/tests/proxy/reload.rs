@@ -158,6 +158,38 @@ async fn the_page_moves_and_what_cannot_change_is_said() {
 }
 
 #[tokio::test]
+async fn a_page_that_was_handed_over_is_served_here_no_more_and_sessions_go_on() {
+    let mut leader = Server::start().await;
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", leader.address);
+    let mut config = config(vec![write_listener()]);
+    config.stats = Some(StatsConfig {
+        address: "127.0.0.1:0".to_owned(),
+    });
+    let proxy = Running::start(config, &cluster);
+    let mut client = proxy.client().await;
+    let mut session = leader.session().await;
+    expect_hello(&mut client).await;
+    let handed_over = within("the sockets", proxy.reloader.sockets()).await.expect("copies");
+    within("the page is closed", proxy.reloader.close_page()).await;
+    // Whoever has its socket gets all who come from here on.
+    let page_address = proxy.addresses.stats[0];
+    let has_it = |socket: &std::net::TcpListener| socket.local_addr().is_ok_and(|own| own == page_address);
+    let mut handed_over = handed_over.into_iter().map(std::net::TcpListener::from);
+    let theirs = handed_over.find(has_it).expect("it is one of them");
+    let theirs = tokio::net::TcpListener::from_std(theirs).expect("a socket");
+    for _ in 0..10 {
+        let _coming = TcpStream::connect(page_address).await.expect("somebody listens");
+        within("it comes to the other", theirs.accept())
+            .await
+            .expect("accepted");
+    }
+    exchange(&mut client, &mut session).await;
+    expect_hello(&mut proxy.client().await).await;
+    leader.session().await;
+}
+
+#[tokio::test]
 async fn a_configuration_that_cannot_work_changes_nothing() {
     let mut leader = Server::start().await;
     let mut cluster = Cluster::new();

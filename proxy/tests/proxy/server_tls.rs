@@ -186,3 +186,18 @@ async fn a_plain_client_is_not_offered_what_only_tls_can_bind() {
     let mut client = Client::of(&authority).session(&passing).await;
     assert_eq!(read_message(&mut client).await, Some((b'R', scram[5..].to_vec())));
 }
+
+#[tokio::test]
+async fn nor_is_it_when_the_member_takes_longer_than_others_would_be_tried_for() {
+    let authority = Authority::new();
+    let names = |list: &[u8]| message(b'R', &[&[0, 0, 0, 10][..], list].concat());
+    let offer = names(b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0");
+    let long = Duration::from_millis(5_500);
+    let member = Member::hesitating(&authority.issue("127.0.0.1"), offer, long).await;
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", member.address);
+    let proxy = Running::start(connecting(ServerTlsMode::Require, None), &cluster);
+    let mut client = proxy.client().await;
+    let expected = names(b"SCRAM-SHA-256\0\0")[5..].to_vec();
+    assert_eq!(read_message(&mut client).await, Some((b'R', expected)));
+}

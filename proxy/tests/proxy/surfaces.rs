@@ -1,6 +1,6 @@
 use std::net::SocketAddr;
 
-use pgherd_proxy::StatsConfig;
+use pgherd_proxy::{PageLogin, StatsConfig};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
@@ -30,6 +30,52 @@ async fn with_page(cluster: &Cluster) -> (Running, SocketAddr) {
     let proxy = Running::start(config, cluster);
     let page = proxy.addresses.stats[0];
     (proxy, page)
+}
+
+#[tokio::test]
+async fn a_guarded_page_is_shown_to_whoever_has_the_password_and_health_to_everybody() {
+    let cluster = Cluster::new();
+    let mut config = config(vec![write_listener()]);
+    config.stats = Some(StatsConfig {
+        address: "127.0.0.1:0".to_owned(),
+    });
+    config.page_login = Some(PageLogin::new("Basic YWRtaW46c2VjcmV0".to_owned()));
+    let mut proxy = Running::start(config.clone(), &cluster);
+    let page = proxy.addresses.stats[0];
+    let shown = async |login: &str| {
+        let header = if login.is_empty() {
+            String::new()
+        } else {
+            format!("\r\nAuthorization: {login}")
+        };
+        let mut stream = TcpStream::connect(page).await.expect("the page listens");
+        let request = format!("GET /metrics HTTP/1.1\r\nHost: test{header}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        let mut answer = String::new();
+        within("an answer", stream.read_to_string(&mut answer))
+            .await
+            .expect("text");
+        answer.lines().next().unwrap_or_default().to_owned()
+    };
+    for path in ["/", "/stats", "/stats.json", "/metrics", "/api/v1/stream"] {
+        let answer = get(page, path).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 401") && answer.contains("www-authenticate: Basic"),
+            "{path}: {answer}"
+        );
+    }
+    assert!(get(page, "/healthz").await.starts_with("HTTP/1.1 200"));
+    assert_eq!(shown("").await, "HTTP/1.1 401 Unauthorized");
+    assert_eq!(shown("Basic YWRtaW46d3Jvbmc=").await, "HTTP/1.1 401 Unauthorized");
+    assert_eq!(shown("Basic YWRtaW46c2VjcmV0").await, "HTTP/1.1 200 OK");
+    // The page stays where it is, and another password counts.
+    config.page_login = Some(PageLogin::new("Basic YWRtaW46bmV3".to_owned()));
+    config.stats = Some(StatsConfig {
+        address: "127.0.0.1:0".to_owned(),
+    });
+    proxy.reload(config).await.expect("applied");
+    assert_eq!(shown("Basic YWRtaW46c2VjcmV0").await, "HTTP/1.1 401 Unauthorized");
+    assert_eq!(shown("Basic YWRtaW46bmV3").await, "HTTP/1.1 200 OK");
 }
 
 #[tokio::test]

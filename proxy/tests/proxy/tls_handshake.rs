@@ -44,6 +44,10 @@ async fn long_cancel_keys_pass_in_plaintext_and_by_tls() {
     let mut encrypted = client.asked(proxy.connect().await).await.expect("TLS");
     encrypted.write_all(&request).await.expect("sent");
     assert_eq!(server.cancel().await, request);
+    // A close without a farewell would be an error here, as it is to libpq.
+    let mut answer = Vec::new();
+    let ended = within("it is ended", encrypted.read_to_end(&mut answer)).await;
+    assert_eq!(ended.expect("a farewell"), 0);
 }
 
 #[tokio::test]

@@ -20,14 +20,14 @@ struct Script {
 }
 
 /// An agent that answers every question alike.
-struct Agent {
-    address: SocketAddr,
+pub(crate) struct Agent {
+    pub(crate) address: SocketAddr,
     script: Arc<Mutex<Script>>,
     _tasks: JoinSet<()>,
 }
 
 impl Agent {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
         let script = Arc::new(Mutex::new(Script::default()));
@@ -61,7 +61,7 @@ impl Agent {
     }
 
     /// Speaks for the holding that `cluster` shows, `later` revisions after it.
-    fn says(&self, cluster: &Cluster, status: u16, later: i64, remaining_ms: u64) {
+    pub(crate) fn says(&self, cluster: &Cluster, status: u16, later: i64, remaining_ms: u64) {
         let view = cluster.handle.load_full();
         let epoch = view.epoch().expect("somebody leads");
         let mut script = self.script.lock().expect("nobody panicked");
@@ -73,7 +73,7 @@ impl Agent {
         );
     }
 
-    fn asked(&self) -> Vec<String> {
+    pub(crate) fn asked(&self) -> Vec<String> {
         self.script.lock().expect("nobody panicked").asked.clone()
     }
 }

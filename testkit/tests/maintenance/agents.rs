@@ -195,7 +195,8 @@ async fn a_postgresql_that_patroni_started_is_taken_over_as_it_runs_and_given_ba
     let load = Load::start(&cluster).await?;
     let fault = Instant::now();
 
-    patroni.ctl(&["pause", "--wait"]).await?.success()?;
+    patroni.ctl(&["pause"]).await?.success()?;
+    cluster.pause_is_seen(true).await?;
     for member in [leader, replica] {
         patroni.stop_keeping_postgres(member).await?;
         same()?;
@@ -230,7 +231,8 @@ async fn a_postgresql_that_patroni_started_is_taken_over_as_it_runs_and_given_ba
         .await?;
         same()?;
     }
-    patroni.ctl(&["resume", "--wait"]).await?.success()?;
+    patroni.ctl(&["resume"]).await?.success()?;
+    cluster.pause_is_seen(false).await?;
     let (after, report) = load.end(&cluster, "from Patroni to ours and back", fault).await?;
     ensure!(after.name() == leader.name());
     same()?;

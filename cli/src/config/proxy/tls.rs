@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use pgherd_proxy::tls::{ClientCertificates, ClientTlsConfig, ListenerTls, MinVersion, ServerTlsConfig, ServerTlsMode};
 
+use pgherd_proxy::{OnChange, ReadRules};
+
 use super::super::section::Section;
 use super::{Listener, one_of};
 
@@ -13,6 +15,32 @@ pub(super) fn of_listener(section: &Section<'_>) -> ListenerTls {
         Some("require") => ListenerTls::Require,
         Some("passthrough") => ListenerTls::Passthrough,
         _ => ListenerTls::Off,
+    }
+}
+
+/// What cannot be kept to where TLS is the server's: the proxy does not see where a transaction ends there.
+pub(super) fn check_passthrough(section: &Section<'_>, tls: ListenerTls, reads: &ReadRules) {
+    if tls != ListenerTls::Passthrough {
+        return;
+    }
+    for (key, set, fix) in [
+        ("rebalance", reads.rebalance_after.is_some(), "remove it"),
+        ("on_stale", reads.on_stale == OnChange::EndWhenIdle, "write end or keep"),
+        (
+            "on_promoted",
+            reads.on_promoted == Some(OnChange::EndWhenIdle),
+            "write end or keep",
+        ),
+    ] {
+        if set {
+            section.error(
+                key,
+                format!(
+                    "with tls: passthrough the proxy does not see where a transaction ends; {fix}, or let TLS end here (tls: \
+                     allow or require)"
+                ),
+            );
+        }
     }
 }
 
@@ -168,6 +196,14 @@ mod tests {
                     "tls": {"certificate": "c", "private_key": "k", "client_ca": "a", "client_certificate": "required"},
                 }),
                 "proxy.tls.client_certificate: the listener a:1 lets clients in without TLS, and so without a certificate; write tls: require there, or client_certificate: optional and no map_users here",
+            ),
+            (
+                json!({"listeners": [{"address": "a:1", "role": "read", "tls": "passthrough", "rebalance": true}]}),
+                "proxy.listeners[0].rebalance: with tls: passthrough the proxy does not see where a transaction ends; remove it, or let TLS end here (tls: allow or require)",
+            ),
+            (
+                json!({"listeners": [{"address": "a:1", "role": "read", "tls": "passthrough", "on_stale": "end_when_idle"}]}),
+                "proxy.listeners[0].on_stale: with tls: passthrough the proxy does not see where a transaction ends; write end or keep, or let TLS end here (tls: allow or require)",
             ),
             (
                 json!({"server_tls": "verify-full"}),
