@@ -406,6 +406,20 @@ impl Cluster {
         leads.await
     }
 
+    /// How many members stream from `primary`, by their own word: to its server a copy that is being made streams, too.
+    pub async fn followers(&self, primary: &Member) -> usize {
+        let follows = format!(
+            "SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming' AND sender_host = '{}'",
+            primary.postgres().ip()
+        );
+        let mut followers = 0;
+        for replica in self.others(primary.name()) {
+            // Members that are down are part of many tests.
+            followers += usize::from(replica.sql(&follows).await.is_ok_and(|count| count == "1"));
+        }
+        followers
+    }
+
     /// The member that a new session on the write port ends up at, if a write goes through.
     ///
     /// # Errors
@@ -436,15 +450,7 @@ impl Cluster {
             "{} takes writes, the leader key names {holder}",
             primary.name()
         );
-        let mut streaming = 0;
-        for replica in self.others(&holder) {
-            let follows = format!(
-                "SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming' AND sender_host = '{}'",
-                primary.postgres().ip()
-            );
-            // Members that are down are part of many tests.
-            streaming += usize::from(replica.sql(&follows).await.is_ok_and(|count| count == "1"));
-        }
+        let streaming = self.followers(primary).await;
         ensure!(
             streaming + 1 == up,
             "{streaming} members stream from {holder}, {} should",

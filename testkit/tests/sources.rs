@@ -322,10 +322,8 @@ async fn the_example_of_a_sidecar_waits_for_its_cluster_says_so_and_serves_it_th
     .await?;
     let leader = eventually("one member leads, and two follow it", LEASE_AND_ELECTION, async || {
         let leader = cluster.primary().await?;
-        let streaming = leader
-            .sql("SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'")
-            .await?;
-        ensure!(streaming == "2", "{streaming} stream");
+        let followers = cluster.followers(leader).await;
+        ensure!(followers == 2, "{followers} follow {leader:?}");
         Ok(leader)
     })
     .await?;
