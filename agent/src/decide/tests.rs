@@ -127,6 +127,8 @@ fn seen(lease: LeaseSeen) -> Observation {
         data_dir: "/data".into(),
         data: data(ControlState::InArchiveRecovery, true),
         bootstrap_unfinished: false,
+        pre_promote: false,
+        made_without_leader: false,
         postgres: standby_at(100),
         armed: false,
         fenced_term: None,
