@@ -12,6 +12,7 @@ use crate::status::{CommitWaiting, ServerStatus};
 
 mod elections;
 mod handovers;
+mod making;
 mod pauses;
 mod property;
 mod rejoining;

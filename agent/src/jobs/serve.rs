@@ -191,7 +191,9 @@ async fn launch(context: &Context, upstream: Option<&Address>, writable: bool) -
         DataDir::Cluster { control, .. } => Some(control),
         DataDir::Empty | DataDir::Foreign(_) => None,
     };
-    let (settings, _) = configure(context, upstream, floors.as_ref().filter(|_| !writable))?;
+    // What is restored recovers as a standby does, before it takes writes.
+    let recovers = !writable || Progress::read(dir).is_some();
+    let (settings, _) = configure(context, upstream, floors.as_ref().filter(|_| recovers))?;
     remove_dead_locks(dir)?;
     let arguments = settings.arguments(dir).into_iter().map(OsString::from).collect();
     context

@@ -2,6 +2,7 @@
 //! runs, the roles and the operator's first scripts.
 
 use std::ffi::OsStr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -196,11 +197,15 @@ fn opening_lines(config: &AgentConfig) -> Option<String> {
     config.bootstrap.method.as_ref()?;
     Progress::read(&config.postgresql.data_dir)?;
     let user = identifier(&config.postgresql.superuser.username);
-    let address = local_address(config).host.parse::<std::net::IpAddr>().ok()?;
-    let bits = if address.is_ipv4() { 32 } else { 128 };
-    Some(format!(
-        "local all {user} trust\nhost all {user} {address}/{bits} trust\n"
-    ))
+    let address = local_address(config).host.parse::<IpAddr>().ok()?;
+    // Whoever connects to another loopback address does so from the first.
+    let from = if address.is_loopback() && address.is_ipv4() {
+        IpAddr::V4(Ipv4Addr::LOCALHOST)
+    } else {
+        address
+    };
+    let bits = if from.is_ipv4() { 32 } else { 128 };
+    Some(format!("local all {user} trust\nhost all {user} {from}/{bits} trust\n"))
 }
 
 /// The client authentication of a new cluster: the configured lines after those that are there; when nothing at all is
