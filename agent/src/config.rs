@@ -11,6 +11,8 @@ use pgherd_cluster::timing::LeaseTiming;
 use pgherd_keeper::protocol::{WatchdogDriver, WatchdogMode, WatchdogSettings};
 use serde_json::{Map, Value};
 
+use crate::scripts::{BootstrapMethod, ToolOption, Words};
+
 /// One member.
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
@@ -113,19 +115,16 @@ pub struct RestConfig {
 pub struct BootstrapConfig {
     /// The first dynamic configuration, `bootstrap.dcs`.
     pub dcs: Map<String, Value>,
-    /// Options of initdb, in order: `--name` or `--name=value`.
-    pub initdb: Vec<InitdbOption>,
+    /// Options of initdb, in order.
+    pub initdb: Vec<ToolOption>,
+    /// The operator's own way to make the cluster, instead of initdb.
+    pub method: Option<BootstrapMethod>,
+    /// `post_bootstrap`, or `post_init`: run once with a connection string when the new cluster takes connections.
+    pub post_bootstrap: Option<Words>,
+    /// A directory of `.sql` and `.sh` files that are run once in the new cluster, in the order of their names.
+    pub initdb_d: Option<PathBuf>,
     /// Lines appended to the `pg_hba.conf` that initdb made, unless `postgresql.pg_hba` is set.
     pub pg_hba: Vec<String>,
-}
-
-/// One option of initdb.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InitdbOption {
-    /// Without the dashes.
-    pub name: String,
-    /// Absent for a flag.
-    pub value: Option<String>,
 }
 
 /// The `postgresql` section.
@@ -157,6 +156,9 @@ pub struct PostgresConfig {
     pub pg_hba: Option<Vec<String>>,
     /// The whole `pg_ident.conf`, when set.
     pub pg_ident: Option<Vec<String>>,
+    /// The keys that [`Scripts::read`](crate::scripts::Scripts::read) reads, as they are written: they go over the dynamic
+    /// ones.
+    pub scripts: Map<String, Value>,
     /// How long a start may take before it is given up.
     pub start_timeout: Duration,
 }

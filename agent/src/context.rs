@@ -14,6 +14,7 @@ use crate::keeper::Keeper;
 use crate::lease::Lease;
 use crate::postgres::Programs;
 use crate::postgres::sql::{Sql, Target};
+use crate::scripts::{Callbacks, Scripts};
 use crate::sync::SyncNames;
 use crate::vigil::Vigil;
 
@@ -37,6 +38,8 @@ pub struct Context {
     pub sql: Sql,
     /// What the probes of PostgreSQL and its disk find, and whether the loop turns.
     pub vigil: Vigil,
+    /// The operator's callbacks.
+    pub callbacks: Callbacks,
     /// What `synchronous_standby_names` is written as; the user's own parameters while it is nothing.
     pub sync_names: Mutex<Option<SyncNames>>,
 }
@@ -57,6 +60,12 @@ impl Context {
     #[must_use]
     pub fn key(&self, key: &Key) -> String {
         self.keys.of(key)
+    }
+
+    /// The operator's programs in force.
+    #[must_use]
+    pub fn scripts(&self) -> Scripts {
+        Scripts::in_force(&self.config.postgresql.scripts, &self.dynamic().postgresql()).0
     }
 
     /// The newest view, to keep.
@@ -84,21 +93,24 @@ impl Context {
     }
 }
 
-/// How our own server is reached: by TCP, at the first address that it listens on.
+/// Where our own server is reached: by TCP, at the first address that it listens on.
 #[must_use]
-pub fn local_target(config: &AgentConfig) -> Target {
+pub fn local_address(config: &AgentConfig) -> Address {
     let postgresql = &config.postgresql;
     let host = match postgresql.listen_addresses.first().map(String::as_str) {
         None | Some("*" | "0.0.0.0" | "") => "127.0.0.1".to_owned(),
         Some("::") => "::1".to_owned(),
         Some(address) => address.to_owned(),
     };
-    Target::new(
-        &Address {
-            host,
-            port: postgresql.port,
-        },
-        &postgresql.database,
-        &postgresql.superuser,
-    )
+    Address {
+        host,
+        port: postgresql.port,
+    }
+}
+
+/// How our own server is asked.
+#[must_use]
+pub fn local_target(config: &AgentConfig) -> Target {
+    let postgresql = &config.postgresql;
+    Target::new(&local_address(config), &postgresql.database, &postgresql.superuser)
 }

@@ -30,6 +30,7 @@ use crate::observe::{Known, observe};
 use crate::postgres::DataDir;
 use crate::record::published_state;
 use crate::restart::{Order, Restarted};
+use crate::scripts::{Facts, Told};
 use crate::status::{Holding, MemberStatus};
 use crate::sync::SyncReason;
 
@@ -56,6 +57,7 @@ pub struct Cycle {
     last_reason: Option<Reason>,
     reloads_seen: u64,
     ever_in_touch: bool,
+    told: Told,
 }
 
 /// What ends a wait.
@@ -110,6 +112,7 @@ impl Cycle {
             last_reason: None,
             reloads_seen: 0,
             ever_in_touch: false,
+            told: Told::default(),
         }
     }
 
@@ -187,6 +190,7 @@ impl Cycle {
             self.known.last_held = Some(held.epoch.clone());
         }
         self.memory.note(seen, Boottime::now());
+        self.tell_callbacks(seen);
         if self.memory.restart.is_none() {
             self.orders.ended(Restarted::Failed); // It was given up for something else.
         }
@@ -206,6 +210,14 @@ impl Cycle {
             tracing::info!("asked to reload: PostgreSQL's files are written again; the YAML is read at the next start");
             self.upkeep.forget_configuration();
         }
+    }
+
+    /// Operators' callbacks hear of what has become of PostgreSQL.
+    fn tell_callbacks(&mut self, seen: &Observation) {
+        if let Some((event, role)) = self.told.note(Facts::of(seen, &self.memory)) {
+            self.context.callbacks.call(event, role);
+        }
+        self.context.callbacks.set_role(self.told.running_role());
     }
 
     fn status_of(&self, seen: &Observation, reason: &Reason) -> MemberStatus {

@@ -19,6 +19,7 @@ pub mod postgres;
 pub mod record;
 pub mod rest;
 pub mod restart;
+pub mod scripts;
 pub mod slots;
 pub mod status;
 pub mod sync;

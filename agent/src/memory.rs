@@ -97,6 +97,14 @@ pub struct Memory {
     pub stopping_since: Option<Boottime>,
     /// A restart that an operator asked for, while that is under way.
     pub restart: Option<Restart>,
+    /// The holding under which the operator's program last allowed a promotion.
+    pub pre_promoted: Option<Epoch>,
+    /// When it last refused one.
+    pub pre_promote_refused_at: Option<Boottime>,
+    /// A new cluster that could not be finished, and why; whether another try would fail alike.
+    pub bootstrap_failed: Option<(String, bool)>,
+    /// How many clones have failed in a row: each is from another member than the one before it.
+    pub clone_failures: u32,
     /// A fatal finding; the process ends.
     pub fatal: Option<String>,
 }
@@ -427,6 +435,14 @@ impl Memory {
     pub fn performed(&mut self, step: &Step) {
         match step {
             // One that failed after the stop is followed by a start in place, in a pause too.
+            // Without the failed cluster there is nothing left to undo; the process ends where another try would fail alike.
+            Step::UndoBootstrap => {
+                if let Some((why, true)) = self.bootstrap_failed.take() {
+                    self.fatal = Some(format!(
+                        "the new cluster could not be made, and what there was of it was moved aside: {why}"
+                    ));
+                }
+            }
             Step::ClearRequest => self.handed_over |= self.handover.take().is_some(),
             Step::HandTo { .. } => {
                 self.handed_over = self
@@ -461,6 +477,9 @@ impl Memory {
                 self.rejoin_asked_at = Some(now);
             }
             Ok(Outcome::Confirmed(_)) => {}
+            Ok(Outcome::PrePromoted(epoch, true)) => self.pre_promoted = Some(epoch),
+            Ok(Outcome::PrePromoted(_, false)) => self.pre_promote_refused_at = Some(now),
+            Ok(Outcome::BootstrapFailed { why, for_good }) => self.bootstrap_failed = Some((why, for_good)),
             Ok(Outcome::Done) => self.done(kind),
             Err(_) => self.failed(kind, now),
         }
@@ -506,6 +525,7 @@ impl Memory {
     fn done(&mut self, kind: JobKind) {
         match kind {
             JobKind::Clone => {
+                self.clone_failures = 0;
                 self.start_failures = 0;
                 self.stands_still = None;
                 self.rejoin = None; // What was compared is not there any more.
@@ -515,7 +535,9 @@ impl Memory {
                 self.handed_over = false;
             }
             JobKind::Initdb
+            | JobKind::CustomBootstrap
             | JobKind::StartPrimary
+            | JobKind::PrePromote
             | JobKind::Promote
             | JobKind::Checkpoint
             | JobKind::Stop
@@ -528,10 +550,19 @@ impl Memory {
     fn failed(&mut self, kind: JobKind, now: Boottime) {
         match kind {
             JobKind::StartPrimary => self.start_failures += 1,
-            JobKind::Initdb | JobKind::Clone | JobKind::StartStandby | JobKind::CheckRejoin => {
+            JobKind::Clone => {
+                self.clone_failures += 1;
                 self.backoff_until = Some(now + BACKOFF);
             }
-            JobKind::Promote | JobKind::Checkpoint | JobKind::Stop | JobKind::Confirm | JobKind::Poll => {}
+            JobKind::Initdb | JobKind::CustomBootstrap | JobKind::StartStandby | JobKind::CheckRejoin => {
+                self.backoff_until = Some(now + BACKOFF);
+            }
+            JobKind::PrePromote
+            | JobKind::Promote
+            | JobKind::Checkpoint
+            | JobKind::Stop
+            | JobKind::Confirm
+            | JobKind::Poll => {}
         }
         // A standby whose start failed on what it has may have what the leader has not.
         if kind == JobKind::StartStandby && self.rejoin.as_ref().is_some_and(|(_, verdict)| verdict.fits()) {

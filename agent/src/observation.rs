@@ -29,6 +29,10 @@ pub struct Observation {
     pub data: DataDir,
     /// Whether initdb ran here and the roles were not made yet.
     pub bootstrap_unfinished: bool,
+    /// Whether the operator has a program that is asked before a promotion.
+    pub pre_promote: bool,
+    /// Whether a replica can be made while nobody leads, as from a backup.
+    pub made_without_leader: bool,
     /// PostgreSQL.
     pub postgres: Postgres,
     /// Whether the keeper has a deadline in force.
@@ -139,12 +143,16 @@ pub enum Postgres {
 pub enum JobKind {
     /// initdb.
     Initdb,
-    /// A base backup.
+    /// The operator's own program that makes a cluster.
+    CustomBootstrap,
+    /// A base backup, or what the operator has in its stead.
     Clone,
     /// Starting PostgreSQL as primary.
     StartPrimary,
     /// Starting PostgreSQL as standby.
     StartStandby,
+    /// The operator's program that is asked before a promotion.
+    PrePromote,
     /// Promotion.
     Promote,
     /// A checkpoint while still serving, before a hand-over.

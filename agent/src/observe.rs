@@ -57,6 +57,7 @@ pub async fn observe(context: &Context, known: &Known) -> Result<Observation, To
     let now = Boottime::now();
     let lease = lease_seen(&view, in_touch, &state, &instance, &context.config.name, now);
     let me = as_record(context);
+    let scripts = context.scripts();
     Ok(Observation {
         me: context.config.name.clone(),
         request_due: view.failover.value.as_ref().is_none_or(is_due),
@@ -68,6 +69,8 @@ pub async fn observe(context: &Context, known: &Known) -> Result<Observation, To
         data_dir: data_dir.clone(),
         data: data?,
         bootstrap_unfinished,
+        pre_promote: scripts.pre_promote.is_some(),
+        made_without_leader: scripts.can_do_without_leader(),
         postgres,
         lease_term: state.holding.as_ref().map(|held| held.term),
         armed: instance.armed,

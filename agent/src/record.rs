@@ -22,6 +22,7 @@ use crate::status::WalStatus;
 pub fn published_state(seen: &Observation, memory: &Memory) -> PgState {
     match (seen.job, &seen.postgres) {
         (Some(JobKind::Initdb), _) => PgState::Initializing,
+        (Some(JobKind::CustomBootstrap), _) => PgState::CustomBootstrap,
         (Some(JobKind::Clone), _) => PgState::CreatingReplica,
         (Some(JobKind::Stop), Postgres::Running(_) | Postgres::Silent { .. }) => PgState::Stopping,
         (Some(JobKind::StartPrimary | JobKind::StartStandby), Postgres::Down | Postgres::Silent { .. })

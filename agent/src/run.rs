@@ -24,12 +24,13 @@ use crate::health::{self, Health};
 use crate::keeper::{Keeper, OrderError};
 use crate::lease::{Lease, LeaseParts, LeaseState, Proof, Resumed};
 use crate::postgres::Programs;
-use crate::postgres::bootstrap::password_file;
+use crate::postgres::bootstrap::{password_file, scripts_pgpass};
 use crate::postgres::files::remove_if_there;
 use crate::postgres::settings::written_names;
 use crate::postgres::sql::{Replication, Sql};
 use crate::rest::{Api, ApiParts, serve};
 use crate::restart::Order;
+use crate::scripts::{Callbacks, Executor};
 use crate::status::{Holding, MemberStatus};
 use crate::vigil::{Turns, Vigil};
 
@@ -62,6 +63,8 @@ pub enum AgentError {
     },
 }
 
+/// How long the end of the process waits for a callback.
+const LAST_CALLBACK_MAX: Duration = Duration::from_secs(5);
 const LAST_WORDS_MAX: Duration = Duration::from_secs(2);
 
 /// Runs until it is told to stop, or cannot go on; gives the exit code that the keeper was told too.
@@ -76,9 +79,11 @@ pub async fn run(config: AgentConfig, link: KeeperLink) -> Result<u8, AgentError
         .await
         .map_err(io(format!("restapi.listen: binding {rest_address}")))?;
 
-    // An agent that died during initdb left it.
-    if let Err(error) = remove_if_there(&password_file(&config)) {
-        tracing::warn!("{}", error.chain());
+    // An agent that died while it made a cluster left them.
+    for left in [password_file(&config), scripts_pgpass(&config)] {
+        if let Err(error) = remove_if_there(&left) {
+            tracing::warn!("{}", error.chain());
+        }
     }
     let resumed = Resumed {
         armed_until: hello
@@ -87,10 +92,11 @@ pub async fn run(config: AgentConfig, link: KeeperLink) -> Result<u8, AgentError
         ..Resumed::from_memo(&hello.memo)
     };
     let (health_tx, health) = watch::channel(Health::default());
-    let (source, context) = wire(config, keeper, health, &resumed).await?;
+    let (source, context, executor) = wire(config, keeper, health, &resumed).await?;
 
     let stop = CancellationToken::new();
-    let mut tasks = JoinSet::new();
+    let (mut tasks, mut callbacks) = (JoinSet::new(), JoinSet::new());
+    callbacks.spawn(executor.run(Arc::clone(&context), stop.clone()));
     tasks.spawn(source.run(stop.clone()));
     tasks.spawn(health::probe(Arc::clone(&context), health_tx, stop.clone()));
     tasks.spawn(report_missing_etcd(
@@ -129,17 +135,21 @@ pub async fn run(config: AgentConfig, link: KeeperLink) -> Result<u8, AgentError
         let _ = timeout(LAST_WORDS_MAX, say_stopped(&context)).await;
     }
     stop.cancel();
+    if timeout(LAST_CALLBACK_MAX, callbacks.join_next()).await.is_err() {
+        tracing::warn!("a callback still runs and is killed, since this process ends");
+    }
+    callbacks.shutdown().await;
     tasks.shutdown().await;
     ended.map(|left| left.code)
 }
 
-/// The parts of one member, and the source of its view.
+/// The parts of one member, the source of its view, and what calls its callbacks.
 async fn wire(
     config: AgentConfig,
     keeper: Keeper,
     health: watch::Receiver<Health>,
     resumed: &Resumed,
-) -> Result<(EtcdSource, Arc<Context>), AgentError> {
+) -> Result<(EtcdSource, Arc<Context>, Executor), AgentError> {
     let keys = Keys::new(&config.namespace, &config.scope);
     let etcd = Etcd::new(config.etcd.clone());
     let (source, view) = EtcdSource::new(etcd.separate(), keys.clone(), config.scope.clone(), false);
@@ -163,7 +173,9 @@ async fn wire(
         what: "starting the lease's thread".to_owned(),
         source,
     })?;
+    let (callbacks, executor) = Callbacks::new();
     let context = Arc::new(Context {
+        callbacks,
         programs: Programs::new(config.postgresql.bin_dir.clone()),
         sql: Sql::new(local_target(&config), replication_of(&config)),
         vigil,
@@ -175,7 +187,7 @@ async fn wire(
         keeper,
         lease,
     });
-    Ok((source, context))
+    Ok((source, context, executor))
 }
 
 fn api_of(

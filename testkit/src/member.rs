@@ -188,6 +188,18 @@ impl Member {
         self.wait_until_gone(KILL_MAX).await
     }
 
+    /// Waits until it has ended by itself, and says how.
+    ///
+    /// # Errors
+    /// When it still runs after `limit`.
+    pub async fn wait_ended(&self, limit: Duration) -> Result<std::process::ExitStatus> {
+        let mut daemon = self.daemon.lock().await;
+        let running = daemon.as_mut().with_context(|| format!("{} does not run", self.name))?;
+        let status = running.end(limit).await?;
+        *daemon = None;
+        Ok(status)
+    }
+
     /// Waits until no PostgreSQL process of this member is left.
     ///
     /// # Errors

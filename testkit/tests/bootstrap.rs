@@ -121,15 +121,31 @@ async fn settings_are_in_force(cluster: &Cluster, leader: &Member) -> Result<()>
 }
 
 #[tokio::test]
-async fn a_wiped_replica_is_cloned_again() -> Result<()> {
-    let cluster = Cluster::builder().start().await?;
+async fn a_wiped_replica_is_cloned_again_with_its_tablespaces_and_its_wal_directory() -> Result<()> {
+    // The first method fails, so that the second is what makes the copies.
+    let methods = json!({"postgresql": {
+        "create_replica_methods": ["nothing", "basebackup"], "nothing": {"command": "/bin/false"},
+    }});
+    let cluster = Cluster::builder().member_config(methods).prepare().await?;
+    let wal = cluster.site().make_dir("wal")?;
+    let space = cluster.site().make_dir("space")?;
+    for member in cluster.members() {
+        let own = json!({"postgresql": {"basebackup": [{"waldir": wal.join(member.name())}, "verbose"]}});
+        member.alter_config(own)?;
+        member.start().await?;
+    }
+    cluster.start_proxy().await?;
     let leader = cluster.settled().await?;
-    leader
-        .sql("CREATE TABLE kept AS SELECT generate_series(1, 10000) AS n")
-        .await?;
     let replica = cluster.others(leader.name())[0];
     replica.stop().await?;
     replica.wipe().await?;
+    let session = leader.client().await?;
+    for sql in [
+        format!("CREATE TABLESPACE apart LOCATION '{}'", space.display()),
+        "CREATE TABLE kept TABLESPACE apart AS SELECT generate_series(1, 10000) AS n".to_owned(),
+    ] {
+        session.rows(&sql, SOON).await?;
+    }
     replica.start().await?;
     let after = cluster.settled().await?;
     ensure!(
@@ -137,6 +153,28 @@ async fn a_wiped_replica_is_cloned_again() -> Result<()> {
         "the leader changed while a replica was made"
     );
     ensure!(replica.sql("SELECT count(*) FROM kept").await? == "10000");
+    // The leader's own directories were taken, on the same machine, and so was that of the WAL by the first copy.
+    let apart = replica
+        .sql("SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'apart'")
+        .await?;
+    ensure!(apart.starts_with(&format!("{}.pgherd-", space.display())), "{apart}");
+    let target = std::fs::read_link(replica.data_dir().join("pg_wal"))?;
+    let first = wal.join(replica.name());
+    ensure!(
+        first.exists()
+            && target
+                .display()
+                .to_string()
+                .starts_with(&format!("{}.pgherd-", first.display())),
+        "{}",
+        target.display()
+    );
+    let output = replica.output().await;
+    ensure!(
+        output.contains("making a replica by nothing: false ended with exit status: 1"),
+        "{output}"
+    );
+    ensure!(output.contains("the data directory was made by basebackup"), "{output}");
     cluster.pass();
     Ok(())
 }

@@ -66,6 +66,8 @@ pub(crate) async fn observe(sim: &Shared, member: usize) -> Option<Observation> 
             data_dir: data_dir(),
             data,
             bootstrap_unfinished: unfinished,
+            pre_promote: false,
+            made_without_leader: false,
             postgres,
             lease_term: state.holding.as_ref().map(|held| held.term),
             server_hangs_since: agent.health.server_hangs_since(instance.postmaster),

@@ -15,11 +15,12 @@ use tokio::task::JoinSet;
 
 use super::Cycle;
 use crate::decide::{Step, is_writable, upstream_address};
-use crate::jobs::{Job, JobError, clear_request, hand_to, release_key, reload_if_changed};
+use crate::jobs::{Job, JobError, clear_request, hand_to, release_key, reload_if_changed, withdraw};
 use crate::keeper::OrderError;
 use crate::lease::{BidGuards, BidLoss};
 use crate::observation::{LeaseSeen, Observation};
 use crate::postgres::DataDir;
+use crate::postgres::place::{Place, stamp, unmark};
 use crate::sync::SyncStep;
 
 /// What became of a step.
@@ -51,6 +52,9 @@ const RELEASE_MAX: Duration = Duration::from_secs(1);
 impl Cycle {
     pub(super) async fn act(&mut self, seen: &Observation, step: Step) -> Acted {
         self.memory.stepped(&step, Boottime::now());
+        if matches!(step, Step::End | Step::Stop | Step::Clone { .. }) {
+            self.told.order_stop();
+        }
         match self.try_act(seen, step.clone()).await {
             Ok(acted) => {
                 self.memory.performed(&step);
@@ -74,6 +78,11 @@ impl Cycle {
                 self.initialize(seen).await?;
                 return Ok(Acted::Settling);
             }
+            Step::UndoBootstrap => {
+                self.undo_bootstrap(seen).await?;
+                return Ok(Acted::Settling);
+            }
+            Step::Discard => self.discard()?,
             Step::Follow { upstream } => {
                 let address = upstream.as_ref().and_then(|name| upstream_address(&seen.view, name));
                 reload_if_changed(&self.context, address.as_ref(), control_of(seen))?;
@@ -123,9 +132,11 @@ impl Cycle {
             // Each is a job; one that is none after all lacks the lease that it needs.
             Step::Initdb
             | Step::Clone { .. }
+            | Step::Restore
             | Step::StartPrimary
             | Step::StartStandby { .. }
             | Step::CheckRejoin { .. }
+            | Step::PrePromote(_)
             | Step::Promote(_)
             | Step::Poll
             | Step::Checkpoint { .. }
@@ -139,7 +150,9 @@ impl Cycle {
     fn job_of(&mut self, seen: &Observation, step: &Step) -> Option<Job> {
         Some(match step {
             Step::Initdb => Job::Initdb,
-            Step::Clone { from } => Job::Clone(from.clone()),
+            Step::Clone { from } => Job::Clone(Some(from.clone())),
+            Step::Restore => Job::Clone(None),
+            Step::PrePromote(epoch) => Job::PrePromote(epoch.clone()),
             Step::StartPrimary => {
                 let LeaseSeen::Mine(epoch) = &seen.lease else {
                     return None;
@@ -338,7 +351,8 @@ impl Cycle {
             .iter()
             .any(|entry| entry.value.is_empty() && entry.lease == lease)
         {
-            self.start(Job::Initdb);
+            let custom = self.context.config.bootstrap.method.is_some();
+            self.start(if custom { Job::CustomBootstrap } else { Job::Initdb });
             return Ok(Acted::Started);
         }
         Ok(Acted::Failed)
@@ -350,13 +364,14 @@ impl Cycle {
             return Ok(());
         };
         let key = self.context.key(&Key::Initialize);
+        // Either nobody bootstraps, or we do: the empty key is ours when it is on our lease.
+        let lease = self.context.lease.state().borrow().lease.unwrap_or_default();
         let put = Op::Put {
             key: key.clone(),
             value: control.system_id.to_string(),
-            lease: 0,
+            // Until the cluster is finished it may still come to nothing, and then others must be able to make one.
+            lease: if seen.bootstrap_unfinished { lease } else { 0 },
         };
-        // Either nobody bootstraps, or we do: the empty key is ours when it is on our lease.
-        let lease = self.context.lease.state().borrow().lease.unwrap_or_default();
         let fresh = Txn::new().when(Compare::Absent(key.clone())).then(put.clone());
         let ours = Txn::new()
             .when(Compare::Value(key.clone(), String::new()))
@@ -373,6 +388,38 @@ impl Cycle {
             .when(Compare::Absent(key.clone()))
             .then(Op::Put { key, value, lease: 0 });
         self.context.etcd.txn(&txn, self.context.budget()).await?;
+        Ok(())
+    }
+}
+
+impl Cycle {
+    /// Takes back what a failed bootstrap has done.
+    async fn undo_bootstrap(&mut self, seen: &Observation) -> Result<(), JobError> {
+        withdraw(&self.context).await?;
+        let key = self.context.key(&Key::Config);
+        let value = Value::Object(first_config(&self.context.config.bootstrap.dcs)).to_string();
+        // One that somebody has changed since is wanted.
+        let txn = Txn::new()
+            .when(Compare::Value(key.clone(), value))
+            .then(Op::Delete(key));
+        self.context.etcd.txn(&txn, self.context.budget()).await?;
+        let own = self.context.lease.state().borrow().lease.unwrap_or_default();
+        match &seen.lease {
+            LeaseSeen::Mine(epoch) | LeaseSeen::MineUnproven(epoch) => self.abandon(epoch, own).await?,
+            LeaseSeen::Stale { epoch, lease } => self.abandon(epoch, *lease).await?,
+            LeaseSeen::Theirs(_) | LeaseSeen::Free | LeaseSeen::Unknown => {}
+        }
+        self.discard()
+    }
+
+    /// Moves the data directory of a cluster aside that never came to be.
+    fn discard(&self) -> Result<(), JobError> {
+        let place = Place::of(&self.context.config.postgresql.data_dir)?;
+        if let Some(aside) = place.move_aside(&stamp())? {
+            tracing::warn!(aside = %aside.display(), "the beginnings of a new cluster were moved aside");
+        }
+        unmark(place.data_dir())?;
+        place.bound_asides();
         Ok(())
     }
 }

@@ -18,6 +18,7 @@ use crate::lease::{Resumed, Voucher};
 use crate::observation::{LeaseSeen, Observation, Postgres};
 use crate::postgres::DataDir;
 use crate::record::{api_url, history_of, leader_status, member_record};
+use crate::scripts::Scripts;
 use crate::slots;
 use crate::status::WalStatus;
 use crate::sync::SyncNames;
@@ -117,6 +118,17 @@ impl Cycle {
         let known = self.upkeep.config_revision == Some(revision);
         if known || seen.job.is_some() || !matches!(seen.postgres, Postgres::Running(_)) {
             return;
+        }
+        let (local, dynamic) = (
+            &self.context.config.postgresql.scripts,
+            self.context.dynamic().postgresql(),
+        );
+        for finding in Scripts::in_force(local, &dynamic).1 {
+            tracing::warn!(
+                "the dynamic configuration's postgresql.{}: {}",
+                finding.key,
+                finding.text
+            );
         }
         let floors = match &seen.data {
             DataDir::Cluster { control, .. } if !self.known.writable => Some(control),

@@ -1,11 +1,13 @@
 //! What the data directory says before anything else: nothing is there, or whose it is.
 
 use pgherd_cluster::clock::Boottime;
-use pgherd_cluster::view::Initialize;
+use pgherd_cluster::name::MemberName;
+use pgherd_cluster::record::PgState;
+use pgherd_cluster::view::{Initialize, Member};
 
 use super::{Decision, Reason, SOON, Step, abandon, backing_off, leave};
 use crate::memory::Memory;
-use crate::observation::{LeaseSeen, Observation};
+use crate::observation::{LeaseSeen, Observation, Postgres};
 use crate::postgres::Control;
 
 /// There is no data.
@@ -21,19 +23,55 @@ pub(super) fn none(seen: &Observation, memory: &Memory, now: Boottime) -> Decisi
             Decision::act(Reason::LeadsWithoutData, Step::Release { epoch: epoch.clone() })
         }
         (LeaseSeen::Theirs(epoch), _) => match seen.view.writable_leader() {
-            Some(leader) => Decision::act(
-                Reason::Cloning(leader.name.clone()),
-                Step::Clone {
-                    from: leader.name.clone(),
-                },
-            ),
+            Some(leader) => {
+                let from = source(seen, memory, &leader.name);
+                Decision::act(Reason::Cloning(from.clone()), Step::Clone { from })
+            }
             None => Decision::wait_for(Reason::WaitingForLeader(epoch.holder.clone()), SOON),
         },
         (LeaseSeen::Free, None) if seen.nofailover || seen.is_paused() => Decision::wait(Reason::WaitingForBootstrap),
         (LeaseSeen::Free, None) => Decision::act(Reason::Bootstrapping, Step::ClaimBootstrap),
+        (LeaseSeen::Free, Some(Initialize::Done(_))) if seen.made_without_leader && !seen.is_paused() => {
+            Decision::act(Reason::Restoring, Step::Restore)
+        }
         (LeaseSeen::Free, Some(Initialize::Pending | Initialize::Done(_))) => {
             Decision::wait(Reason::WaitingForBootstrap)
         }
+    }
+}
+
+/// Whom to copy from: a replica that offers itself by its `clonefrom` tag and streams on the leader's timeline, since that
+/// costs the leader nothing; the leader itself where there is none, and when those that offer themselves have failed.
+/// Members that begin with another one's name begin with another source.
+pub(super) fn source(seen: &Observation, memory: &Memory, leader: &MemberName) -> MemberName {
+    let timeline = seen.view.members.get(leader).and_then(|member| member.record.timeline);
+    let offers = |member: &&Member| {
+        let record = &member.record;
+        let streams = record.state == PgState::Running && record.replication_state.as_deref() == Some("streaming");
+        let other = member.name != seen.me && member.name != *leader;
+        other
+            && record.tag("clonefrom")
+            && streams
+            && record.timeline == timeline
+            && record.postgres_address().is_some()
+    };
+    let offered: Vec<&Member> = seen.view.members.values().filter(offers).collect();
+    let tried = usize::try_from(memory.clone_failures).unwrap_or(usize::MAX) % (offered.len() + 1);
+    if tried == offered.len() {
+        return leader.clone();
+    }
+    let first: usize = seen.me.as_str().bytes().map(usize::from).sum();
+    let chosen = offered.get((first + tried) % offered.len());
+    chosen.map_or_else(|| leader.clone(), |member| member.name.clone())
+}
+
+/// A cluster could not be made: nothing of it is to run, and then nothing of it is to be left in the way of another try.
+pub(super) fn undo_bootstrap(seen: &Observation, why: &str) -> Decision {
+    let reason = Reason::BootstrapFailed(why.to_owned());
+    match seen.postgres {
+        Postgres::Down => Decision::act(reason, Step::UndoBootstrap),
+        Postgres::Ending => Decision::wait(reason),
+        Postgres::Silent { .. } | Postgres::Running(_) => Decision::act(reason, Step::End),
     }
 }
 
@@ -47,6 +85,14 @@ pub(super) fn identity(seen: &Observation, control: &Control, standby: bool) -> 
         // In maintenance an operator may be about to change that.
         Some(Initialize::Done(system_id)) if system_id != control.system_id && seen.is_paused() => {
             Some(Decision::wait(Reason::Paused))
+        }
+        // Its keys ended with its lease, and another member made the cluster: nobody was ever shown what is here.
+        Some(Initialize::Done(system_id)) if system_id != control.system_id && seen.bootstrap_unfinished => {
+            Some(match seen.postgres {
+                Postgres::Down => Decision::act(Reason::MadeByAnother, Step::Discard),
+                Postgres::Ending => Decision::wait(Reason::MadeByAnother),
+                Postgres::Silent { .. } | Postgres::Running(_) => Decision::act(Reason::MadeByAnother, Step::End),
+            })
         }
         Some(Initialize::Done(system_id)) if system_id != control.system_id => {
             let why = format!(

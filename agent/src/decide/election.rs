@@ -30,6 +30,9 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Deci
     if let Some(leader) = &seen.vouched_for {
         return Decision::wait_for(Reason::VouchedFor(leader.clone()), SOON);
     }
+    if was_refused(seen, memory, now) {
+        return Decision::wait_for(Reason::PrePromoteRefuses, SOON);
+    }
     // Before any request: an operator's word does not make this version able to lead such a cluster.
     if let Some(refusal) = not_ours_to_lead(seen).filter(|refusal| !overruled(seen, refusal)) {
         return Decision::wait(refusal);
@@ -94,6 +97,13 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Deci
 pub(super) fn has_given_way(seen: &Observation, memory: &Memory, now: Boottime) -> bool {
     let just = |gave_way_at: Boottime| now.since(gave_way_at) <= seen.view.timing().ttl();
     memory.gave_way_at.is_some_and(just)
+}
+
+/// Whether the operator's program has refused a promotion less than one lease's length ago: whoever else can lead has that
+/// long, and a program that asks this machine would say the same.
+pub(super) fn was_refused(seen: &Observation, memory: &Memory, now: Boottime) -> bool {
+    let just = |refused_at: Boottime| now.since(refused_at) <= seen.view.timing().ttl();
+    memory.pre_promote_refused_at.is_some_and(just)
 }
 
 /// A vouch is kept in memory only: an agent that has begun anew does not know whom the one before it has promised not to

@@ -44,6 +44,14 @@ pub enum Step {
         /// Which.
         from: MemberName,
     },
+    /// Make a replica by a method that needs no member to copy from.
+    Restore,
+    /// Take back what a failed bootstrap has done: keys that are ours alone, and the data directory, which is moved aside.
+    UndoBootstrap,
+    /// Move a data directory aside that was to become a cluster which another member has made meanwhile.
+    Discard,
+    /// Ask the operator's program whether this member may be promoted.
+    PrePromote(Epoch),
     /// Start as a primary, with the deadline that the keeper has.
     StartPrimary,
     /// Start as a standby.
@@ -211,6 +219,9 @@ pub fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
     if let Some(decision) = never_ends(seen, memory, now) {
         return decision;
     }
+    if let (Some((why, _)), None) = (&memory.bootstrap_failed, seen.job) {
+        return data::undo_bootstrap(seen, why);
+    }
     if let Some(job) = seen.job {
         // Commits wait for a standby that is lost; the checkpoint before a hand-over is not worth that.
         if job == JobKind::Checkpoint && synchronous::leader(seen, memory, now).is_some() {
@@ -258,6 +269,10 @@ fn comes_up_as_standby(seen: &Observation, control: &Control, standby: bool) -> 
     if let Postgres::Running(server) = &seen.postgres {
         return matches!(server.wal, WalStatus::Standby { .. });
     }
+    // A cluster that is being made is nobody's standby, be it made out of a standby's backup.
+    if seen.bootstrap_unfinished {
+        return false;
+    }
     standby
         || matches!(
             control.state,
@@ -292,6 +307,10 @@ fn during(seen: &Observation, job: JobKind) -> Decision {
     };
     if needs_lease && lost {
         return Decision::act(Reason::LostLease, Step::End);
+    }
+    // Nothing has been promoted yet.
+    if job == JobKind::PrePromote && lost {
+        return Decision::act(Reason::LostLease, Step::DropJob);
     }
     // A stop does not wait for a clone of hours; what a dropped job leaves is stopped or cleared next.
     let is_the_stop = matches!(job, JobKind::Stop | JobKind::Confirm);

@@ -116,7 +116,8 @@ fn rejoin(seen: &Observation, memory: &Memory, leader: &Epoch, now: Boottime) ->
     match &memory.rejoin {
         Some((asked, verdict)) if verdict.fits() && asked == leader => start_standby(Some(leader), memory, now),
         Some((asked, Rejoin::Diverged)) if asked == leader => {
-            Decision::act(Reason::Diverged(name.clone()), Step::Clone { from: name })
+            let from = super::data::source(seen, memory, &name);
+            Decision::act(Reason::Diverged(name), Step::Clone { from })
         }
         _ => Decision::act(
             Reason::WaitingForLeader(name),

@@ -28,6 +28,14 @@ pub enum Reason {
     Initializing,
     /// Copies another member's data.
     Cloning(MemberName),
+    /// Makes its data by a method that needs no leader.
+    Restoring,
+    /// What was to become a new cluster could not.
+    BootstrapFailed(String),
+    /// Another member has made the cluster that this one was making.
+    MadeByAnother,
+    /// The operator's program does not let it be promoted.
+    PrePromoteRefuses,
     /// Its data holds what the leader's does not: it is cloned anew.
     Diverged(MemberName),
     /// Its history is the leader's, and yet it neither streams nor moves: it is cloned anew.
@@ -186,6 +194,14 @@ impl fmt::Display for Reason {
             Self::Bootstrapping => f.write_str("makes a new cluster"),
             Self::Initializing => f.write_str("writes the cluster's first keys"),
             Self::Cloning(from) => write!(f, "has no data and is cloned from {from}"),
+            Self::Restoring => f.write_str("has no data, and nobody leads: makes it by a method that needs no leader"),
+            Self::BootstrapFailed(why) => write!(f, "could not make the new cluster, which is undone: {why}"),
+            Self::MadeByAnother => {
+                f.write_str("another member has made the cluster meanwhile: moves its own beginnings aside")
+            }
+            Self::PrePromoteRefuses => {
+                f.write_str("pre_promote refuses: gives the lease up, and leaves it to others for one ttl")
+            }
             Self::Diverged(from) => write!(f, "has data that {from} has not, and is cloned anew"),
             Self::CannotFollow(leader) => write!(
                 f,
@@ -295,9 +311,11 @@ impl fmt::Display for JobKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Initdb => "initdb",
+            Self::CustomBootstrap => "running custom bootstrap script",
             Self::Clone => "cloning",
             Self::StartPrimary => "starting as primary",
             Self::StartStandby => "starting as standby",
+            Self::PrePromote => "running pre_promote",
             Self::Promote => "promoting",
             Self::Checkpoint => "writing a checkpoint before it hands over",
             Self::Stop => "stopping",

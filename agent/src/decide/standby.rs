@@ -6,7 +6,7 @@ use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::name::MemberName;
 use pgherd_cluster::view::Epoch;
 
-use super::{Decision, Reason, SOON, Step, abandon, backing_off, election, synchronous, upstream_address};
+use super::{Decision, Reason, SOON, Step, abandon, backing_off, data, election, synchronous, upstream_address};
 use crate::memory::Memory;
 use crate::observation::{LeaseSeen, Observation, Postgres, Rejoin};
 
@@ -15,8 +15,11 @@ const REJOIN_AGAIN: Duration = Duration::from_secs(5);
 
 pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
     match &seen.lease {
-        LeaseSeen::Mine(epoch) => synchronous::before_promoting(seen, memory, now)
-            .unwrap_or_else(|| Decision::act(Reason::Promoting, Step::Promote(epoch.clone()))),
+        // A restored cluster that recovers is promoted by its own recovery, when that is over.
+        LeaseSeen::Mine(_) if seen.bootstrap_unfinished => Decision::act(Reason::Bootstrapping, Step::StartPrimary),
+        LeaseSeen::Mine(epoch) => {
+            synchronous::before_promoting(seen, memory, now).unwrap_or_else(|| promote(seen, memory, epoch, now))
+        }
         LeaseSeen::MineUnproven(_) => Decision::wait(Reason::ProvingLease),
         // A deadline is out for a holding that is none: with PostgreSQL ended, the keeper takes another.
         LeaseSeen::Stale { .. } if seen.armed => Decision::act(Reason::KeyFromBefore, Step::End),
@@ -25,6 +28,18 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Deci
         LeaseSeen::Free => election::decide(seen, memory, now),
         LeaseSeen::Unknown => Decision::wait(Reason::StoreUnreachable),
     }
+}
+
+/// The operator's program is asked once per holding. When it refuses, the holding is over: with PostgreSQL ended the keeper
+/// takes its deadline back, and the key can be given up.
+fn promote(seen: &Observation, memory: &Memory, epoch: &Epoch, now: Boottime) -> Decision {
+    if election::was_refused(seen, memory, now) {
+        return Decision::act(Reason::PrePromoteRefuses, Step::End);
+    }
+    if seen.pre_promote && memory.pre_promoted.as_ref() != Some(epoch) {
+        return Decision::act(Reason::Promoting, Step::PrePromote(epoch.clone()));
+    }
+    Decision::act(Reason::Promoting, Step::Promote(epoch.clone()))
 }
 
 /// How often a standby may be found to follow the leader, and neither stream nor move.
@@ -51,7 +66,7 @@ fn following(seen: &Observation, memory: &Memory, leader: &Epoch, now: Boottime)
     }
     // It does not stream. While the leader is up, one question tells whether it ever can.
     match (&memory.rejoin, seen.view.writable_leader()) {
-        (Some((asked, Rejoin::Diverged)), Some(_)) if asked == leader => clone_or_wait(memory, now, name),
+        (Some((asked, Rejoin::Diverged)), Some(_)) if asked == leader => clone_or_wait(seen, memory, now, name),
         (Some((asked, verdict)), _) if verdict.fits() && asked == leader && !verdict_is_old(memory, now) => {
             Decision::wait_for(Reason::NotStreaming(name), SOON)
         }
@@ -79,9 +94,10 @@ fn verdict_is_old(memory: &Memory, now: Boottime) -> bool {
         .is_none_or(|asked_at| now.since(asked_at) > REJOIN_AGAIN)
 }
 
-fn clone_or_wait(memory: &Memory, now: Boottime, from: MemberName) -> Decision {
+fn clone_or_wait(seen: &Observation, memory: &Memory, now: Boottime, from: MemberName) -> Decision {
     if backing_off(memory, now) {
         return Decision::wait_for(Reason::BackingOff, SOON);
     }
-    Decision::act(Reason::Diverged(from.clone()), Step::Clone { from })
+    let source = data::source(seen, memory, &from);
+    Decision::act(Reason::Diverged(from), Step::Clone { from: source })
 }

@@ -12,6 +12,7 @@ use crate::status::{CommitWaiting, ServerStatus};
 
 mod elections;
 mod handovers;
+mod making;
 mod pauses;
 mod property;
 mod rejoining;
@@ -127,6 +128,8 @@ fn seen(lease: LeaseSeen) -> Observation {
         data_dir: "/data".into(),
         data: data(ControlState::InArchiveRecovery, true),
         bootstrap_unfinished: false,
+        pre_promote: false,
+        made_without_leader: false,
         postgres: standby_at(100),
         armed: false,
         fenced_term: None,

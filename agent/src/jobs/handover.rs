@@ -14,11 +14,14 @@ use super::poll::ask_one;
 use super::{JobError, Outcome};
 use crate::context::{Context, local_target};
 use crate::postgres::sql::ask_once;
+use crate::scripts::Run;
 
 /// A checkpoint while still serving may take its time.
 const CHECKPOINT_MAX: Duration = Duration::from_secs(300);
 /// How long a fast stop may take before the rest is ended without a checkpoint.
 const STOP_MAX: Duration = Duration::from_secs(60);
+/// Patroni sets no limit; a stop that never comes would keep a machine from being shut down.
+const BEFORE_STOP_MAX: Duration = Duration::from_secs(300);
 /// How long a candidate has to confirm the shutdown checkpoint. It was streaming; this is a matter of milliseconds.
 const CONFIRM_MAX: Duration = Duration::from_secs(3);
 const CONFIRM_EVERY: Duration = Duration::from_millis(5);
@@ -31,8 +34,26 @@ pub(super) async fn checkpoint(context: &Context) -> Result<Outcome, JobError> {
     Ok(Outcome::Done)
 }
 
+/// Runs the operator's `before_stop`, whose result does not matter. It is not waited for once PostgreSQL has ended by
+/// another's hand, as at the end of a deadline.
+pub(super) async fn before_stop(context: &Context) {
+    let scripts = context.scripts();
+    let Some(words) = &scripts.before_stop else { return };
+    let run = Run::words(words);
+    let mut instance = context.keeper.instance();
+    tracing::info!("running {} before PostgreSQL is stopped", run.name());
+    let ended = instance.wait_for(|instance| instance.postmaster.is_none());
+    tokio::select! {
+        ran = run.run(BEFORE_STOP_MAX) => if let Err(error) = ran {
+            tracing::warn!("before_stop: {error}; PostgreSQL is stopped all the same");
+        },
+        _ = ended => tracing::warn!("before_stop: PostgreSQL has ended meanwhile; {} is killed", run.name()),
+    }
+}
+
 /// Stops PostgreSQL in order and waits until all of it has ended.
 pub(super) async fn stop(context: &Context) -> Result<Outcome, JobError> {
+    before_stop(context).await;
     context.sql.disconnect().await;
     context.keeper.signal(PostmasterSignal::StopFast)?;
     if context.keeper.wait_ended(STOP_MAX).await.is_err() {

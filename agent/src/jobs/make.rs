@@ -1,26 +1,108 @@
 //! Making a data directory.
 
+use pgherd_cluster::etcd::{Compare, Op, Txn};
+use pgherd_cluster::key::Key;
 use pgherd_cluster::name::MemberName;
+use pgherd_cluster::view::Epoch;
 
-use super::{JobError, Outcome};
+use super::{JobError, Outcome, handover};
 use crate::context::Context;
 use crate::decide::upstream_address;
-use crate::postgres::{bootstrap, clone};
+use crate::postgres::clone::{Making, make_replica};
+use crate::postgres::{DataDir, bootstrap, control};
 
+/// Runs initdb. When it fails, another member may be able to.
 pub(super) async fn initdb(context: &Context) -> Result<Outcome, JobError> {
-    bootstrap::initdb(&context.programs, &context.config).await?;
+    if let Err(error) = bootstrap::initdb(&context.programs, &context.config).await {
+        if let Err(error) = withdraw(context).await {
+            tracing::warn!("giving the initialize key up: {error}"); // It ends with our lease.
+        }
+        return Err(error.into());
+    }
     Ok(Outcome::Done)
 }
 
-/// Clones while an old data directory, if there is one, stays where it is until the copy is whole.
-pub(super) async fn clone(context: &Context, from: &MemberName) -> Result<Outcome, JobError> {
-    let source = upstream_address(&context.view(), from).ok_or_else(|| JobError::NoSuchMember(from.clone()))?;
-    clone::refuse_unmovable(&context.config.postgresql.data_dir)?;
+/// Runs the operator's own program.
+pub(super) async fn custom_bootstrap(context: &Context) -> Result<Outcome, JobError> {
+    let Some(method) = &context.config.bootstrap.method else {
+        return Err(JobError::Unclear("bootstrap.method is not configured"));
+    };
+    match bootstrap::by_program(&context.config, method).await {
+        Ok(()) => Ok(Outcome::Done),
+        Err(error) => Ok(Outcome::BootstrapFailed {
+            why: error.chain(),
+            for_good: true,
+        }),
+    }
+}
+
+/// Copies while an old data directory, if there is one, stays where it is until the copy is whole.
+pub(super) async fn clone(context: &Context, from: Option<&MemberName>) -> Result<Outcome, JobError> {
+    let source = match from {
+        Some(from) => {
+            let source = upstream_address(&context.view(), from);
+            Some(source.ok_or_else(|| JobError::NoSuchMember(from.clone()))?)
+        }
+        None => None,
+    };
     // What is to be replaced must not run; a former leader's server has ended long before, a standby's has not.
+    if context.keeper.instance().borrow().postmaster.is_some() {
+        handover::before_stop(context).await;
+    }
     context.keeper.end().await?;
     context.keeper.disarm().await?;
-    if let Some(aside) = clone::clone_from(&context.programs, &context.config, &source).await? {
+    let scripts = context.scripts();
+    let making = Making {
+        programs: &context.programs,
+        config: &context.config,
+        scripts: &scripts,
+        source: source.as_ref(),
+    };
+    if let Some(aside) = make_replica(making).await? {
         tracing::warn!(aside = %aside.display(), "the former data directory was moved aside");
     }
     Ok(Outcome::Done)
+}
+
+/// Gives up the initialize key of a cluster that this member has begun to make: until it is finished, that is bound to this
+/// member's lease.
+pub(crate) async fn withdraw(context: &Context) -> Result<(), JobError> {
+    let Some(lease) = context.lease.state().borrow().lease else {
+        return Ok(());
+    };
+    let key = context.key(&Key::Initialize);
+    let txn = Txn::new()
+        .when(Compare::Lease(key.clone(), lease))
+        .then(Op::Delete(key));
+    // One that is not there, or another's, stays as it is.
+    context.etcd.txn(&txn, context.budget()).await?;
+    Ok(())
+}
+
+/// Makes the initialize key of a cluster that is finished outlive this member's lease.
+pub(super) async fn keep_key(context: &Context, epoch: &Epoch) -> Result<(), JobError> {
+    let DataDir::Cluster { control, .. } =
+        control::inspect(&context.programs, &context.config.postgresql.data_dir).await?
+    else {
+        return Err(JobError::Unclear("the data directory of the new cluster is gone"));
+    };
+    let (key, leader) = (context.key(&Key::Initialize), context.key(&Key::Leader));
+    let value = control.system_id.to_string();
+    // It may have ended with a lease of another length.
+    for before in [Compare::Value(key.clone(), value.clone()), Compare::Absent(key.clone())] {
+        let txn = Txn::new()
+            .when(before)
+            .when(Compare::CreateRevision(leader.clone(), epoch.create_revision))
+            .then(Op::Put {
+                key: key.clone(),
+                value: value.clone(),
+                lease: 0,
+            });
+        if context.etcd.txn(&txn, context.budget()).await?.succeeded {
+            return Ok(());
+        }
+    }
+    Err(JobError::Unclear(
+        "the initialize key names another cluster, or the leader key is not ours",
+    ))
 }

@@ -21,6 +21,7 @@ use crate::postgres::ToolError;
 use pgherd_cluster::etcd::StoreError;
 
 pub(crate) use self::handover::{clear_request, hand_to, release_key};
+pub(crate) use self::make::withdraw;
 pub use self::serve::{configure, reload_if_changed};
 
 /// What to do.
@@ -28,12 +29,16 @@ pub use self::serve::{configure, reload_if_changed};
 pub enum Job {
     /// Run initdb.
     Initdb,
-    /// Clone from a member.
-    Clone(MemberName),
+    /// Run the operator's own program that makes a cluster.
+    CustomBootstrap,
+    /// Make a replica from a member's data, or from a backup alone.
+    Clone(Option<MemberName>),
     /// Start as primary and prove that it takes writes.
     StartPrimary(Epoch),
     /// Start as standby.
     StartStandby(Option<MemberName>),
+    /// Run the operator's `pre_promote`.
+    PrePromote(Epoch),
     /// Promote and prove that it takes writes.
     Promote(Epoch),
     /// Write a checkpoint while still serving.
@@ -62,6 +67,15 @@ pub enum Outcome {
     Done,
     /// The server takes writes under this holding.
     Proven(Epoch),
+    /// Whether the operator's program lets this member be promoted under this holding.
+    PrePromoted(Epoch, bool),
+    /// A new cluster could not be finished.
+    BootstrapFailed {
+        /// Why.
+        why: String,
+        /// Whether another try would fail alike.
+        for_good: bool,
+    },
     /// The others' answers.
     Polled(Poll),
     /// Whether our data can follow the leader.
@@ -107,9 +121,11 @@ impl Job {
     pub const fn kind(&self) -> JobKind {
         match self {
             Self::Initdb => JobKind::Initdb,
+            Self::CustomBootstrap => JobKind::CustomBootstrap,
             Self::Clone(_) => JobKind::Clone,
             Self::StartPrimary(_) => JobKind::StartPrimary,
             Self::StartStandby(_) => JobKind::StartStandby,
+            Self::PrePromote(_) => JobKind::PrePromote,
             Self::Promote(_) => JobKind::Promote,
             Self::Checkpoint => JobKind::Checkpoint,
             Self::Stop => JobKind::Stop,
@@ -127,9 +143,11 @@ impl Job {
         let context = &*context;
         match self {
             Self::Initdb => make::initdb(context).await,
-            Self::Clone(from) => make::clone(context, &from).await,
+            Self::CustomBootstrap => make::custom_bootstrap(context).await,
+            Self::Clone(from) => make::clone(context, from.as_ref()).await,
             Self::StartPrimary(epoch) => serve::start_primary(context, epoch).await,
             Self::StartStandby(upstream) => serve::start_standby(context, upstream.as_ref()).await,
+            Self::PrePromote(epoch) => Ok(serve::pre_promote(context, epoch).await),
             Self::Promote(epoch) => serve::promote(context, epoch).await,
             Self::Checkpoint => handover::checkpoint(context).await,
             Self::Stop => handover::stop(context).await,

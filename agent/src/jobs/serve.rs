@@ -11,15 +11,16 @@ use pgherd_keeper::protocol::PostmasterSignal;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::{JobError, Outcome};
+use super::{JobError, Outcome, make};
 use crate::context::{Context, local_target};
 use crate::decide::upstream_address;
 use crate::keeper::Instance;
-use crate::postgres::bootstrap::{UNFINISHED_MARKER, make_roles};
+use crate::postgres::bootstrap::{Progress, UNFINISHED_MARKER, first_scripts, hba_text, make_roles, recovery_settings};
 use crate::postgres::clone::write_pgpass;
 use crate::postgres::control::inspect;
 use crate::postgres::settings::{Inputs, Settings};
 use crate::postgres::{Control, DataDir, ToolError, files};
+use crate::scripts::Run;
 use crate::slots;
 use crate::status::{ServerStatus, WalStatus};
 
@@ -30,6 +31,12 @@ const ASK_STARTED_EVERY: Duration = Duration::from_millis(30);
 /// A promotion that comes while the walreceiver is ending can sleep through a whole retry interval; a signal wakes it.
 const NUDGE_EVERY: Duration = Duration::from_millis(50);
 const PROMOTE_MAX: Duration = Duration::from_secs(60);
+/// Where `primary_start_timeout` is 0: Patroni sets no limit, and a program that hangs would leave the cluster without a
+/// leader for as long as its lease is renewed.
+const PRE_PROMOTE_MAX: Duration = Duration::from_secs(300);
+/// How long a restored cluster may recover.
+const RESTORED_MAX: Duration = Duration::from_secs(24 * 3600);
+const ASK_RECOVERING_EVERY: Duration = Duration::from_millis(250);
 
 /// Writes the configuration files for the next start or reload. Says whether anything changed, and what was rendered.
 ///
@@ -53,7 +60,8 @@ pub fn configure(
         upstream,
         floors,
     };
-    let (settings, warnings) = Settings::render(inputs);
+    let (mut settings, warnings) = Settings::render(inputs);
+    settings.conf.push_str(&recovery_settings(&context.config));
     let (conf, base) = (dir.join("postgresql.conf"), dir.join("postgresql.base.conf"));
     if !base.exists() && conf.exists() {
         // What initdb or an administrator wrote stays in force under what is written here.
@@ -64,14 +72,14 @@ pub fn configure(
         })?;
     }
     let mut changed = files::write_whole(&conf, &settings.conf, 0o600)?;
-    for (name, lines) in [
-        ("pg_hba.conf", &postgresql.pg_hba),
-        ("pg_ident.conf", &postgresql.pg_ident),
-    ] {
-        if let Some(lines) = lines {
-            let text = format!("# Written by pgherd from the configuration.\n{}\n", lines.join("\n"));
-            changed |= files::write_whole(&dir.join(name), &text, 0o600)?;
-        }
+    let written = |lines: &Vec<String>| format!("# Written by pgherd from the configuration.\n{}\n", lines.join("\n"));
+    let hba = dir.join("pg_hba.conf");
+    let text = postgresql.pg_hba.as_ref().map(written);
+    if let Some(text) = text.or_else(|| std::fs::read_to_string(&hba).ok()) {
+        changed |= files::write_whole(&hba, &hba_text(&context.config, &text), 0o600)?;
+    }
+    if let Some(lines) = &postgresql.pg_ident {
+        changed |= files::write_whole(&dir.join("pg_ident.conf"), &written(lines), 0o600)?;
     }
     if let Some(upstream) = upstream {
         write_pgpass(postgresql, upstream)?;
@@ -96,6 +104,7 @@ pub fn reload_if_changed(
     let (_, changed) = configure(context, upstream, floors)?;
     if changed {
         context.keeper.signal(PostmasterSignal::Reload)?;
+        context.callbacks.reloaded();
     }
     Ok(changed)
 }
@@ -103,15 +112,41 @@ pub fn reload_if_changed(
 /// Starts as primary. The keeper refuses unless a deadline lies ahead.
 pub(super) async fn start_primary(context: &Context, epoch: Epoch) -> Result<Outcome, JobError> {
     let dir = &context.config.postgresql.data_dir;
+    if Progress::read(dir).is_some() {
+        return start_new(context, epoch).await;
+    }
     files::remove_if_there(&dir.join("standby.signal"))?;
     files::remove_if_there(&dir.join("promote"))?;
     launch(context, None, true).await?;
+    let limit = primary_start_max(context);
+    let what = "did not take writes";
+    wait_until(context, what, ASK_STARTED_EVERY, limit, is_primary, Nudge::WhenUp).await?;
+    settle(context, epoch).await
+}
+
+/// Starts the server of a cluster that is being made. One that was restored may recover for hours; what runs already, by an
+/// agent before this one, goes on.
+async fn start_new(context: &Context, epoch: Epoch) -> Result<Outcome, JobError> {
+    let dir = &context.config.postgresql.data_dir;
+    let method = context.config.bootstrap.method.as_ref();
+    if context.keeper.instance().borrow().postmaster.is_none() {
+        if !method.is_some_and(|method| method.keep_existing_recovery_conf) {
+            files::remove_if_there(&dir.join("standby.signal"))?;
+        }
+        files::remove_if_there(&dir.join("promote"))?;
+        launch(context, None, true).await?;
+    }
+    let (limit, ask_every) = match method {
+        Some(_) => (RESTORED_MAX, ASK_RECOVERING_EVERY),
+        None => (context.config.postgresql.start_timeout, ASK_STARTED_EVERY),
+    };
     wait_until(
         context,
         "did not take writes",
-        ASK_STARTED_EVERY,
-        primary_start_max(context),
+        ask_every,
+        limit,
         is_primary,
+        Nudge::Never,
     )
     .await?;
     settle(context, epoch).await
@@ -143,6 +178,7 @@ pub(super) async fn start_standby(context: &Context, upstream: Option<&MemberNam
         ASK_STARTED_EVERY,
         context.config.postgresql.start_timeout,
         |_| true,
+        Nudge::WhenUp,
     )
     .await?;
     Ok(Outcome::Done)
@@ -155,7 +191,9 @@ async fn launch(context: &Context, upstream: Option<&Address>, writable: bool) -
         DataDir::Cluster { control, .. } => Some(control),
         DataDir::Empty | DataDir::Foreign(_) => None,
     };
-    let (settings, _) = configure(context, upstream, floors.as_ref().filter(|_| !writable))?;
+    // What is restored recovers as a standby does, before it takes writes.
+    let recovers = !writable || Progress::read(dir).is_some();
+    let (settings, _) = configure(context, upstream, floors.as_ref().filter(|_| recovers))?;
     remove_dead_locks(dir)?;
     let arguments = settings.arguments(dir).into_iter().map(OsString::from).collect();
     context
@@ -215,7 +253,16 @@ pub(super) async fn promote(context: &Context, epoch: Epoch) -> Result<Outcome, 
         let file = context.config.postgresql.data_dir.join("promote");
         files::write_whole(&file, "", 0o600)?;
         context.keeper.signal(PostmasterSignal::Promote)?;
-        let promoted = wait_until(context, "was not promoted", ASK_PROMOTED_EVERY, PROMOTE_MAX, is_primary).await;
+        let what = "was not promoted";
+        let promoted = wait_until(
+            context,
+            what,
+            ASK_PROMOTED_EVERY,
+            PROMOTE_MAX,
+            is_primary,
+            Nudge::WhenUp,
+        )
+        .await;
         if promoted.is_err() {
             files::remove_if_there(&file)?;
         }
@@ -224,18 +271,68 @@ pub(super) async fn promote(context: &Context, epoch: Epoch) -> Result<Outcome, 
     settle(context, epoch).await
 }
 
-/// What must be so before the route to a new primary opens: roles, slots for the others, and a write that went through.
+/// What must be so before the route to a new primary opens: the cluster finished, slots for the others, and a write that
+/// went through.
 async fn settle(context: &Context, epoch: Epoch) -> Result<Outcome, JobError> {
-    let marker = context.config.postgresql.data_dir.join(UNFINISHED_MARKER);
-    if marker.exists() {
-        make_roles(&local_target(&context.config), &context.config).await?;
-        files::remove_if_there(&marker)?;
+    if let Some(progress) = Progress::read(&context.config.postgresql.data_dir)
+        && let Some(failed) = finish_bootstrap(context, &epoch, progress).await?
+    {
+        return Ok(failed);
     }
     context.sql.prove_writable().await?;
     if let Err(error) = slots::ensure(context).await {
         tracing::warn!(%error, "not all slots could be made yet; the next cycle tries again");
     }
     Ok(Outcome::Proven(epoch))
+}
+
+/// Roles, the operator's first scripts, and the initialize key for good. Says so when a script makes the new cluster unusable.
+async fn finish_bootstrap(context: &Context, epoch: &Epoch, progress: Progress) -> Result<Option<Outcome>, JobError> {
+    let (config, dir) = (&context.config, &context.config.postgresql.data_dir);
+    make_roles(&local_target(config), config).await?;
+    match progress {
+        // A script that was begun is not begun again: half of its work may be there.
+        Progress::ScriptsBegun => {
+            return Ok(Some(Outcome::BootstrapFailed {
+                why: "the first scripts of the new cluster were interrupted".to_owned(),
+                for_good: false,
+            }));
+        }
+        Progress::Made => {
+            Progress::ScriptsBegun.write(dir)?;
+            if let Err(error) = first_scripts(&context.programs, config).await {
+                return Ok(Some(Outcome::BootstrapFailed {
+                    why: error.chain(),
+                    for_good: true,
+                }));
+            }
+            Progress::ScriptsDone.write(dir)?;
+        }
+        Progress::ScriptsDone => {}
+    }
+    make::keep_key(context, epoch).await?;
+    files::remove_if_there(&dir.join(UNFINISHED_MARKER))?;
+    files::sync_dir(dir)?;
+    reload_if_changed(context, None, None)?; // What was opened for the restore is closed.
+    Ok(None)
+}
+
+/// Runs the operator's `pre_promote`. What does not let this member be promoted is its own failure, or that it cannot be run,
+/// or that it takes longer than a leader's start may.
+pub(super) async fn pre_promote(context: &Context, epoch: Epoch) -> Outcome {
+    let scripts = context.scripts();
+    let Some(words) = &scripts.pre_promote else {
+        return Outcome::PrePromoted(epoch, true);
+    };
+    let limit = context.dynamic().primary_start_timeout();
+    let limit = if limit.is_zero() { PRE_PROMOTE_MAX } else { limit };
+    let run = Run::words(words);
+    tracing::info!("running {} before the promotion", run.name());
+    let ran = run.run(limit).await;
+    if let Err(error) = &ran {
+        tracing::warn!("pre_promote: {error}; this member is not promoted");
+    }
+    Outcome::PrePromoted(epoch, ran.is_ok())
 }
 
 fn is_primary(server: &ServerStatus) -> bool {
@@ -248,6 +345,15 @@ async fn gone(instance: &mut watch::Receiver<Instance>) {
     let _ = instance.wait_for(|instance| instance.postmaster.is_none()).await;
 }
 
+/// Whether a server that is waited for is made to look up from its sleep.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Nudge {
+    /// Once it answers.
+    WhenUp,
+    /// It replays a backup's log, and has no reason to sleep.
+    Never,
+}
+
 /// Asks until the server is as wanted, nudging it meanwhile; ends when the server does.
 async fn wait_until(
     context: &Context,
@@ -255,6 +361,7 @@ async fn wait_until(
     ask_every: Duration,
     limit: Duration,
     wanted: impl Fn(&ServerStatus) -> bool,
+    nudged: Nudge,
 ) -> Result<(), JobError> {
     let deadline = Instant::now() + limit;
     let mut instance = context.keeper.instance();
@@ -275,7 +382,7 @@ async fn wait_until(
                 }
             }
             // Only a server that is up is nudged: one that starts reads its configuration anyway.
-            _ = nudge.tick(), if answered => context.keeper.signal(PostmasterSignal::Reload)?,
+            _ = nudge.tick(), if answered && nudged == Nudge::WhenUp => context.keeper.signal(PostmasterSignal::Reload)?,
         }
         if Instant::now() > deadline {
             return Err(JobError::TooSlow { what, limit });

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use pgherd_cluster::name::{Lsn, SystemId, Timeline};
 
+use super::place;
 use super::programs::{Programs, ToolError};
 
 /// The state in the control file.
@@ -70,6 +71,9 @@ const CONTROLDATA_MAX: Duration = Duration::from_secs(10);
 /// # Errors
 /// When it cannot be read, or `pg_controldata` fails on it.
 pub async fn inspect(programs: &Programs, data_dir: &Path) -> Result<DataDir, ToolError> {
+    if place::marked(data_dir).is_some() {
+        return Ok(DataDir::Empty); // Whatever lies there is half of something.
+    }
     let mut names = Vec::new();
     match tokio::fs::read_dir(data_dir).await {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(DataDir::Empty),
@@ -84,8 +88,7 @@ pub async fn inspect(programs: &Programs, data_dir: &Path) -> Result<DataDir, To
             }
         }
     }
-    // A file system's own directory is not a user's file.
-    names.retain(|name| name != "lost+found");
+    names.retain(|name| !place::is_foreign(name));
     if names.is_empty() {
         return Ok(DataDir::Empty);
     }

@@ -1,7 +1,7 @@
-//! Small files: written whole or not at all, with the mode that PostgreSQL expects; and directories that change places.
+//! Small files: written whole or not at all, with the mode that PostgreSQL expects.
 
 use std::io::ErrorKind;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::programs::{ToolError, file_error};
@@ -34,7 +34,8 @@ pub fn write_whole(path: &Path, text: &str, mode: u32) -> Result<bool, ToolError
         std::fs::rename(&beside, path)
     };
     write().map_err(file_error("writing", path))?;
-    sync_parent(path)?; // The name too must survive a power cut: a lost standby.signal would make a primary.
+    // The name too must survive a power cut: a lost standby.signal would make a primary.
+    sync_dir(path.parent().unwrap_or(Path::new("/")))?;
     Ok(true)
 }
 
@@ -58,71 +59,14 @@ pub fn remove_if_there(path: &Path) -> Result<(), ToolError> {
     }
 }
 
-/// How many digits the stamp has that names a directory that was moved aside.
-pub const STAMP_DIGITS: usize = 12;
-
-/// How many directories that were moved aside are kept, the newest ones.
-const ASIDE_MAX: usize = 2;
-
-/// Puts the finished directory `new` in the place of `data_dir`. What was there is moved aside, never deleted, unless
-/// more than two such copies of ours have gathered. Says where it went.
+/// Flushes a directory: the names in it.
 ///
 /// # Errors
-/// When a directory cannot be moved, as where the data directory is a mount point; nothing is lost then.
-pub fn install(new: &Path, data_dir: &Path, stamp: &str) -> Result<Option<PathBuf>, ToolError> {
-    let mut moved = None;
-    let occupied = std::fs::read_dir(data_dir).is_ok_and(|mut entries| entries.next().is_some());
-    if occupied {
-        let aside = beside(data_dir, &format!("aside-{stamp}"));
-        std::fs::rename(data_dir, &aside).map_err(file_error("moving the data directory aside", data_dir))?;
-        moved = Some(aside);
-    }
-    std::fs::set_permissions(new, std::fs::Permissions::from_mode(0o700)).map_err(file_error("closing", new))?;
-    // A rename onto an empty directory replaces it.
-    if let Err(error) = std::fs::rename(new, data_dir) {
-        if let Some(aside) = &moved {
-            std::fs::rename(aside, data_dir).map_err(file_error("moving the data directory back", aside))?;
-        }
-        return Err(file_error("moving the new data directory into place", data_dir)(error));
-    }
-    sync_parent(data_dir)?;
-    bound_asides(data_dir);
-    Ok(moved)
-}
-
-fn sync_parent(path: &Path) -> Result<(), ToolError> {
-    let parent = path.parent().unwrap_or(Path::new("/"));
-    std::fs::File::open(parent)
+/// When it cannot be done.
+pub fn sync_dir(dir: &Path) -> Result<(), ToolError> {
+    std::fs::File::open(dir)
         .and_then(|dir| dir.sync_all())
-        .map_err(file_error("flushing", parent))
-}
-
-/// Deletes the oldest copies beyond the bound. A copy that cannot be deleted is only in the way of nobody.
-fn bound_asides(data_dir: &Path) {
-    let Some(name) = data_dir.file_name().and_then(|name| name.to_str()) else {
-        return;
-    };
-    let prefix = format!("{name}.aside-");
-    let parent = data_dir.parent().unwrap_or(Path::new("/"));
-    let Ok(entries) = std::fs::read_dir(parent) else { return };
-    let mut copies: Vec<PathBuf> = entries
-        .flatten()
-        .map(|entry| entry.path())
-        // Exactly what we name them: an operator's own `data.aside-keep` is none of our business.
-        .filter(|path| {
-            let name = path.file_name().and_then(|name| name.to_str());
-            let stamp = name.and_then(|name| name.strip_prefix(&prefix));
-            stamp.is_some_and(|stamp| stamp.len() == STAMP_DIGITS && stamp.bytes().all(|b| b.is_ascii_digit()))
-        })
-        .collect();
-    copies.sort(); // The stamp sorts by time.
-    let surplus = copies.len().saturating_sub(ASIDE_MAX);
-    for copy in copies.into_iter().take(surplus) {
-        tracing::info!(copy = %copy.display(), "deleting the oldest copy that was moved aside, {ASIDE_MAX} newer ones stay");
-        if let Err(error) = std::fs::remove_dir_all(&copy) {
-            tracing::warn!(copy = %copy.display(), %error, "the copy cannot be deleted");
-        }
-    }
+        .map_err(file_error("flushing", dir))
 }
 
 /// One line of a password file, with `:` and `\` escaped.
@@ -134,6 +78,8 @@ pub fn pgpass_line(host: &str, port: u16, user: &str, password: &str) -> String 
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -148,33 +94,6 @@ mod tests {
             std::fs::metadata(&path).expect("there").permissions().mode() & 0o777,
             0o600
         );
-    }
-
-    #[test]
-    fn what_was_there_is_moved_aside_and_copies_are_bounded() {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let data = dir.path().join("data");
-        std::fs::create_dir(dir.path().join("data.aside-keep")).expect("made");
-        let stamps = ["1", "2", "3", "4"].map(|digit| digit.repeat(STAMP_DIGITS));
-        for stamp in &stamps {
-            let new = dir.path().join("data.new");
-            std::fs::create_dir(&new).expect("made");
-            std::fs::write(new.join("stamp"), stamp).expect("written");
-            install(&new, &data, stamp).expect("installed");
-            assert_eq!(std::fs::read_to_string(data.join("stamp")).expect("readable"), *stamp);
-        }
-        let aside = |stamp: &str| dir.path().join(format!("data.aside-{stamp}")).exists();
-        assert_eq!(stamps.map(|stamp| aside(&stamp)), [false, false, true, true]);
-        assert!(aside("keep"), "what we did not name is not ours");
-    }
-
-    #[test]
-    fn an_empty_directory_is_simply_replaced() {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let (new, data) = (dir.path().join("n"), dir.path().join("data"));
-        std::fs::create_dir(&new).expect("made");
-        std::fs::create_dir(&data).expect("made");
-        assert_eq!(install(&new, &data, "1").expect("installed"), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@ pub mod bootstrap;
 pub mod clone;
 pub mod control;
 pub mod files;
+pub mod place;
 pub mod programs;
 pub mod settings;
 pub mod sql;

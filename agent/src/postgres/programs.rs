@@ -44,6 +44,37 @@ pub enum ToolError {
         /// What was missing.
         what: String,
     },
+    /// A program of an operator's, or one that takes long.
+    #[error(transparent)]
+    Run(#[from] crate::scripts::RunError),
+    /// No method to make a replica could be tried.
+    #[error(
+        "postgresql.create_replica_methods names no method that works while nobody leads: waiting for a leader, or add one \
+         with no_leader"
+    )]
+    NoMethod,
+    /// A method to make a replica said that it did, and nothing is there.
+    #[error("{method} ended well and left no data directory in {}", .path.display())]
+    NothingMade {
+        /// Which.
+        method: String,
+        /// Where it should have been.
+        path: PathBuf,
+    },
+    /// There is no room for a new copy beside the old one.
+    #[error(
+        "a copy needs {needed} bytes beside the data directory, and {free} are free on the filesystem of {}: make room, or \
+         remove the data directory to have it made in its place",
+        .path.display()
+    )]
+    NoRoom {
+        /// How many bytes the source has.
+        needed: u64,
+        /// How many are free.
+        free: u64,
+        /// Where.
+        path: PathBuf,
+    },
     /// A file could not be read or written.
     #[error("{what}: {}", .path.display())]
     File {

@@ -336,13 +336,13 @@ pub fn quote(value: &str) -> String {
     }
 }
 
-fn push_setting(conf: &mut String, name: &str, value: &str) {
+pub(crate) fn push_setting(conf: &mut String, name: &str, value: &str) {
     // In postgresql.conf a backslash in quotes begins an escape, and a quote is doubled.
     let value = value.replace('\\', "\\\\").replace('\'', "''");
     conf.push_str(&format!("{name} = '{value}'\n"));
 }
 
-fn value_text(value: &Value) -> String {
+pub(crate) fn value_text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Bool(true) => "on".to_owned(),

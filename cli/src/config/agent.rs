@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use pgherd_agent::config::{AgentConfig, BootstrapConfig, Credentials, InitdbOption, RestConfig};
+use pgherd_agent::config::{AgentConfig, BootstrapConfig, Credentials, RestConfig};
+use pgherd_agent::scripts::{BootstrapMethod, Finding, INITDB_RESERVED, ToolOption, Words, tool_options};
 use pgherd_cluster::name::MemberName;
 use pgherd_cluster::record::DynamicConfig;
 use pgherd_cluster::timing::{LeaseTiming, TimingError};
@@ -13,8 +14,8 @@ use super::section::{Section, shown};
 use super::{postgresql, value, watchdog};
 
 const REST_PORT: u16 = 8008;
-/// pgherd gives these to initdb itself, or must know what they would do.
-const INITDB_RESERVED: [&str; 5] = ["pgdata", "nosync", "pwfile", "sync-only", "version"];
+/// Where PostgreSQL's official image looks for the first scripts of a new cluster.
+const IMAGE_INITDB_D: &str = "/docker-entrypoint-initdb.d";
 
 /// Reads one member's configuration; `runtime_dir` chooses the directory when none is configured.
 pub(crate) fn read(
@@ -24,7 +25,8 @@ pub(crate) fn read(
 ) -> Option<AgentConfig> {
     let name = name(root);
     let restapi = rest(root);
-    let bootstrap = bootstrap(&root.section("bootstrap"));
+    let mut bootstrap = bootstrap(&root.section("bootstrap"));
+    bootstrap.initdb_d = initdb_d(&root.section("pgherd"));
     let tags = tags(root);
     let watchdog = watchdog::read(&root.section("watchdog"));
     let configured = root.section("pgherd").text("runtime_dir").map(PathBuf::from);
@@ -144,11 +146,51 @@ fn bootstrap(section: &Section<'_>) -> BootstrapConfig {
         *parameters = postgresql::parameters(std::mem::take(parameters));
     }
     check_timing(&section.section("dcs"), &dcs);
+    let (method, findings) = BootstrapMethod::read(&section.as_map());
+    report(section, findings);
     BootstrapConfig {
         dcs,
         initdb: initdb(section),
         pg_hba: section.texts("pg_hba").unwrap_or_default(),
+        method,
+        post_bootstrap: ["post_bootstrap", "post_init"]
+            .into_iter()
+            .find(|key| section.has(key))
+            .and_then(|key| command(section, key)),
+        initdb_d: None,
     }
+}
+
+fn report(section: &Section<'_>, findings: Vec<Finding>) {
+    for finding in findings {
+        section.error(&finding.key, finding.text);
+    }
+}
+
+fn command(section: &Section<'_>, key: &str) -> Option<Words> {
+    let line = section.text(key)?;
+    let refused = |why| {
+        let fix = "write a program and its arguments, quoted as in a shell";
+        section.error(key, format!("the command {why}; {fix}"));
+    };
+    Words::parse(&line).map_err(refused).ok()
+}
+
+/// The directory of first scripts: as configured, or that of the official image where there is one.
+fn initdb_d(section: &Section<'_>) -> Option<PathBuf> {
+    if let Some(dir) = section.text("initdb_d").map(PathBuf::from) {
+        if !dir.is_dir() {
+            section.error(
+                "initdb_d",
+                format!(
+                    "{:?} is no directory; write one that holds .sql and .sh files",
+                    dir.display().to_string()
+                ),
+            );
+        }
+        return Some(dir);
+    }
+    Some(PathBuf::from(IMAGE_INITDB_D)).filter(|dir| dir.is_dir())
 }
 
 /// The three times must fit each other. When none is given there is nothing to check: the agent has defaults that do.
@@ -188,58 +230,13 @@ fn check_timing(section: &Section<'_>, dcs: &Map<String, Value>) {
     }
 }
 
-fn initdb(section: &Section<'_>) -> Vec<InitdbOption> {
-    let items = match section.get("initdb") {
-        None => return Vec::new(),
-        Some(Value::Array(items)) => items,
-        Some(other) => {
-            section.unusable(
-                "initdb",
-                other,
-                "a list",
-                "one `- option` or `- option: value` per line",
-            );
-            return Vec::new();
-        }
+fn initdb(section: &Section<'_>) -> Vec<ToolOption> {
+    let Some(found) = section.get("initdb") else {
+        return Vec::new();
     };
-    items.iter().filter_map(|item| initdb_option(section, item)).collect()
-}
-
-fn initdb_option(section: &Section<'_>, item: &Value) -> Option<InitdbOption> {
-    let option = match item {
-        Value::String(name) => Some(InitdbOption {
-            name: name.clone(),
-            value: None,
-        }),
-        Value::Object(map) if map.len() == 1 => map.iter().next().and_then(|(name, found)| {
-            value::text(found).map(|text| InitdbOption {
-                name: name.clone(),
-                value: Some(text),
-            })
-        }),
-        _ => None,
-    };
-    let Some(mut option) = option else {
-        section.unusable(
-            "initdb",
-            item,
-            "an option",
-            "one `- option` or `- option: value` per line",
-        );
-        return None;
-    };
-    option.name = option.name.trim_start_matches('-').to_owned();
-    if INITDB_RESERVED.contains(&option.name.as_str()) {
-        section.error(
-            "initdb",
-            format!(
-                "{:?} cannot be set here, pgherd gives it to initdb itself; remove it",
-                option.name
-            ),
-        );
-        return None;
-    }
-    Some(option)
+    let (options, findings) = tool_options("initdb", found, INITDB_RESERVED, "initdb");
+    report(section, findings);
+    options
 }
 
 #[cfg(test)]
@@ -358,7 +355,7 @@ mod tests {
             (
                 "/bootstrap",
                 json!({"initdb": "utf8"}),
-                "bootstrap.initdb: \"utf8\" is not a list; write one `- option` or `- option: value` per line",
+                "bootstrap.initdb: \"utf8\" is not an option; write one `- option` or `- option: value` per line",
             ),
             (
                 "/bootstrap",
@@ -387,11 +384,48 @@ mod tests {
     }
 
     #[test]
+    fn what_is_run_for_a_new_cluster_is_read_as_commands() {
+        let mut tree = complete();
+        tree["bootstrap"] = json!({
+            "method": "restore", "restore": {"command": "/x/restore -v", "from": "s3"}, "post_init": "/x/post 'a b'",
+        });
+        let (config, errors) = read_from(&tree);
+        assert_eq!(errors, Vec::<String>::new());
+        let bootstrap = config.expect("no errors").bootstrap;
+        let post = bootstrap.post_bootstrap.expect("a command");
+        assert_eq!((post.program(), post.arguments()), ("/x/post", &["a b".to_owned()][..]));
+        let method = bootstrap.method.expect("a method");
+        assert_eq!(method.program.arguments(&[]), ["--from=s3"]);
+        assert_findings(&[
+            (
+                "/bootstrap",
+                json!({"method": "restore"}),
+                "bootstrap.restore.command: missing; write the command that makes the cluster, since bootstrap.method is restore",
+            ),
+            (
+                "/bootstrap",
+                json!({"post_bootstrap": "/x 'y"}),
+                "bootstrap.post_bootstrap: the command has a quotation mark without a second one; write a program and its arguments, quoted as in a shell",
+            ),
+            (
+                "/postgresql/callbacks",
+                json!({"on_start": "\"x"}),
+                "postgresql.callbacks.on_start: the command has a quotation mark without a second one; write a program and its arguments, quoted as in a shell",
+            ),
+            (
+                "/pgherd",
+                json!({"initdb_d": "/nonexistent"}),
+                "pgherd.initdb_d: \"/nonexistent\" is no directory; write one that holds .sql and .sh files",
+            ),
+        ]);
+    }
+
+    #[test]
     fn initdb_options_come_as_flags_and_pairs() {
         let mut tree = complete();
         tree["bootstrap"] =
             json!({"initdb": [{"encoding": "UTF8"}, "data-checksums", {"wal-segsize": 16}, "--no-locale"]});
-        let option = |name: &str, value: Option<&str>| InitdbOption {
+        let option = |name: &str, value: Option<&str>| ToolOption {
             name: name.into(),
             value: value.map(Into::into),
         };

@@ -100,7 +100,7 @@ const OURS: &[(&str, &str)] = &[
         "certificate private_key client_ca client_certificate min_version",
     ),
     ("proxy.probe", "username database password_file passfile"),
-    ("pgherd", "runtime_dir"),
+    ("pgherd", "runtime_dir initdb_d"),
 ];
 
 /// Reports every key that nobody reads.

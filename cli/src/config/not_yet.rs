@@ -29,9 +29,6 @@ const NOT_YET: &[(&str, &str, When, &str)] = &[
         When::Set,
         "only the slots of members are managed",
     ),
-    ("bootstrap", "method", When::Set, "initdb is used"),
-    ("bootstrap", "post_bootstrap", When::Set, "it is not run"),
-    ("bootstrap", "post_init", When::Set, "it is not run"),
     (
         "bootstrap",
         "users",
@@ -66,21 +63,6 @@ const NOT_YET: &[(&str, &str, When, &str)] = &[
     ("postgresql", "bin_name", When::Set, "programs have their usual names"),
     ("postgresql", "use_unix_socket", When::On, "local connections use TCP"),
     ("postgresql", "recovery_conf", When::Set, "its parameters are not set"),
-    ("postgresql", "callbacks", When::Set, "none is called"),
-    (
-        "postgresql",
-        "create_replica_methods",
-        When::Set,
-        "replicas are made by pg_basebackup",
-    ),
-    (
-        "postgresql",
-        "create_replica_method",
-        When::Set,
-        "replicas are made by pg_basebackup",
-    ),
-    ("postgresql", "pre_promote", When::Set, "it is not run"),
-    ("postgresql", "before_stop", When::Set, "it is not run"),
     ("postgresql", "proxy_address", When::Set, "it is not published"),
     ("log", "dir", When::Set, "the log goes to standard error"),
 ];
@@ -99,8 +81,7 @@ pub(crate) fn report(root: &Section<'_>) {
             When::Set => true,
             When::On => value::boolean(found) != Some(false),
         };
-        let only_basebackup = value::texts(found).is_some_and(|methods| methods == ["basebackup"]);
-        if applies && !only_basebackup {
+        if applies {
             section.warn(key, format!("has no effect yet: {meaning}"));
         }
     }
@@ -147,7 +128,7 @@ mod tests {
     fn what_is_off_or_usual_or_done_is_not_worth_a_word() {
         let tree = json!({
             "bootstrap": {"dcs": {"synchronous_mode": "quorum", "failsafe_mode": true}},
-            "postgresql": {"create_replica_methods": ["basebackup"], "use_unix_socket": false},
+            "postgresql": {"create_replica_methods": ["basebackup"], "callbacks": {"on_stop": "x"}, "use_unix_socket": false},
         });
         assert_eq!(warnings(&tree), (vec![], vec![]));
     }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pgherd_agent::config::{Credentials, PostgresConfig};
+use pgherd_agent::scripts::Scripts;
 use pgherd_cluster::record::Address;
 use serde_json::{Map, Value};
 
@@ -40,6 +41,10 @@ pub(crate) fn read(root: &Section<'_>, runtime_dir: Option<&Path>) -> Option<Pos
     let pg_hba = section.texts("pg_hba");
     let pg_ident = section.texts("pg_ident");
     let parameters = parameters(section.map("parameters"));
+    let scripts = Scripts::keys_of(&section.as_map());
+    for finding in Scripts::read(&scripts).1 {
+        section.error(&finding.key, finding.text);
+    }
 
     let (listen_addresses, port) = listen?;
     Some(PostgresConfig {
@@ -56,6 +61,7 @@ pub(crate) fn read(root: &Section<'_>, runtime_dir: Option<&Path>) -> Option<Pos
         parameters,
         pg_hba,
         pg_ident,
+        scripts,
         start_timeout,
     })
 }

@@ -214,6 +214,11 @@ impl<'a> Section<'a> {
         self.read(key, "a list of texts", "a list, one `- text` per line", value::texts)
     }
 
+    /// A copy of this section.
+    pub(crate) fn as_map(&self) -> Map<String, Value> {
+        self.map.cloned().unwrap_or_default()
+    }
+
     /// A copy of the section under `key`, empty when absent.
     pub(crate) fn map(&self, key: &str) -> Map<String, Value> {
         self.section(key).map.cloned().unwrap_or_default()

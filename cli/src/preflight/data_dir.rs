@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use pgherd_agent::postgres::place;
 use rustix::fs::{Access, access};
 
 /// Who is asking: `None` for root, whose view of a directory says nothing about the user who will run there.
@@ -41,7 +42,10 @@ pub(crate) fn check(dir: &Path, uid: Uid) -> Option<String> {
             .collect::<Vec<_>>(),
         Err(error) => return uid.map(|_| told(dir, &format!("cannot be listed: {error}; grant this user access"))),
     };
-    if names.is_empty() {
+    // A filesystem's own directory, and what we keep within a mount point.
+    names.retain(|name| !place::is_foreign(name));
+    // What is half made is ours to deal with.
+    if names.is_empty() || place::marked(dir).is_some() {
         return None; // initdb sets the mode of an empty directory itself.
     }
     if !names.iter().any(|name| name == "PG_VERSION") {
@@ -85,6 +89,18 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    #[test]
+    fn what_is_half_made_or_not_a_users_file_is_no_trouble() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let data = dir.path().join("data");
+        fs::create_dir_all(data.join("lost+found")).expect("made");
+        assert_eq!(check(&data, own_uid()), None);
+        fs::write(data.join("base"), "").expect("written");
+        assert!(check(&data, own_uid()).is_some());
+        place::mark(&data, place::Mark::HalfMade).expect("marked");
+        assert_eq!(check(&data, own_uid()), None);
+    }
 
     fn own_uid() -> Uid {
         Some(rustix::process::geteuid().as_raw())

@@ -1,0 +1,488 @@
+//! Where a data directory is made, and how it takes the place of another.
+//!
+//! As a rule a new one is made beside the old one, and the two change places by renames. Where that cannot be, because the
+//! data directory is a mount point or its parent is not ours to write, the new one is made within, and the contents change
+//! places, under a mark that keeps a half-changed one from being taken for a data directory.
+
+use std::ffi::{OsStr, OsString};
+use std::io::ErrorKind;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use pgherd_cluster::clock::wall_now;
+use rustix::fs::{Access, access};
+
+use super::files::{beside, remove_if_there, sync_dir, write_whole};
+use super::programs::{ToolError, file_error};
+
+/// How many digits the stamp has that names a directory that was moved aside.
+pub const STAMP_DIGITS: usize = 12;
+/// How many directories that were moved aside are kept, the newest ones.
+const ASIDE_MAX: usize = 2;
+/// The name of a mark.
+const MARK: &str = "pgherd-unfinished";
+
+/// What lies in a data directory that is not whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// What a program has made so far, and nothing else.
+    HalfMade,
+    /// What was there before, in part.
+    HalfChanged,
+}
+
+impl Mark {
+    const fn text(self) -> &'static str {
+        match self {
+            Self::HalfMade => "half-made\n",
+            Self::HalfChanged => "half-changed\n",
+        }
+    }
+}
+/// What this member itself keeps within a data directory begins with this.
+const OURS: &str = "pgherd-";
+
+/// A stamp for names of directories that were moved aside; sorts by time.
+#[must_use]
+pub fn stamp() -> String {
+    let now = wall_now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    format!("{:0digits$}", now.as_millis() / 100, digits = STAMP_DIGITS)
+}
+
+/// Whether an entry of a data directory is none of PostgreSQL's: a filesystem's own, or ours.
+#[must_use]
+pub fn is_foreign(name: &str) -> bool {
+    name == "lost+found" || name.starts_with(OURS)
+}
+
+/// The place of a data directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    data_dir: PathBuf,
+    /// It can neither be renamed nor have anything beside it.
+    within: bool,
+}
+
+impl Place {
+    /// The place that `data_dir` names, with its parents made. A symbolic link stands for its target.
+    ///
+    /// # Errors
+    /// When the parents cannot be made or looked at.
+    pub fn of(data_dir: &Path) -> Result<Self, ToolError> {
+        if let Some(parent) = data_dir.parent() {
+            std::fs::create_dir_all(parent).map_err(file_error("making", parent))?;
+        }
+        let data_dir = match std::fs::canonicalize(data_dir) {
+            Ok(real) => real,
+            Err(error) if error.kind() == ErrorKind::NotFound => target_of_link(data_dir),
+            Err(error) => return Err(file_error("looking at the data directory", data_dir)(error)),
+        };
+        let within = data_dir.is_dir() && (is_mount_point(&data_dir) || !may_write_beside(&data_dir));
+        Ok(Self { data_dir, within })
+    }
+
+    /// The data directory itself.
+    #[must_use]
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// A directory for what is to take its place, on the same filesystem. Of an earlier try, nothing is left in it.
+    ///
+    /// # Errors
+    /// When what is left cannot be removed.
+    pub async fn prepare(&self, purpose: &str) -> Result<PathBuf, ToolError> {
+        let new = if self.within {
+            self.data_dir.join(format!("{OURS}{purpose}"))
+        } else {
+            beside(&self.data_dir, &format!("{OURS}{purpose}"))
+        };
+        // By its name it can be nothing else than a half-made copy of ours.
+        match tokio::fs::remove_dir_all(&new).await {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(file_error("removing a half-made copy", &new)(error))
+            }
+            _ => Ok(new),
+        }
+    }
+
+    /// Puts the finished directory `new` in place. What was there is moved aside, never deleted, unless more than two such
+    /// copies of ours have gathered. Says where it went.
+    ///
+    /// # Errors
+    /// When something cannot be moved; nothing is lost then.
+    pub fn install(&self, new: &Path, stamp: &str) -> Result<Option<PathBuf>, ToolError> {
+        std::fs::set_permissions(new, std::fs::Permissions::from_mode(0o700)).map_err(file_error("closing", new))?;
+        let moved = if self.within {
+            let moved = self.move_aside(stamp)?;
+            mark(&self.data_dir, Mark::HalfChanged)?;
+            move_entries(new, &self.data_dir, |_| true)?;
+            std::fs::remove_dir(new).map_err(file_error("removing what is empty now", new))?;
+            sync_dir(&self.data_dir)?;
+            moved
+        } else {
+            let moved = self.move_aside(stamp)?;
+            // A rename onto an empty directory replaces it.
+            if let Err(error) = std::fs::rename(new, &self.data_dir) {
+                if let Some(aside) = &moved {
+                    std::fs::rename(aside, &self.data_dir)
+                        .map_err(file_error("moving the data directory back", aside))?;
+                }
+                return Err(file_error("moving the new data directory into place", &self.data_dir)(
+                    error,
+                ));
+            }
+            sync_dir(self.data_dir.parent().unwrap_or(Path::new("/")))?;
+            moved
+        };
+        unmark(&self.data_dir)?;
+        self.bound_asides();
+        Ok(moved)
+    }
+
+    /// Moves what is there aside, and leaves the place empty. Says where it went, if anything was there. What a program has
+    /// half made is removed: two tries of it would push out what was there before.
+    ///
+    /// # Errors
+    /// When it cannot be moved.
+    pub fn move_aside(&self, stamp: &str) -> Result<Option<PathBuf>, ToolError> {
+        let what = "moving the data directory aside";
+        if marked(&self.data_dir) == Some(Mark::HalfMade) {
+            self.remove_entries()?;
+            return Ok(None);
+        }
+        let Ok(entries) = std::fs::read_dir(&self.data_dir) else {
+            return Ok(None);
+        };
+        let occupied = entries
+            .flatten()
+            .any(|entry| !is_foreign(&entry.file_name().to_string_lossy()));
+        if !occupied {
+            return Ok(None);
+        }
+        if !self.within {
+            let aside = beside(&self.data_dir, &format!("aside-{stamp}"));
+            std::fs::rename(&self.data_dir, &aside).map_err(file_error(what, &self.data_dir))?;
+            return Ok(Some(aside));
+        }
+        mark(&self.data_dir, Mark::HalfChanged)?;
+        let aside = self.data_dir.join(format!("{OURS}aside-{stamp}"));
+        std::fs::create_dir_all(&aside).map_err(file_error(what, &aside))?;
+        std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(0o700)).map_err(file_error(what, &aside))?;
+        move_entries(&self.data_dir, &aside, |name| !is_foreign(&name.to_string_lossy()))?;
+        sync_dir(&aside)?;
+        unmark(&self.data_dir)?;
+        Ok(Some(aside))
+    }
+
+    fn remove_entries(&self) -> Result<(), ToolError> {
+        let Ok(entries) = std::fs::read_dir(&self.data_dir) else {
+            return Ok(());
+        };
+        for entry in entries.flatten() {
+            if is_foreign(&entry.file_name().to_string_lossy()) {
+                continue;
+            }
+            let path = entry.path();
+            let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let removed = if is_dir {
+                std::fs::remove_dir_all(&path)
+            } else {
+                std::fs::remove_file(&path)
+            };
+            removed.map_err(file_error("removing what was half made", &path))?;
+        }
+        Ok(())
+    }
+
+    /// Deletes the oldest copies beyond the bound. A copy that cannot be deleted is only in the way of nobody.
+    pub fn bound_asides(&self) {
+        let name = self.data_dir.file_name().and_then(OsStr::to_str);
+        let (parent, prefix) = match (self.within, name) {
+            (true, _) => (self.data_dir.as_path(), format!("{OURS}aside-")),
+            (false, Some(name)) => (
+                self.data_dir.parent().unwrap_or(Path::new("/")),
+                format!("{name}.aside-"),
+            ),
+            (false, None) => return,
+        };
+        let Ok(entries) = std::fs::read_dir(parent) else { return };
+        let mut copies: Vec<PathBuf> = entries
+            .flatten()
+            .map(|entry| entry.path())
+            // Exactly what we name them: an operator's own `data.aside-keep` is none of our business.
+            .filter(|path| {
+                let name = path.file_name().and_then(|name| name.to_str());
+                let stamp = name.and_then(|name| name.strip_prefix(&prefix));
+                stamp.is_some_and(|stamp| stamp.len() == STAMP_DIGITS && stamp.bytes().all(|b| b.is_ascii_digit()))
+            })
+            .collect();
+        copies.sort(); // The stamp sorts by time.
+        let surplus = copies.len().saturating_sub(ASIDE_MAX);
+        for copy in copies.into_iter().take(surplus) {
+            tracing::info!(copy = %copy.display(), "deleting the oldest copy that was moved aside, {ASIDE_MAX} newer ones stay");
+            remove_links_of_ours(&copy);
+            if let Err(error) = std::fs::remove_dir_all(&copy) {
+                tracing::warn!(copy = %copy.display(), %error, "the copy cannot be deleted");
+            }
+        }
+    }
+}
+
+/// A directory outside that a new data directory links to, such as of its WAL or of a tablespace: `wanted` while that is
+/// free, else one of our naming beside it, or within it where it is a mount point. What was there stays with the data
+/// directory that links to it.
+#[must_use]
+pub fn linked_dir(wanted: &Path, stamp: &str) -> PathBuf {
+    let free = match std::fs::read_dir(wanted) {
+        Ok(entries) => entries.flatten().all(|entry| entry.file_name() == "lost+found"),
+        Err(error) => error.kind() == ErrorKind::NotFound,
+    };
+    // A filesystem's own directory would be in the way all the same.
+    let empty = std::fs::read_dir(wanted).is_ok_and(|mut entries| entries.next().is_none());
+    if free && (empty || !wanted.exists()) {
+        return wanted.to_owned();
+    }
+    let base = base_name(wanted);
+    let within = is_mount_point(wanted) || !may_write_beside(wanted);
+    if within {
+        wanted.join(format!("{OURS}{stamp}"))
+    } else {
+        base.with_file_name(named(&base, stamp))
+    }
+}
+
+fn named(base: &Path, stamp: &str) -> OsString {
+    let mut name = base.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{OURS}{stamp}"));
+    name
+}
+
+/// Without a stamp of ours: names do not grow from clone to clone.
+fn base_name(wanted: &Path) -> PathBuf {
+    let name = wanted.file_name().and_then(OsStr::to_str).unwrap_or_default();
+    match name.rsplit_once(&format!(".{OURS}")) {
+        Some((base, stamp)) if stamp.len() == STAMP_DIGITS && !base.is_empty() => wanted.with_file_name(base),
+        _ => wanted.to_owned(),
+    }
+}
+
+/// What a copy that is about to be deleted links to goes with it where the name says that we made it.
+fn remove_links_of_ours(copy: &Path) {
+    let mut links = vec![copy.join("pg_wal")];
+    if let Ok(entries) = std::fs::read_dir(copy.join("pg_tblspc")) {
+        links.extend(entries.flatten().map(|entry| entry.path()));
+    }
+    for target in links.iter().filter_map(|link| std::fs::read_link(link).ok()) {
+        let name = target.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        let stamp = name.rsplit_once(OURS).map(|(_, stamp)| stamp).unwrap_or_default();
+        if stamp.len() == STAMP_DIGITS && stamp.bytes().all(|b| b.is_ascii_digit()) {
+            let _ = std::fs::remove_dir_all(&target); // What stays is in the way of nobody.
+        }
+    }
+}
+
+/// Says that what is in the data directory is not whole from now on, also after a crash of the machine.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn mark(data_dir: &Path, what: Mark) -> Result<(), ToolError> {
+    let outside = may_write_beside(data_dir) && !is_mount_point(data_dir);
+    let path = if outside {
+        beside(data_dir, MARK)
+    } else {
+        data_dir.join(MARK)
+    };
+    write_whole(&path, what.text(), 0o600).map(|_| ())
+}
+
+/// It is whole.
+///
+/// # Errors
+/// When the mark cannot be removed.
+pub fn unmark(data_dir: &Path) -> Result<(), ToolError> {
+    for (mark, dir) in [
+        (beside(data_dir, MARK), data_dir.parent().unwrap_or(Path::new("/"))),
+        (data_dir.join(MARK), data_dir),
+    ] {
+        if mark.exists() {
+            remove_if_there(&mark)?;
+            sync_dir(dir)?;
+        }
+    }
+    Ok(())
+}
+
+/// What is not whole about a data directory; nothing when it is.
+#[must_use]
+pub fn marked(data_dir: &Path) -> Option<Mark> {
+    let real = std::fs::canonicalize(data_dir).unwrap_or_else(|_| target_of_link(data_dir));
+    let texts = [beside(&real, MARK), real.join(MARK)].map(|mark| std::fs::read_to_string(mark).ok());
+    // One that cannot be read is taken for the one that loses nothing.
+    let kind = |text: String| match text.as_str() {
+        text if text == Mark::HalfMade.text() => Mark::HalfMade,
+        _ => Mark::HalfChanged,
+    };
+    texts.into_iter().flatten().next().map(kind)
+}
+
+/// What a link whose target is not there yet names.
+fn target_of_link(path: &Path) -> PathBuf {
+    match std::fs::read_link(path) {
+        Ok(target) => path.parent().unwrap_or(Path::new("/")).join(target),
+        Err(_) => path.to_owned(),
+    }
+}
+
+fn move_entries(from: &Path, to: &Path, wanted: impl Fn(&OsStr) -> bool) -> Result<(), ToolError> {
+    let entries = std::fs::read_dir(from).map_err(file_error("reading", from))?;
+    for entry in entries {
+        let name = entry.map_err(file_error("reading", from))?.file_name();
+        if wanted(&name) {
+            let path = from.join(&name);
+            std::fs::rename(&path, to.join(&name)).map_err(file_error("moving", &path))?;
+        }
+    }
+    Ok(())
+}
+
+fn may_write_beside(dir: &Path) -> bool {
+    let parent = dir.parent().unwrap_or(Path::new("/"));
+    access(parent, Access::WRITE_OK | Access::EXEC_OK).is_ok()
+}
+
+/// Whether a directory is where a filesystem is mounted, be it the same one again, as in a container.
+#[must_use]
+pub fn is_mount_point(dir: &Path) -> bool {
+    let device = |path: &Path| std::fs::metadata(path).map(|meta| meta.dev()).ok();
+    let other = dir
+        .parent()
+        .is_some_and(|parent| device(parent) != device(dir) && dir.exists());
+    other || mount_points().iter().any(|point| point == dir)
+}
+
+/// <https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html>, the fifth field.
+fn mount_points() -> Vec<PathBuf> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let point = |line: &str| Some(PathBuf::from(unescaped(line.split(' ').nth(4)?)));
+    text.lines().filter_map(point).collect()
+}
+
+/// Blanks and backslashes are written as `\` and three octal digits.
+fn unescaped(text: &str) -> String {
+    let mut parts = text.split('\\');
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let code = part.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match code {
+            Some(code) => {
+                plain.push(char::from(code));
+                plain.push_str(part.get(3..).unwrap_or_default());
+            }
+            None => plain.extend(["\\", part]),
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dir_with(parent: &Path, name: &str, content: &str) -> PathBuf {
+        let dir = parent.join(name);
+        std::fs::create_dir_all(&dir).expect("made");
+        std::fs::write(dir.join("PG_VERSION"), content).expect("written");
+        dir
+    }
+
+    fn version(dir: &Path) -> String {
+        std::fs::read_to_string(dir.join("PG_VERSION")).expect("readable")
+    }
+
+    #[test]
+    fn what_was_there_is_moved_aside_and_copies_are_bounded() {
+        for within in [false, true] {
+            let dir = tempfile::tempdir().expect("a temporary directory");
+            let data = dir.path().join("data");
+            std::fs::create_dir(&data).expect("made");
+            let place = Place {
+                data_dir: data.clone(),
+                within,
+            };
+            let (parent, prefix) = if within {
+                (data.clone(), "pgherd-")
+            } else {
+                (dir.path().to_owned(), "data.")
+            };
+            std::fs::create_dir(parent.join(format!("{prefix}aside-keep"))).expect("made");
+            let stamps = ["1", "2", "3", "4"].map(|digit| digit.repeat(STAMP_DIGITS));
+            for stamp in &stamps {
+                let new = dir_with(&parent, "pgherd-clone", stamp);
+                place.install(&new, stamp).expect("installed");
+                assert_eq!(version(&data), *stamp);
+                assert!(!new.exists() && marked(&data).is_none());
+            }
+            let aside = |stamp: &str| parent.join(format!("{prefix}aside-{stamp}")).exists();
+            assert_eq!(
+                stamps.map(|stamp| aside(&stamp)),
+                [false, false, true, true],
+                "within: {within}"
+            );
+            assert!(aside("keep"), "what we did not name is not ours");
+        }
+    }
+
+    #[test]
+    fn an_empty_directory_is_simply_replaced_and_a_link_stands_for_its_target() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let real = dir.path().join("real");
+        std::fs::create_dir(&real).expect("made");
+        std::os::unix::fs::symlink(&real, dir.path().join("data")).expect("linked");
+        let place = Place::of(&dir.path().join("data")).expect("looked at");
+        assert_eq!(place.data_dir(), real);
+        let new = dir_with(dir.path(), "n", "15");
+        assert_eq!(place.install(&new, "1").expect("installed"), None);
+        assert_eq!(version(&dir.path().join("data")), "15");
+    }
+
+    #[test]
+    fn what_was_half_made_goes_and_what_was_half_changed_is_kept() {
+        for (what, kept) in [(Mark::HalfMade, false), (Mark::HalfChanged, true)] {
+            let dir = tempfile::tempdir().expect("a temporary directory");
+            let data = dir_with(dir.path(), "data", "15");
+            mark(&data, what).expect("marked");
+            assert_eq!(marked(&data), Some(what));
+            assert_eq!(std::fs::read_dir(&data).expect("there").count(), 1, "it stands beside");
+            let place = Place::of(&data).expect("looked at");
+            let new = dir_with(dir.path(), "n", "16");
+            let aside = place.install(&new, "1").expect("installed");
+            assert_eq!(aside.map(|aside| version(&aside)), kept.then(|| "15".to_owned()));
+            assert_eq!((version(&data).as_str(), marked(&data)), ("16", None));
+        }
+    }
+
+    #[test]
+    fn a_linked_directory_that_is_taken_gets_a_neighbour_with_a_name_that_does_not_grow() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let wal = dir.path().join("wal");
+        assert_eq!(linked_dir(&wal, "1"), wal, "nothing is there");
+        let taken = dir_with(dir.path(), "wal", "x");
+        let stamp = "7".repeat(STAMP_DIGITS);
+        let next = linked_dir(&taken, &stamp);
+        assert_eq!(next, dir.path().join(format!("wal.pgherd-{stamp}")));
+        dir_with(dir.path(), &format!("wal.pgherd-{stamp}"), "x");
+        let later = "8".repeat(STAMP_DIGITS);
+        assert_eq!(
+            linked_dir(&next, &later),
+            dir.path().join(format!("wal.pgherd-{later}"))
+        );
+    }
+
+    #[test]
+    fn mount_points_are_known_by_name_too() {
+        assert!(is_mount_point(Path::new("/proc")));
+        assert!(!is_mount_point(Path::new("/nonexistent")));
+        assert_eq!(unescaped(r"/a\040b\134c"), r"/a b\c");
+    }
+}
