@@ -97,6 +97,8 @@ pub struct Memory {
     pub stopping_since: Option<Boottime>,
     /// A restart that an operator asked for, while that is under way.
     pub restart: Option<Restart>,
+    /// Whether this member has claimed the making of the cluster.
+    pub claimed: bool,
     /// A fatal finding; the process ends.
     pub fatal: Option<String>,
 }
@@ -426,6 +428,7 @@ impl Memory {
     /// A step has been performed whole.
     pub fn performed(&mut self, step: &Step) {
         match step {
+            Step::ClaimBootstrap => self.claimed = true,
             // One that failed after the stop is followed by a start in place, in a pause too.
             Step::ClearRequest => self.handed_over |= self.handover.take().is_some(),
             Step::HandTo { .. } => {

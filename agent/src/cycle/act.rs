@@ -14,12 +14,12 @@ use serde_json::{Map, Value, json};
 use tokio::task::JoinSet;
 
 use super::Cycle;
-use crate::decide::{Step, is_writable, upstream_address};
+use crate::decide::{Step, gives_no_deadline, is_writable, upstream_address};
 use crate::jobs::{Job, JobError, clear_request, hand_to, release_key, reload_if_changed};
 use crate::keeper::OrderError;
 use crate::lease::{BidGuards, BidLoss};
 use crate::observation::{LeaseSeen, Observation};
-use crate::postgres::DataDir;
+use crate::postgres::{DataDir, Upstream};
 use crate::sync::SyncStep;
 
 /// What became of a step.
@@ -69,16 +69,16 @@ impl Cycle {
             return Ok(Acted::Started);
         }
         match step {
-            Step::ClaimBootstrap => return self.claim_bootstrap().await,
+            Step::ClaimBootstrap => return self.claim_bootstrap(seen).await,
             Step::Initialize => {
                 self.initialize(seen).await?;
                 return Ok(Acted::Settling);
             }
             Step::Follow { upstream } => {
                 let address = upstream.as_ref().and_then(|name| upstream_address(&seen.view, name));
-                reload_if_changed(&self.context, address.as_ref(), control_of(seen))?;
-                self.known.upstream = address;
+                self.follow(seen, address.map(Upstream::Member))?;
             }
+            Step::FollowRemote => self.follow(seen, seen.standby_cluster.clone().map(Upstream::Remote))?,
             Step::Bid(guards) => return self.bid(guards).await,
             Step::End => return self.end().await,
             Step::Release { epoch } => return self.release(&epoch).await,
@@ -112,17 +112,16 @@ impl Cycle {
                 self.context.lease.rebind(epoch, lease).await;
                 return Ok(Acted::Settling);
             }
-            Step::PauseFence => {
-                self.context.lease.pause(true).await;
-                self.context.keeper.pause().await?;
-                return Ok(Acted::Settling);
-            }
+            Step::PauseFence => return self.pause_fence().await,
             Step::ResumeFence => return self.resume_fence(seen).await,
             Step::DropJob => self.drop_job().await,
             Step::Leave { code, keep_postgres } => return Ok(Acted::Leave(Left { code, keep_postgres })),
             // Each is a job; one that is none after all lacks the lease that it needs.
             Step::Initdb
             | Step::Clone { .. }
+            | Step::CloneRemote
+            | Step::StartStandbyLeader
+            | Step::CheckRemote { .. }
             | Step::StartPrimary
             | Step::StartStandby { .. }
             | Step::CheckRejoin { .. }
@@ -135,11 +134,25 @@ impl Cycle {
         Ok(Acted::Done)
     }
 
+    fn follow(&mut self, seen: &Observation, upstream: Option<Upstream>) -> Result<(), JobError> {
+        reload_if_changed(&self.context, upstream.as_ref(), control_of(seen))?;
+        self.known.upstream = upstream;
+        Ok(())
+    }
+
     /// The long work that a step is, if it is any.
     fn job_of(&mut self, seen: &Observation, step: &Step) -> Option<Job> {
         Some(match step {
             Step::Initdb => Job::Initdb,
             Step::Clone { from } => Job::Clone(from.clone()),
+            Step::CloneRemote => Job::CloneRemote(seen.standby_cluster.clone()?),
+            Step::CheckRemote { epoch } => Job::CheckRemote(epoch.clone(), seen.standby_cluster.clone()?),
+            Step::StartStandbyLeader => {
+                let section = seen.standby_cluster.clone()?;
+                self.known.writable = false;
+                self.known.upstream = Some(Upstream::Remote(section.clone()));
+                Job::StartStandbyLeader(section)
+            }
             Step::StartPrimary => {
                 let LeaseSeen::Mine(epoch) = &seen.lease else {
                     return None;
@@ -149,7 +162,8 @@ impl Cycle {
             }
             Step::StartStandby { upstream } => {
                 self.known.writable = false;
-                self.known.upstream = upstream.as_ref().and_then(|name| upstream_address(&seen.view, name));
+                let address = upstream.as_ref().and_then(|name| upstream_address(&seen.view, name));
+                self.known.upstream = address.map(Upstream::Member);
                 Job::StartStandby(upstream.clone())
             }
             Step::CheckRejoin { leader } => Job::CheckRejoin(leader.clone()),
@@ -184,9 +198,15 @@ impl Cycle {
         Ok(())
     }
 
-    /// A primary ends the pause by its next deadline; what cannot take writes needs none.
+    async fn pause_fence(&mut self) -> Result<Acted, JobError> {
+        self.context.lease.pause(true).await;
+        self.context.keeper.pause().await?;
+        Ok(Acted::Settling)
+    }
+
+    /// A primary ends the pause by its next deadline; what cannot take writes needs none, and gets none in a standby cluster.
     async fn resume_fence(&mut self, seen: &Observation) -> Result<Acted, JobError> {
-        self.context.lease.pause(false).await;
+        self.context.lease.pause(gives_no_deadline(seen)).await;
         if !seen.fence_paused || is_writable(seen) {
             return Ok(Acted::Settling);
         }
@@ -316,7 +336,7 @@ impl Cycle {
 
     /// Creates the initialize key, bound to our lease so that a member that dies here does not block the others, and
     /// begins.
-    async fn claim_bootstrap(&mut self) -> Result<Acted, JobError> {
+    async fn claim_bootstrap(&mut self, seen: &Observation) -> Result<Acted, JobError> {
         let Some(lease) = self.context.lease.state().borrow().lease else {
             return Ok(Acted::Failed);
         };
@@ -338,7 +358,13 @@ impl Cycle {
             .iter()
             .any(|entry| entry.value.is_empty() && entry.lease == lease)
         {
-            self.start(Job::Initdb);
+            let Some(section) = seen.standby_cluster.clone() else {
+                self.start(Job::Initdb);
+                return Ok(Acted::Started);
+            };
+            // Written first: whoever finds the copy knows by it what to do with that.
+            self.write_first_config(true).await?;
+            self.start(Job::CloneRemote(section));
             return Ok(Acted::Started);
         }
         Ok(Acted::Failed)
@@ -367,8 +393,17 @@ impl Cycle {
                 break;
             }
         }
+        // Data that has taken writes does not become a standby because of what its cluster once began as.
+        self.write_first_config(seen.standby_cluster.is_some()).await
+    }
+
+    async fn write_first_config(&self, follows_another: bool) -> Result<(), JobError> {
         let key = self.context.key(&Key::Config);
-        let value = Value::Object(first_config(&self.context.config.bootstrap.dcs)).to_string();
+        let mut configured = self.context.config.bootstrap.dcs.clone();
+        if !follows_another {
+            configured.shift_remove("standby_cluster");
+        }
+        let value = Value::Object(first_config(&configured)).to_string();
         let txn = Txn::new()
             .when(Compare::Absent(key.clone()))
             .then(Op::Put { key, value, lease: 0 });

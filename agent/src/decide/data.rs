@@ -20,7 +20,7 @@ pub(super) fn none(seen: &Observation, memory: &Memory, now: Boottime) -> Decisi
         (LeaseSeen::Mine(epoch) | LeaseSeen::MineUnproven(epoch), _) => {
             Decision::act(Reason::LeadsWithoutData, Step::Release { epoch: epoch.clone() })
         }
-        (LeaseSeen::Theirs(epoch), _) => match seen.view.writable_leader() {
+        (LeaseSeen::Theirs(epoch), _) => match seen.view.ready_leader() {
             Some(leader) => Decision::act(
                 Reason::Cloning(leader.name.clone()),
                 Step::Clone {
@@ -31,6 +31,10 @@ pub(super) fn none(seen: &Observation, memory: &Memory, now: Boottime) -> Decisi
         },
         (LeaseSeen::Free, None) if seen.nofailover || seen.is_paused() => Decision::wait(Reason::WaitingForBootstrap),
         (LeaseSeen::Free, None) => Decision::act(Reason::Bootstrapping, Step::ClaimBootstrap),
+        // Our own claim, after a copy that failed or an agent that did.
+        (LeaseSeen::Free, Some(Initialize::Pending)) if seen.standby_cluster.is_some() && memory.claimed => {
+            Decision::act(Reason::Bootstrapping, Step::ClaimBootstrap)
+        }
         (LeaseSeen::Free, Some(Initialize::Pending | Initialize::Done(_))) => {
             Decision::wait(Reason::WaitingForBootstrap)
         }
@@ -59,6 +63,10 @@ pub(super) fn identity(seen: &Observation, control: &Control, standby: bool) -> 
         }
         // A restored etcd may have forgotten it; the leader writes it again.
         None | Some(Initialize::Pending) if standby && matches!(seen.lease, LeaseSeen::Theirs(_)) => None,
+        // There is no primary to do it.
+        None | Some(Initialize::Pending) if standby && seen.standby_cluster.is_some() => {
+            Some(Decision::act(Reason::Initializing, Step::Initialize))
+        }
         None | Some(Initialize::Pending) if standby => Some(Decision::wait(Reason::WaitingForPrimaryToInitialize)),
         None => Some(Decision::act(Reason::Initializing, Step::Initialize)),
         Some(Initialize::Pending) if seen.bootstrap_unfinished => {

@@ -1,11 +1,12 @@
 //! Making a data directory.
 
 use pgherd_cluster::name::MemberName;
+use pgherd_cluster::record::StandbyCluster;
 
 use super::{JobError, Outcome};
 use crate::context::Context;
 use crate::decide::upstream_address;
-use crate::postgres::{bootstrap, clone};
+use crate::postgres::{Upstream, bootstrap, clone};
 
 pub(super) async fn initdb(context: &Context) -> Result<Outcome, JobError> {
     bootstrap::initdb(&context.programs, &context.config).await?;
@@ -15,6 +16,15 @@ pub(super) async fn initdb(context: &Context) -> Result<Outcome, JobError> {
 /// Clones while an old data directory, if there is one, stays where it is until the copy is whole.
 pub(super) async fn clone(context: &Context, from: &MemberName) -> Result<Outcome, JobError> {
     let source = upstream_address(&context.view(), from).ok_or_else(|| JobError::NoSuchMember(from.clone()))?;
+    replace(context, Upstream::Member(source)).await
+}
+
+/// The same from the cluster that this one follows.
+pub(super) async fn clone_remote(context: &Context, section: StandbyCluster) -> Result<Outcome, JobError> {
+    replace(context, Upstream::Remote(section)).await
+}
+
+async fn replace(context: &Context, source: Upstream) -> Result<Outcome, JobError> {
     clone::refuse_unmovable(&context.config.postgresql.data_dir)?;
     // What is to be replaced must not run; a former leader's server has ended long before, a standby's has not.
     context.keeper.end().await?;

@@ -10,6 +10,7 @@ use pgherd_cluster::record::Address;
 
 use super::files;
 use super::programs::{Programs, ToolError, file_error};
+use super::upstream::Upstream;
 use crate::config::{AgentConfig, PostgresConfig};
 
 /// A base backup of a large database takes hours; this only keeps a stuck one from waiting for ever.
@@ -22,20 +23,25 @@ const CLONE_MAX: Duration = Duration::from_secs(24 * 3600);
 pub async fn clone_from(
     programs: &Programs,
     config: &AgentConfig,
-    source: &Address,
+    source: &Upstream,
 ) -> Result<Option<PathBuf>, ToolError> {
+    let Some(place) = source.place() else {
+        return Err(ToolError::Unexpected {
+            program: "standby_cluster".to_owned(),
+            what: "it names no host, and pg_basebackup copies from none; name one, at least until the first member is made"
+                .to_owned(),
+        });
+    };
     let postgresql = &config.postgresql;
     let new = files::beside(&postgresql.data_dir, "pgherd-clone");
     clear_leftover(&new).await?;
     write_pgpass(postgresql, source)?;
     let replication = &postgresql.replication;
     let conninfo = format!(
-        "dbname={} user={} host={} port={} application_name={} sslmode=prefer connect_timeout=5 \
+        "dbname={} user={} {place} application_name={} sslmode=prefer connect_timeout=5 \
          keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=10000",
         super::settings::quote(&postgresql.database),
         super::settings::quote(&replication.username),
-        super::settings::quote(&source.host),
-        source.port,
         super::settings::quote(config.name.as_str()),
     );
     let pgdata = new.display().to_string();
@@ -100,13 +106,14 @@ pub fn stamp() -> String {
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn write_pgpass(postgresql: &PostgresConfig, source: &Address) -> Result<(), ToolError> {
+pub fn write_pgpass(postgresql: &PostgresConfig, source: &Upstream) -> Result<(), ToolError> {
     let replication = &postgresql.replication;
     let Some(password) = &replication.password else {
         return Ok(());
     };
-    let line = files::pgpass_line(&source.host, source.port, &replication.username, password);
-    files::write_whole(&postgresql.pgpass, &line, 0o600).map(|_| ())
+    let line = |at: &Address| files::pgpass_line(&at.host, at.port, &replication.username, password);
+    let lines: String = source.addresses().iter().map(line).collect();
+    files::write_whole(&postgresql.pgpass, &lines, 0o600).map(|_| ())
 }
 
 /// Removes what an earlier try of ours left half done: by its name it can be nothing else.

@@ -7,6 +7,8 @@ pub mod files;
 pub mod programs;
 pub mod settings;
 pub mod sql;
+pub mod upstream;
 
 pub use self::control::{Control, ControlState, DataDir};
 pub use self::programs::{Programs, ToolError};
+pub use self::upstream::Upstream;
