@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pgherd_cluster::etcd::{Budget, Etcd};
 use pgherd_cluster::key::{Key, Keys};
-use pgherd_cluster::record::{Address, DynamicConfig};
+use pgherd_cluster::record::{Address, DynamicConfig, StandbyCluster};
 use pgherd_cluster::source::ViewHandle;
 use pgherd_cluster::timing::LeaseTiming;
 use pgherd_cluster::view::View;
@@ -66,6 +66,19 @@ impl Context {
     #[must_use]
     pub fn scripts(&self) -> Scripts {
         Scripts::in_force(&self.config.postgresql.scripts, &self.dynamic().postgresql()).0
+    }
+
+    /// The same where the first member is made that follows another cluster, whose section may list ways of its own.
+    pub fn scripts_of(&self, section: &StandbyCluster) -> Scripts {
+        let mut local = self.config.postgresql.scripts.clone();
+        if !section.create_replica_methods.is_empty() {
+            local.remove("create_replica_method");
+            local.insert(
+                "create_replica_methods".to_owned(),
+                section.create_replica_methods.clone().into(),
+            );
+        }
+        Scripts::in_force(&local, &self.dynamic().postgresql()).0
     }
 
     /// The newest view, to keep.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::name::{Lsn, MemberName, Timeline};
-use pgherd_cluster::record::Address;
+use pgherd_cluster::record::StandbyCluster;
 use pgherd_cluster::view::{Epoch, View};
 
-use crate::postgres::DataDir;
+use crate::postgres::{DataDir, Upstream};
 use crate::status::ServerStatus;
 use crate::sync::{CommitLevel, Sender, SyncNames, SyncSettings};
 
@@ -59,8 +59,10 @@ pub struct Observation {
     pub sync: SyncSeen,
     /// The one long job that is under way.
     pub job: Option<JobKind>,
-    /// The address that our standby is configured to stream from.
-    pub upstream: Option<Address>,
+    /// Whom our standby is configured to stream from.
+    pub upstream: Option<Upstream>,
+    /// The cluster that this one follows; nothing for an ordinary one.
+    pub standby_cluster: Option<StandbyCluster>,
     /// Whether this member may never lead.
     pub nofailover: bool,
     /// This member's rank among equals in an election.

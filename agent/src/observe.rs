@@ -2,7 +2,7 @@
 
 use pgherd_cluster::clock::{Boottime, wall_now};
 use pgherd_cluster::name::MemberName;
-use pgherd_cluster::record::{Address, FailoverRequest, MemberRecord};
+use pgherd_cluster::record::{DynamicConfig, FailoverRequest, MemberRecord, StandbyCluster};
 use pgherd_cluster::source::SourceHealth;
 use pgherd_cluster::view::{Epoch, View};
 
@@ -15,7 +15,7 @@ use crate::observation::{JobKind, LeaseSeen, Observation, Postgres, SyncSeen, Wa
 use crate::postgres::bootstrap::UNFINISHED_MARKER;
 use crate::postgres::control::inspect;
 use crate::postgres::settings::user_names;
-use crate::postgres::{DataDir, ToolError};
+use crate::postgres::{DataDir, ToolError, Upstream};
 use crate::status::WalSender;
 use crate::sync::{CommitLevel, Sender, StandbyName, SyncNames, SyncRank, SyncSettings};
 
@@ -25,7 +25,7 @@ pub struct Known {
     /// The job under way.
     pub job: Option<JobKind>,
     /// What our standby is configured to stream from.
-    pub upstream: Option<Address>,
+    pub upstream: Option<Upstream>,
     /// The last holding that this member is known to have had since the machine started.
     pub last_held: Option<Epoch>,
     /// Whether the running server came up writable or was promoted.
@@ -48,6 +48,7 @@ pub async fn observe(context: &Context, known: &Known) -> Result<Observation, To
         }
     };
     let (data, postgres) = tokio::join!(data, postgres(context, &instance, known));
+    let data = data?;
     let bootstrap_unfinished = data_dir.join(UNFINISHED_MARKER).exists();
     // By value: whoever publishes it would wait with us where the line above hangs on a disk.
     let health = *context.vigil.health.borrow();
@@ -64,10 +65,11 @@ pub async fn observe(context: &Context, known: &Known) -> Result<Observation, To
         server_hangs_since: health.server_hangs_since(instance.postmaster),
         disk_fails_since: health.disk_fails_since,
         sync: sync_seen(context, &view, &postgres),
+        standby_cluster: followed(&view, &data, &context.config.bootstrap.dcs),
         view,
         lease,
         data_dir: data_dir.clone(),
-        data: data?,
+        data,
         bootstrap_unfinished,
         pre_promote: scripts.pre_promote.is_some(),
         made_without_leader: scripts.can_do_without_leader(),
@@ -90,6 +92,16 @@ pub async fn observe(context: &Context, known: &Known) -> Result<Observation, To
         failover_priority: me.failover_priority(),
         stopping: instance.stopping,
     })
+}
+
+/// The cluster that this one follows. While there is neither a configuration nor data, what would become the first
+/// configuration says so: whoever makes the cluster makes a standby cluster then.
+fn followed(view: &View, data: &DataDir, first: &serde_json::Map<String, serde_json::Value>) -> Option<StandbyCluster> {
+    match (&view.config.value, data) {
+        (Some(config), _) => config.standby_cluster(),
+        (None, DataDir::Empty) => DynamicConfig::new(first.clone()).standby_cluster(),
+        (None, DataDir::Cluster { .. } | DataDir::Foreign(_)) => None,
+    }
 }
 
 async fn postgres(context: &Context, instance: &Instance, known: &Known) -> Postgres {

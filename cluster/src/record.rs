@@ -7,6 +7,7 @@ mod address;
 mod config;
 mod history;
 mod member;
+mod standby_cluster;
 mod words;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ pub use self::address::Address;
 pub use self::config::DynamicConfig;
 pub use self::history::{History, HistoryEntry};
 pub use self::member::MemberRecord;
+pub use self::standby_cluster::StandbyCluster;
 pub use self::words::{PgState, Role};
 use crate::name::{Lsn, MemberName};
 

@@ -274,6 +274,16 @@ impl View {
         (proven && member.record.role == Role::Primary && member.record.state == PgState::Running).then_some(member)
     }
 
+    /// The leader, once its own record says under this holding that others can follow it: it is primary, or leads a
+    /// standby cluster.
+    #[must_use]
+    pub fn ready_leader(&self) -> Option<&Member> {
+        let create_revision = self.epoch()?.create_revision;
+        let member = self.leader_member()?;
+        let ready = matches!(member.record.role, Role::Primary | Role::StandbyLeader);
+        (member.mod_revision > create_revision && ready && member.record.state == PgState::Running).then_some(member)
+    }
+
     /// How a member is shown: as the leader key says, not as it says of itself.
     #[must_use]
     pub fn shown_role(&self, member: &Member) -> ShownRole {
@@ -403,6 +413,13 @@ mod tests {
         // Written before this holding of the key: it speaks of an earlier one.
         assert!(view(vec![leader(), member("primary", 9)]).writable_leader().is_none());
         assert!(view(vec![leader(), member("primary", 11)]).writable_leader().is_some());
+        let standby = view(vec![leader(), member("standby_leader", 11)]);
+        assert!(standby.writable_leader().is_none() && standby.ready_leader().is_some());
+        assert!(
+            view(vec![leader(), member("standby_leader", 9)])
+                .ready_leader()
+                .is_none()
+        );
     }
 
     #[test]

@@ -5,17 +5,15 @@ mod keys;
 use std::rc::Rc;
 use std::time::Duration;
 
-use pgherd_agent::decide::{Step, upstream_address};
+use pgherd_agent::decide::{Step, gives_no_deadline, upstream_address};
 use pgherd_agent::lease::BidGuards;
 use pgherd_agent::lease::core::{BidLoss, Input};
 use pgherd_agent::observation::{JobKind, LeaseSeen, Observation, Postgres};
-use pgherd_agent::postgres::DataDir;
+use pgherd_agent::postgres::{DataDir, Upstream};
 use pgherd_agent::status::WalStatus;
 use pgherd_agent::sync::SyncStep;
 use pgherd_cluster::etcd::{Compare, Op, Txn};
 use pgherd_cluster::key::Key;
-use pgherd_cluster::name::MemberName;
-use pgherd_cluster::record::Address;
 use pgherd_keeper::protocol::{PostmasterSignal, Refusal, RequestKind};
 
 use self::keys::{ask_release, clear_request, initialize, name_successor, release_key, say_stopped};
@@ -93,7 +91,11 @@ async fn perform(sim: &Shared, member: usize, seen: &Observation, step: Step) ->
             release_key(sim, member, &epoch, Some(lease), None).await?;
             return Ok(Acted::Settling);
         }
-        Step::Follow { upstream } => return Ok(follow(sim, member, seen, upstream.as_ref())),
+        Step::Follow { upstream } => {
+            let address = upstream.and_then(|name| upstream_address(&seen.view, &name));
+            return Ok(follow(sim, member, address.map(Upstream::Member)));
+        }
+        Step::FollowRemote => return Ok(follow(sim, member, seen.standby_cluster.clone().map(Upstream::Remote))),
         Step::Sync(step) => return synchronize(sim, member, seen, step).await,
         Step::BeginHandover { .. } | Step::FailHandover(_) => return Ok(Acted::Done),
         Step::HandTo { epoch, successor, last } => {
@@ -148,7 +150,7 @@ pub(crate) async fn let_go(sim: &Shared, member: usize) {
 
 /// A primary ends the pause by its next deadline; what cannot take writes needs none.
 async fn resume_fence(sim: &Shared, member: usize, seen: &Observation) -> Result<Acted, Undone> {
-    put_in(sim, member, Input::Pause(false));
+    put_in(sim, member, Input::Pause(gives_no_deadline(seen)));
     let writable = match &seen.postgres {
         Postgres::Running(server) => matches!(server.wal, WalStatus::Primary { .. }),
         Postgres::Silent { writable } => *writable,
@@ -173,7 +175,7 @@ async fn resume_fence(sim: &Shared, member: usize, seen: &Observation) -> Result
 /// Starts the long work of a step.
 fn start(sim: &Shared, member: usize, seen: &Observation, step: Step) -> Result<Acted, Undone> {
     let inner = Rc::clone(sim);
-    let known = |writable: bool, upstream: Option<Address>| {
+    let known = |writable: bool, upstream: Option<Upstream>| {
         sim.with(|world| {
             if let Some(agent) = world.agent(member) {
                 agent.known.writable = writable;
@@ -191,32 +193,25 @@ fn start(sim: &Shared, member: usize, seen: &Observation, step: Step) -> Result<
                 return Ok(Acted::Failed);
             };
             known(true, None);
-            start_work(
-                sim,
-                member,
-                JobKind::StartPrimary,
-                jobs::start_primary(inner, member, epoch),
-            );
+            let work = jobs::start_primary(inner, member, epoch);
+            start_work(sim, member, JobKind::StartPrimary, work);
         }
         Step::StartStandby { upstream } => {
-            known(
-                false,
-                upstream.as_ref().and_then(|name| upstream_address(&seen.view, name)),
-            );
-            start_work(
-                sim,
-                member,
-                JobKind::StartStandby,
-                jobs::start_standby(inner, member, upstream),
-            );
+            let address = upstream.as_ref().and_then(|name| upstream_address(&seen.view, name));
+            known(false, address.map(Upstream::Member));
+            let work = jobs::start_standby(inner, member, upstream);
+            start_work(sim, member, JobKind::StartStandby, work);
         }
+        // The other cluster is no part of this world: it never answers.
+        Step::StartStandbyLeader => {
+            known(false, seen.standby_cluster.clone().map(Upstream::Remote));
+            let work = jobs::start_standby(inner, member, None);
+            start_work(sim, member, JobKind::StartStandby, work);
+        }
+        Step::CheckRemote { .. } => start_work(sim, member, JobKind::CheckRejoin, jobs::check_remote(inner)),
         Step::CheckRejoin { leader } => {
-            start_work(
-                sim,
-                member,
-                JobKind::CheckRejoin,
-                jobs::check_rejoin(inner, member, leader),
-            );
+            let work = jobs::check_rejoin(inner, member, leader);
+            start_work(sim, member, JobKind::CheckRejoin, work);
         }
         Step::Promote(epoch) => {
             known(true, None);
@@ -357,13 +352,15 @@ async fn give_up(sim: &Shared, member: usize) -> Result<(), Undone> {
     disarm(sim, member).await
 }
 
-fn follow(sim: &Shared, member: usize, seen: &Observation, upstream: Option<&MemberName>) -> Acted {
-    let address = upstream.and_then(|name| upstream_address(&seen.view, name));
+fn follow(sim: &Shared, member: usize, upstream: Option<Upstream>) -> Acted {
     sim.with(|world| {
-        let setting = address.as_ref().and_then(|address| world.number(&address.host));
+        let setting = match &upstream {
+            Some(Upstream::Member(address)) => world.number(&address.host),
+            Some(Upstream::Remote(_)) | None => None,
+        };
         world.server(member).upstream_setting = setting;
         if let Some(agent) = world.agent(member) {
-            agent.known.upstream = address;
+            agent.known.upstream = upstream;
         }
     });
     order(sim, member, Request::Signal(PostmasterSignal::Reload));

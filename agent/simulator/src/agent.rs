@@ -15,11 +15,11 @@ use pgherd_agent::lease::core::{BidLoss, Input, LeaseCore};
 use pgherd_agent::lease::{Resumed, Voucher};
 use pgherd_agent::memory::Memory;
 use pgherd_agent::observation::{JobKind, LeaseSeen, Observation, Postgres};
-use pgherd_agent::postgres::DataDir;
+use pgherd_agent::postgres::{DataDir, Upstream};
 use pgherd_agent::status::ServerStatus;
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::name::MemberName;
-use pgherd_cluster::record::{Address, MemberRecord, PgState, Role, Status, SyncState};
+use pgherd_cluster::record::{MemberRecord, PgState, Role, Status, SyncState};
 use pgherd_cluster::timing::LeaseTiming;
 use pgherd_cluster::view::{Epoch, Initialize, Revised, View};
 
@@ -43,7 +43,7 @@ const SETTLING: Duration = Duration::from_millis(50);
 /// What the loop knows that no question tells.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Known {
-    pub(crate) upstream: Option<Address>,
+    pub(crate) upstream: Option<Upstream>,
     pub(crate) last_held: Option<Epoch>,
     pub(crate) writable: bool,
     pub(crate) data: Option<DataDir>,

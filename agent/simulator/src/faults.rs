@@ -48,6 +48,7 @@ pub(crate) enum Fault {
     StopService(usize),
     Switchover(usize),
     Pause,
+    FollowAnother,
     Configure(&'static str, Value),
     LoseData(usize),
 }
@@ -159,6 +160,21 @@ pub(crate) fn schedule(random: &mut Random, members: usize, from: Time, until: T
         planned.push(Planned { at, lasts, fault });
     }
     planned
+}
+
+/// In some schedules the cluster is told to follow another one for a while, and then not to any more. Drawn apart from the
+/// rest, so that a seed goes on to mean what it has meant.
+pub(crate) fn following_another(random: &mut Random, from: Time, until: Time) -> Option<Planned> {
+    if !random.chance(150) {
+        return None;
+    }
+    let span = u64::try_from(until.since(from).as_millis()).unwrap_or(0);
+    let at = from + random.millis(0, span.saturating_sub(2000));
+    Some(Planned {
+        at,
+        lasts: random.millis(50, 20_000).min(until.since(at)),
+        fault: Fault::FollowAnother,
+    })
 }
 
 /// Lets it happen, and undoes it when its time is over.
@@ -292,6 +308,7 @@ fn begin(sim: &Shared, fault: &Fault) {
         Fault::StopService(member) => stop_service(sim, member),
         Fault::Switchover(member) => ask_for_switchover(sim, member),
         Fault::Pause => configure(sim, "pause", json!(true)),
+        Fault::FollowAnother => configure(sim, "standby_cluster", json!({"host": "elsewhere"})),
         Fault::Configure(name, ref value) => configure(sim, name, value.clone()),
         Fault::LoseData(member) => lose_data(sim, member),
         Fault::CutOff(_)
@@ -340,6 +357,7 @@ fn end(sim: &Shared, fault: &Fault) -> bool {
         Fault::EtcdLags(node) => sim.with(|world| world.store.set_lag(node, Duration::ZERO)),
         Fault::StopService(member) => start_service(sim, member),
         Fault::Pause => configure(sim, "pause", json!(false)),
+        Fault::FollowAnother => configure(sim, "standby_cluster", Value::Null),
         Fault::CutOff(_)
         | Fault::CutFromEtcd(_)
         | Fault::CutOneWay { .. }

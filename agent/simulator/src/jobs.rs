@@ -350,6 +350,12 @@ async fn ask_one(sim: &Shared, member: usize, name: MemberName) -> Option<Peer> 
     ))
 }
 
+/// Asks another cluster for its history: it does not answer.
+pub(crate) async fn check_remote(sim: Shared) -> Done {
+    sim.exec.sleep(SQL_MAX / 5).await;
+    failed("the other cluster does not answer")
+}
+
 /// Asks the leader's server for its history, and compares.
 pub(crate) async fn check_rejoin(sim: Shared, member: usize, leader: Epoch) -> Done {
     let Some(to) = sim.with(|world| world.number(leader.holder.as_str())) else {
@@ -359,8 +365,10 @@ pub(crate) async fn check_rejoin(sim: Shared, member: usize, leader: Epoch) -> D
     sim.exec.sleep(time).await;
     let reached = sim.with(|world| {
         let there = world.network.talks(Site::Member(member), Site::Member(to));
+        let follows_another = world.agent(member)?.view.config.value.as_ref()?.is_standby_cluster();
         let run = world.server(to).run.as_ref().filter(|run| !run.hung)?;
-        (there && run.mode == Mode::Primary).then_some(())
+        let tells = run.mode == Mode::Primary || (follows_another && run.mode == Mode::Standby);
+        (there && tells).then_some(())
     });
     if reached.is_none() {
         sim.exec.sleep(SQL_MAX / 5).await;

@@ -8,6 +8,7 @@ use pgherd_agent::postgres::{Control, DataDir};
 use pgherd_agent::status::{CommitWaiting, ServerStatus, WalSender, WalStatus};
 use pgherd_agent::sync::{CommitLevel, Sender, StandbyName, SyncNames, SyncRank, SyncSettings};
 use pgherd_cluster::name::{Lsn, SystemId, Timeline};
+use pgherd_cluster::record::DynamicConfig;
 
 use crate::agent::data_dir;
 use crate::executor::{Owner, Topic};
@@ -61,6 +62,12 @@ pub(crate) async fn observe(sim: &Shared, member: usize) -> Option<Observation> 
                 .as_ref()
                 .is_none_or(|request| request.scheduled_at.is_none()),
             sync: sync_seen(agent, &postgres, &sync_setting),
+            standby_cluster: agent
+                .view
+                .config
+                .value
+                .as_ref()
+                .and_then(DynamicConfig::standby_cluster),
             view: std::sync::Arc::clone(&agent.view),
             lease,
             data_dir: data_dir(),

@@ -171,7 +171,16 @@ pub fn run(setup: &Setup) -> Report {
             Some(planted) => pattern(planted, &mut world.random, from),
             None => faults::schedule(&mut world.random, members, from, until),
         });
-        for planned in planned {
+        // What synchronous replication has promised the cluster itself, another one that it follows may not know.
+        let is_synchronous = |name: &str| name == "synchronous_mode";
+        let synchronous = setup.config.keys().any(|name| is_synchronous(name))
+            || planned
+                .iter()
+                .any(|planned| matches!(planned.fault, Fault::Configure(name, _) if is_synchronous(name)));
+        let apart = setup.favours.is_none() && !setup.steady && !synchronous;
+        let mut random = Random::new(setup.seed ^ 0x5354_414E_4442_5953);
+        let follows = faults::following_another(&mut random, from, until).filter(|_| apart);
+        for planned in planned.into_iter().chain(follows) {
             sim.spawn(Owner::World, inject(sim.clone(), planned));
         }
         advance(&sim, until + Duration::from_millis(100));
@@ -267,6 +276,7 @@ pub(crate) fn heal(sim: &Shared) {
     // etcd may need a moment to elect before it takes the word that any pause is over.
     advance(sim, sim.now() + Duration::from_secs(5));
     configure(sim, "pause", json!(false));
+    configure(sim, "standby_cluster", serde_json::Value::Null);
     let healed_at = sim.now();
     // Once all is well, and stays so for a while, nothing more is to be seen.
     let mut well_since = None;

@@ -14,13 +14,13 @@ use serde_json::{Map, Value, json};
 use tokio::task::JoinSet;
 
 use super::Cycle;
-use crate::decide::{Step, is_writable, upstream_address};
+use crate::decide::{Step, gives_no_deadline, is_writable, upstream_address};
 use crate::jobs::{Job, JobError, clear_request, hand_to, release_key, reload_if_changed, withdraw};
 use crate::keeper::OrderError;
 use crate::lease::{BidGuards, BidLoss};
 use crate::observation::{LeaseSeen, Observation};
-use crate::postgres::DataDir;
 use crate::postgres::place::{Place, stamp, unmark};
+use crate::postgres::{DataDir, Upstream};
 use crate::sync::SyncStep;
 
 /// What became of a step.
@@ -73,7 +73,7 @@ impl Cycle {
             return Ok(Acted::Started);
         }
         match step {
-            Step::ClaimBootstrap => return self.claim_bootstrap().await,
+            Step::ClaimBootstrap => return self.claim_bootstrap(seen).await,
             Step::Initialize => {
                 self.initialize(seen).await?;
                 return Ok(Acted::Settling);
@@ -85,9 +85,9 @@ impl Cycle {
             Step::Discard => self.discard()?,
             Step::Follow { upstream } => {
                 let address = upstream.as_ref().and_then(|name| upstream_address(&seen.view, name));
-                reload_if_changed(&self.context, address.as_ref(), control_of(seen))?;
-                self.known.upstream = address;
+                self.follow(seen, address.map(Upstream::Member))?;
             }
+            Step::FollowRemote => self.follow(seen, seen.standby_cluster.clone().map(Upstream::Remote))?,
             Step::Bid(guards) => return self.bid(guards).await,
             Step::End => return self.end().await,
             Step::Release { epoch } => return self.release(&epoch).await,
@@ -121,11 +121,7 @@ impl Cycle {
                 self.context.lease.rebind(epoch, lease).await;
                 return Ok(Acted::Settling);
             }
-            Step::PauseFence => {
-                self.context.lease.pause(true).await;
-                self.context.keeper.pause().await?;
-                return Ok(Acted::Settling);
-            }
+            Step::PauseFence => return self.pause_fence().await,
             Step::ResumeFence => return self.resume_fence(seen).await,
             Step::DropJob => self.drop_job().await,
             Step::Leave { code, keep_postgres } => return Ok(Acted::Leave(Left { code, keep_postgres })),
@@ -133,6 +129,9 @@ impl Cycle {
             Step::Initdb
             | Step::Clone { .. }
             | Step::Restore
+            | Step::CloneRemote
+            | Step::StartStandbyLeader
+            | Step::CheckRemote { .. }
             | Step::StartPrimary
             | Step::StartStandby { .. }
             | Step::CheckRejoin { .. }
@@ -146,6 +145,12 @@ impl Cycle {
         Ok(Acted::Done)
     }
 
+    fn follow(&mut self, seen: &Observation, upstream: Option<Upstream>) -> Result<(), JobError> {
+        reload_if_changed(&self.context, upstream.as_ref(), control_of(seen))?;
+        self.known.upstream = upstream;
+        Ok(())
+    }
+
     /// The long work that a step is, if it is any.
     fn job_of(&mut self, seen: &Observation, step: &Step) -> Option<Job> {
         Some(match step {
@@ -153,6 +158,14 @@ impl Cycle {
             Step::Clone { from } => Job::Clone(Some(from.clone())),
             Step::Restore => Job::Clone(None),
             Step::PrePromote(epoch) => Job::PrePromote(epoch.clone()),
+            Step::CloneRemote => Job::CloneRemote(seen.standby_cluster.clone()?),
+            Step::CheckRemote { epoch } => Job::CheckRemote(epoch.clone(), seen.standby_cluster.clone()?),
+            Step::StartStandbyLeader => {
+                let section = seen.standby_cluster.clone()?;
+                self.known.writable = false;
+                self.known.upstream = Some(Upstream::Remote(section.clone()));
+                Job::StartStandbyLeader(section)
+            }
             Step::StartPrimary => {
                 let LeaseSeen::Mine(epoch) = &seen.lease else {
                     return None;
@@ -162,7 +175,8 @@ impl Cycle {
             }
             Step::StartStandby { upstream } => {
                 self.known.writable = false;
-                self.known.upstream = upstream.as_ref().and_then(|name| upstream_address(&seen.view, name));
+                let address = upstream.as_ref().and_then(|name| upstream_address(&seen.view, name));
+                self.known.upstream = address.map(Upstream::Member);
                 Job::StartStandby(upstream.clone())
             }
             Step::CheckRejoin { leader } => Job::CheckRejoin(leader.clone()),
@@ -197,9 +211,15 @@ impl Cycle {
         Ok(())
     }
 
-    /// A primary ends the pause by its next deadline; what cannot take writes needs none.
+    async fn pause_fence(&mut self) -> Result<Acted, JobError> {
+        self.context.lease.pause(true).await;
+        self.context.keeper.pause().await?;
+        Ok(Acted::Settling)
+    }
+
+    /// A primary ends the pause by its next deadline; what cannot take writes needs none, and gets none in a standby cluster.
     async fn resume_fence(&mut self, seen: &Observation) -> Result<Acted, JobError> {
-        self.context.lease.pause(false).await;
+        self.context.lease.pause(gives_no_deadline(seen)).await;
         if !seen.fence_paused || is_writable(seen) {
             return Ok(Acted::Settling);
         }
@@ -329,7 +349,7 @@ impl Cycle {
 
     /// Creates the initialize key, bound to our lease so that a member that dies here does not block the others, and
     /// begins.
-    async fn claim_bootstrap(&mut self) -> Result<Acted, JobError> {
+    async fn claim_bootstrap(&mut self, seen: &Observation) -> Result<Acted, JobError> {
         let Some(lease) = self.context.lease.state().borrow().lease else {
             return Ok(Acted::Failed);
         };
@@ -351,8 +371,14 @@ impl Cycle {
             .iter()
             .any(|entry| entry.value.is_empty() && entry.lease == lease)
         {
-            let custom = self.context.config.bootstrap.method.is_some();
-            self.start(if custom { Job::CustomBootstrap } else { Job::Initdb });
+            let Some(section) = seen.standby_cluster.clone() else {
+                let custom = self.context.config.bootstrap.method.is_some();
+                self.start(if custom { Job::CustomBootstrap } else { Job::Initdb });
+                return Ok(Acted::Started);
+            };
+            // Written first: whoever finds the copy knows by it what to do with that.
+            self.write_first_config(true).await?;
+            self.start(Job::CloneRemote(section));
             return Ok(Acted::Started);
         }
         Ok(Acted::Failed)
@@ -382,8 +408,17 @@ impl Cycle {
                 break;
             }
         }
+        // Data that has taken writes does not become a standby because of what its cluster once began as.
+        self.write_first_config(seen.standby_cluster.is_some()).await
+    }
+
+    async fn write_first_config(&self, follows_another: bool) -> Result<(), JobError> {
         let key = self.context.key(&Key::Config);
-        let value = Value::Object(first_config(&self.context.config.bootstrap.dcs)).to_string();
+        let mut configured = self.context.config.bootstrap.dcs.clone();
+        if !follows_another {
+            configured.shift_remove("standby_cluster");
+        }
+        let value = Value::Object(first_config(&configured)).to_string();
         let txn = Txn::new()
             .when(Compare::Absent(key.clone()))
             .then(Op::Put { key, value, lease: 0 });

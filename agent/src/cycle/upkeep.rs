@@ -6,12 +6,13 @@ use std::time::Duration;
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::key::Key;
 use pgherd_cluster::name::MemberName;
-use pgherd_cluster::record::{MemberRecord, Status};
+use pgherd_cluster::record::{MemberRecord, Role, Status};
 use pgherd_cluster::source::SourceHealth;
 use pgherd_cluster::timing::LeaseTiming;
 
 use super::Cycle;
 
+use crate::decide::published_role;
 use crate::failsafe;
 use crate::jobs::reload_if_changed;
 use crate::lease::{Resumed, Voucher};
@@ -70,6 +71,12 @@ impl Cycle {
                 self.make_standbys_answer().await;
                 if in_touch && seen.job.is_none() {
                     self.publish_leader(seen, *location).await;
+                }
+            }
+            (WalStatus::Standby { .. }, LeaseSeen::Mine(_)) if seen.standby_cluster.is_some() => {
+                self.upkeep.standby_slots_dropped = false;
+                if in_touch && seen.job.is_none() {
+                    self.publish_leader(seen, server.wal.position()).await;
                 }
             }
             (WalStatus::Standby { .. }, LeaseSeen::Theirs(_)) if !self.upkeep.standby_slots_dropped => {
@@ -228,7 +235,9 @@ impl Cycle {
         let wanted = failsafe::wanted(&seen.view, &seen.me, &api_url(&self.context.config));
         let by_vouches = self.context.lease.state().borrow().rests_on_vouches();
         // Who is added has not vouched for a deadline that rests on the word of the others, and may bid once he is listed.
-        if wanted == stands || by_vouches || self.memory.proven.as_ref() != Some(epoch) {
+        let leads =
+            self.memory.proven.as_ref() == Some(epoch) || published_role(seen, &self.memory) == Role::StandbyLeader;
+        if wanted == stands || by_vouches || !leads {
             self.tell_failsafe(Some(failsafe::vouchers(&may_stand))).await;
             return;
         }
@@ -285,6 +294,10 @@ impl Cycle {
         let Postgres::Running(server) = &seen.postgres else {
             return;
         };
+        // Whose timelines a standby is on is not known here before it is promoted.
+        if matches!(server.wal, WalStatus::Standby { .. }) {
+            return;
+        }
         let Some(timeline) = server.timeline else { return };
         let known = seen.view.history.clone();
         // The first timeline has no history; the key is written only to correct one that says otherwise.

@@ -22,7 +22,7 @@ pub(super) fn none(seen: &Observation, memory: &Memory, now: Boottime) -> Decisi
         (LeaseSeen::Mine(epoch) | LeaseSeen::MineUnproven(epoch), _) => {
             Decision::act(Reason::LeadsWithoutData, Step::Release { epoch: epoch.clone() })
         }
-        (LeaseSeen::Theirs(epoch), _) => match seen.view.writable_leader() {
+        (LeaseSeen::Theirs(epoch), _) => match seen.view.ready_leader() {
             Some(leader) => {
                 let from = source(seen, memory, &leader.name);
                 Decision::act(Reason::Cloning(from.clone()), Step::Clone { from })
@@ -33,6 +33,10 @@ pub(super) fn none(seen: &Observation, memory: &Memory, now: Boottime) -> Decisi
         (LeaseSeen::Free, None) => Decision::act(Reason::Bootstrapping, Step::ClaimBootstrap),
         (LeaseSeen::Free, Some(Initialize::Done(_))) if seen.made_without_leader && !seen.is_paused() => {
             Decision::act(Reason::Restoring, Step::Restore)
+        }
+        // Our own claim, after a copy that failed or an agent that did.
+        (LeaseSeen::Free, Some(Initialize::Pending)) if seen.standby_cluster.is_some() && memory.claimed => {
+            Decision::act(Reason::Bootstrapping, Step::ClaimBootstrap)
         }
         (LeaseSeen::Free, Some(Initialize::Pending | Initialize::Done(_))) => {
             Decision::wait(Reason::WaitingForBootstrap)
@@ -105,6 +109,10 @@ pub(super) fn identity(seen: &Observation, control: &Control, standby: bool) -> 
         }
         // A restored etcd may have forgotten it; the leader writes it again.
         None | Some(Initialize::Pending) if standby && matches!(seen.lease, LeaseSeen::Theirs(_)) => None,
+        // There is no primary to do it.
+        None | Some(Initialize::Pending) if standby && seen.standby_cluster.is_some() => {
+            Some(Decision::act(Reason::Initializing, Step::Initialize))
+        }
         None | Some(Initialize::Pending) if standby => Some(Decision::wait(Reason::WaitingForPrimaryToInitialize)),
         None => Some(Decision::act(Reason::Initializing, Step::Initialize)),
         Some(Initialize::Pending) if seen.bootstrap_unfinished => {

@@ -148,17 +148,19 @@ fn allowed(seen: &Observation, request: &FailoverRequest) -> bool {
     request.leader.is_none() || !synchronous::is_on(seen) || !sync.is_active() || sync.lists(&seen.me)
 }
 
-/// What this version cannot honour it must not break: a cluster that follows another, a synchronous set, and a failsafe
-/// list all say who may not be promoted, whoever maintains them.
+/// What an election must not break: a synchronous set and a failsafe list say who may not be promoted, whoever maintains them.
 pub(super) fn not_ours_to_lead(seen: &Observation) -> Option<Reason> {
     let config = seen.view.config.value.clone().unwrap_or_default();
-    if config.is_standby_cluster() {
-        return Some(Reason::StandbyCluster);
-    }
     let failsafe = &seen.view.failsafe;
     let left_out = !failsafe.is_empty() && !failsafe.contains_key(seen.me.as_str());
     if config.is_failsafe() && left_out {
         return Some(Reason::NotInFailsafe);
+    }
+    // Who has what was acknowledged before the cluster began to follow another one.
+    let sync = &seen.view.sync.value;
+    let left_over = seen.standby_cluster.is_some() && sync.is_active();
+    if left_over && sync.leader.as_deref() != Some(seen.me.as_str()) && !sync.lists(&seen.me) {
+        return Some(Reason::NotSynchronous);
     }
     // Last, since an operator may overrule this one.
     (!may_run(seen.sync.settings.mode, &seen.view.sync.value, &seen.me)).then_some(Reason::NotSynchronous)
@@ -214,7 +216,8 @@ fn has_no_record(seen: &Observation) -> bool {
 /// The cluster has been on a later timeline: what was acknowledged there is missing here. Only when nobody who has it
 /// comes back within a lease's length is the rest better than nothing.
 fn on_an_old_timeline(seen: &Observation, own: Option<Timeline>) -> bool {
-    let cluster = seen.view.timeline();
+    // What a standby cluster was before it began to follow says nothing of the timelines that come.
+    let cluster = seen.view.timeline().filter(|_| seen.standby_cluster.is_none());
     cluster.is_some_and(|cluster| own.is_none_or(|own| own < cluster))
 }
 
@@ -241,7 +244,8 @@ fn behind_the_cluster(seen: &Observation, server: &ServerStatus, config: &Dynami
     if bytes > bytes_max {
         return Some(Reason::LagTooGreat { bytes, bytes_max });
     }
-    let cluster_timeline = seen.view.timeline().filter(|_| config.check_timeline());
+    let checks = config.check_timeline() && seen.standby_cluster.is_none();
+    let cluster_timeline = seen.view.timeline().filter(|_| checks);
     let too_old = cluster_timeline.is_some_and(|cluster| server.timeline.is_none_or(|mine| mine < cluster));
     too_old.then_some(Reason::OldTimeline)
 }

@@ -85,6 +85,15 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, handover: &Handover, _
         Stage::Choose => match memory.poll.as_ref().filter(|poll| poll.asked_at >= handover.began_at) {
             None => Decision::act(reason(), Step::Poll),
             Some(poll) => match choose(seen, poll, candidate.as_ref()) {
+                // A standby leader has nothing that others lack for long: it serves on, and follows.
+                Ok(to) if seen.standby_cluster.is_some() && !super::is_writable(seen) => {
+                    let step = Step::HandTo {
+                        epoch: handover.epoch.clone(),
+                        successor: Some(to),
+                        last: None,
+                    };
+                    Decision::act(reason(), step)
+                }
                 Ok(to) => Decision::act(reason(), Step::Checkpoint { to }),
                 Err(why) => Decision::act(reason(), Step::FailHandover(why)),
             },
@@ -156,7 +165,7 @@ fn confirm(seen: &Observation, handover: &Handover, to: Option<&MemberName>, rea
 }
 
 fn may_start(seen: &Observation, memory: &Memory) -> bool {
-    let primary_data = matches!(&seen.data, DataDir::Cluster { standby: false, .. });
+    let primary_data = matches!(&seen.data, DataDir::Cluster { standby: false, .. }) && seen.standby_cluster.is_none();
     seen.postgres == Postgres::Down
         && primary_data
         && memory.start_failures == 0

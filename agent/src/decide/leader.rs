@@ -20,6 +20,10 @@ const ASKED_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 pub(super) fn decide(seen: &Observation, memory: &Memory, well: Reason, now: Boottime) -> Decision {
     match &seen.lease {
+        // The cluster is to follow another one: what was acknowledged is sent to whoever streams, and no more is.
+        LeaseSeen::Mine(_) if seen.standby_cluster.is_some() && !seen.is_paused() => {
+            Decision::act(Reason::BecomesStandby, Step::Stop)
+        }
         // Promotion is over only when a write has been proven under this holding.
         LeaseSeen::Mine(epoch) if well == Reason::Leading && memory.proven.as_ref() != Some(epoch) => {
             Decision::act(Reason::Promoting, Step::Promote(epoch.clone()))
@@ -72,6 +76,7 @@ pub(super) fn may_take_the_key(seen: &Observation, memory: &Memory, now: Boottim
     let cluster = seen.view.timeline();
     let old = cluster.is_some_and(|cluster| server.timeline.is_none_or(|own| own < cluster));
     !old && !seen.nofailover
+        && seen.standby_cluster.is_none()
         && seen.watchdog != WatchdogSeen::Unusable
         && seen.vouched_for.is_none()
         && synchronous::needs_no_votes(seen)
@@ -183,29 +188,37 @@ fn leading(seen: &Observation, memory: &Memory, epoch: &Epoch, now: Boottime) ->
             Decision::wait(reason)
         }
     };
-    let Some(request) = &seen.view.failover.value else {
-        return wait(Reason::Leading);
-    };
-    if !seen.request_due {
-        return wait(Reason::SwitchoverScheduled);
-    }
+    request(seen, memory, epoch, Reason::Leading).unwrap_or_else(|| {
+        let scheduled = seen.view.failover.value.is_some();
+        wait(if scheduled {
+            Reason::SwitchoverScheduled
+        } else {
+            Reason::Leading
+        })
+    })
+}
+
+/// What a leader does about a request that is due.
+pub(super) fn request(seen: &Observation, memory: &Memory, epoch: &Epoch, leads: Reason) -> Option<Decision> {
+    let request = seen.view.failover.value.as_ref().filter(|_| seen.request_due)?;
     let named_me = request
         .leader
         .as_deref()
         .is_none_or(|leader| leader == seen.me.as_str());
+    let clear = || Decision::act(Reason::RequestNamesAnother, Step::ClearRequest);
     let candidate = match request.member.as_deref().map(MemberName::new) {
         // Ours was the promotion that it asked for, or it asks for something that is already so.
         Some(Ok(candidate)) if candidate == seen.me => {
-            return Decision::act(Reason::Leading, Step::ClearRequest);
+            return Some(Decision::act(leads, Step::ClearRequest));
         }
         // It won because that candidate had its time; handing over to it again would never end.
         _ if memory.bid_despite == Some(seen.view.failover.mod_revision) => {
-            return Decision::act(Reason::RequestNamesAnother, Step::ClearRequest);
+            return Some(clear());
         }
-        _ if !named_me => return Decision::act(Reason::RequestNamesAnother, Step::ClearRequest),
-        Some(Err(_)) => return Decision::act(Reason::RequestNamesAnother, Step::ClearRequest),
+        _ if !named_me => return Some(clear()),
+        Some(Err(_)) => return Some(clear()),
         // In maintenance a lease goes only to whom the operator names.
-        None if seen.is_paused() => return Decision::act(Reason::RequestNamesAnother, Step::ClearRequest),
+        None if seen.is_paused() => return Some(clear()),
         Some(Ok(candidate)) => Some(candidate),
         None => None,
     };
@@ -215,5 +228,5 @@ fn leading(seen: &Observation, memory: &Memory, epoch: &Epoch, now: Boottime) ->
             candidate: candidate.clone(),
         },
     };
-    Decision::act(Reason::SwitchingOver(candidate), step)
+    Some(Decision::act(Reason::SwitchingOver(candidate), step))
 }

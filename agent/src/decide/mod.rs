@@ -12,6 +12,7 @@ mod postgres_down;
 mod reason;
 mod restart;
 mod standby;
+mod standby_leader;
 pub(crate) mod synchronous;
 
 use std::time::Duration;
@@ -23,6 +24,7 @@ use pgherd_cluster::view::{Epoch, View};
 
 pub(crate) use self::pause::is_writable;
 pub use self::reason::Reason;
+pub use self::standby_leader::gives_no_deadline;
 use crate::lease::BidGuards;
 use crate::memory::{Memory, Why};
 use crate::observation::{JobKind, LeaseSeen, Observation, Postgres};
@@ -52,12 +54,23 @@ pub enum Step {
     Discard,
     /// Ask the operator's program whether this member may be promoted.
     PrePromote(Epoch),
+    /// Copy the data of the cluster that this one follows.
+    CloneRemote,
     /// Start as a primary, with the deadline that the keeper has.
     StartPrimary,
     /// Start as a standby.
     StartStandby {
         /// Whom to stream from.
         upstream: Option<MemberName>,
+    },
+    /// Start as the leader of a standby cluster.
+    StartStandbyLeader,
+    /// Stream from the cluster that this one follows.
+    FollowRemote,
+    /// Ask the cluster that this one follows whether our data can follow it.
+    CheckRemote {
+        /// Our own holding, which the answer is remembered with.
+        epoch: Epoch,
     },
     /// Stream from another member, or from nobody.
     Follow {
@@ -384,6 +397,11 @@ pub fn guards(view: &View) -> BidGuards {
 pub fn published_role(seen: &Observation, memory: &Memory) -> Role {
     match (&seen.postgres, &seen.lease) {
         (Postgres::Running(server), lease) => match (&server.wal, lease) {
+            (WalStatus::Standby { .. }, LeaseSeen::Mine(_) | LeaseSeen::MineUnproven(_))
+                if seen.standby_cluster.is_some() =>
+            {
+                Role::StandbyLeader
+            }
             (WalStatus::Standby { .. }, _) => Role::Replica,
             (WalStatus::Primary { .. }, LeaseSeen::Mine(epoch) | LeaseSeen::MineUnproven(epoch)) => {
                 if memory.proven.as_ref() == Some(epoch) {

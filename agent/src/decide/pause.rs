@@ -2,7 +2,7 @@
 
 use pgherd_cluster::clock::Boottime;
 
-use super::{Decision, Reason, Step, guards, leader, postgres_down, standby};
+use super::{Decision, Reason, Step, guards, leader, postgres_down, standby, standby_leader};
 use crate::memory::Memory;
 use crate::observation::{LeaseSeen, Observation, Postgres};
 use crate::status::WalStatus;
@@ -19,10 +19,16 @@ pub(super) fn switch(seen: &Observation) -> Option<Decision> {
         (true, None | Some(false), _) | (true, Some(true), false) => {
             Some(Decision::act(Reason::Paused, Step::PauseFence))
         }
-        (false, None | Some(true), _) => Some(Decision::act(Reason::Resuming, Step::ResumeFence)),
+        // What cannot take writes is not ended when its deadline passes.
+        (false, lease, _) if standby_leader::gives_no_deadline(seen) && lease != Some(true) => {
+            Some(Decision::act(Reason::NothingToFence, Step::ResumeFence))
+        }
+        (false, None | Some(true), _) if !standby_leader::gives_no_deadline(seen) => {
+            Some(Decision::act(Reason::Resuming, Step::ResumeFence))
+        }
         // A primary ends the pause of its fence by its next deadline; what cannot take writes needs none.
-        (false, Some(false), true) if !is_writable(seen) => Some(Decision::act(Reason::Resuming, Step::ResumeFence)),
-        (true, Some(true), true) | (false, Some(false), _) => None,
+        (false, _, true) if !is_writable(seen) => Some(Decision::act(Reason::Resuming, Step::ResumeFence)),
+        (true, Some(true), true) | (false, ..) => None,
     }
 }
 
@@ -78,7 +84,7 @@ fn in_recovery(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
         LeaseSeen::Free if asked_for => standby::decide(seen, memory, now),
         LeaseSeen::Theirs(_) => match standby::decide(seen, memory, now) {
             Decision {
-                step: Some(Step::Clone { .. }),
+                step: Some(Step::Clone { .. } | Step::CloneRemote),
                 ..
             } => Decision::wait(Reason::Paused),
             decision => decision,

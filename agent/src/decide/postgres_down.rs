@@ -17,6 +17,9 @@ const POLL_AGE_MAX: Duration = Duration::from_secs(1);
 const START_FAILURES_MAX: u32 = 2;
 
 pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime, standby_data: bool) -> Decision {
+    if seen.standby_cluster.is_some() {
+        return super::standby_leader::down(seen, memory, standby_data, now);
+    }
     let cannot_start = memory.start_failures >= START_FAILURES_MAX;
     match &seen.lease {
         LeaseSeen::Mine(epoch) if cannot_start => {

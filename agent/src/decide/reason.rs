@@ -88,8 +88,16 @@ pub enum Reason {
     OldTimeline,
     /// Another member is on a later timeline.
     OnLaterTimeline(MemberName),
-    /// The cluster follows another one, which this version cannot lead.
-    StandbyCluster,
+    /// Holds the key of a cluster that follows another one, and streams from there.
+    LeadsStandbys(String),
+    /// The same, and does not stream.
+    RemoteSilent(String),
+    /// Its data holds what the cluster that it follows has not: it is copied anew.
+    RemoteDiverged(String),
+    /// It was primary, and the cluster is to follow another one.
+    BecomesStandby,
+    /// The cluster follows another one: what runs takes no writes and needs no deadline.
+    NothingToFence,
     /// A synchronous set is in force that does not list this member.
     NotSynchronous,
     /// A failsafe list is in force that does not name this member.
@@ -233,7 +241,13 @@ impl fmt::Display for Reason {
             }
             Self::OldTimeline => f.write_str("nobody leads, but it is on an older timeline than the cluster"),
             Self::OnLaterTimeline(of) => write!(f, "nobody leads, but {of} is on a later timeline"),
-            Self::StandbyCluster => f.write_str("nobody leads, and a standby cluster's leader is beyond this version"),
+            Self::LeadsStandbys(source) => write!(f, "leads a standby cluster, which follows {source}"),
+            Self::RemoteSilent(source) => {
+                write!(f, "leads a standby cluster, and waits for {source} to stream from")
+            }
+            Self::RemoteDiverged(source) => write!(f, "has data that {source} has not, and is copied anew from there"),
+            Self::BecomesStandby => f.write_str("the cluster is to follow another one: what was primary becomes a standby"),
+            Self::NothingToFence => f.write_str("the cluster follows another one: nothing here takes writes"),
             Self::NotSynchronous => f.write_str("nobody leads, and it is not in the synchronous set"),
             Self::NotInFailsafe => f.write_str("nobody leads, and the failsafe list does not name it"),
             Self::PrimaryAlive(name) => write!(f, "nobody holds the lease, but {name} still runs a primary"),

@@ -11,7 +11,9 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime, standby
     let stage = memory.restart.as_ref()?.stage;
     let act = |step| Some(Decision::act(Reason::Restarting, step));
     let leader = match &seen.lease {
-        LeaseSeen::Mine(_) if !standby_data => None,
+        // One that is to follow another cluster does not come up as primary.
+        LeaseSeen::Mine(_) if !standby_data && seen.standby_cluster.is_none() => None,
+        LeaseSeen::Mine(_) if standby_data && seen.standby_cluster.is_some() => None,
         LeaseSeen::Theirs(leader) if standby_data => Some(leader.holder.clone()),
         // Nobody's order is worth more than a lease that is lost or free, or a promotion that is due.
         _ => return None,
@@ -28,6 +30,7 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime, standby
         (RestartStage::Checkpoint | RestartStage::Stop, Postgres::Running(_) | Postgres::Silent { .. }) => {
             act(Step::Stop)
         }
+        (_, Postgres::Down) if standby_data && leader.is_none() => act(Step::StartStandbyLeader),
         (_, Postgres::Down) if standby_data => act(Step::StartStandby { upstream: leader }),
         // Whatever `primary_start_timeout` says: it was stopped in order, and is whole.
         (_, Postgres::Down) => act(Step::StartPrimary),

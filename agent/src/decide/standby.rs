@@ -6,14 +6,20 @@ use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::name::MemberName;
 use pgherd_cluster::view::Epoch;
 
-use super::{Decision, Reason, SOON, Step, abandon, backing_off, data, election, synchronous, upstream_address};
+use super::{
+    Decision, Reason, SOON, Step, abandon, backing_off, data, election, standby_leader, synchronous, upstream_address,
+};
 use crate::memory::Memory;
 use crate::observation::{LeaseSeen, Observation, Postgres, Rejoin};
+use crate::postgres::Upstream;
 
 /// How long a standby may take to stream after it was found to fit, before that is asked again.
 const REJOIN_AGAIN: Duration = Duration::from_secs(5);
 
 pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
+    if let (LeaseSeen::Mine(epoch), Some(section)) = (&seen.lease, &seen.standby_cluster) {
+        return standby_leader::decide(seen, memory, section, epoch, now);
+    }
     match &seen.lease {
         // A restored cluster that recovers is promoted by its own recovery, when that is over.
         LeaseSeen::Mine(_) if seen.bootstrap_unfinished => Decision::act(Reason::Bootstrapping, Step::StartPrimary),
@@ -50,7 +56,7 @@ fn following(seen: &Observation, memory: &Memory, leader: &Epoch, now: Boottime)
     let Some(address) = upstream_address(&seen.view, &name) else {
         return Decision::wait_for(Reason::WaitingForLeader(name), SOON);
     };
-    if seen.upstream.as_ref() != Some(&address) {
+    if seen.upstream.as_ref() != Some(&Upstream::Member(address)) {
         return Decision::act(Reason::Following(name.clone()), Step::Follow { upstream: Some(name) });
     }
     let Postgres::Running(server) = &seen.postgres else {
@@ -65,7 +71,7 @@ fn following(seen: &Observation, memory: &Memory, leader: &Epoch, now: Boottime)
         return Decision::act(Reason::CannotFollow(name.clone()), Step::Clone { from: name });
     }
     // It does not stream. While the leader is up, one question tells whether it ever can.
-    match (&memory.rejoin, seen.view.writable_leader()) {
+    match (&memory.rejoin, seen.view.ready_leader()) {
         (Some((asked, Rejoin::Diverged)), Some(_)) if asked == leader => clone_or_wait(seen, memory, now, name),
         (Some((asked, verdict)), _) if verdict.fits() && asked == leader && !verdict_is_old(memory, now) => {
             Decision::wait_for(Reason::NotStreaming(name), SOON)
@@ -84,7 +90,7 @@ fn stands_still(seen: &Observation, memory: &Memory, leader: &Epoch) -> bool {
     let leaders = seen.view.members.get(&leader.holder);
     let leaders = leaders.and_then(|member| member.record.xlog_location);
     let behind = |(at, count)| count >= STANDS_STILL_MAX && leaders.is_some_and(|leaders| leaders > at);
-    memory.stands_still.is_some_and(behind) && seen.view.writable_leader().is_some() && !seen.is_paused()
+    memory.stands_still.is_some_and(behind) && seen.view.ready_leader().is_some() && !seen.is_paused()
 }
 
 /// A standby that should stream by now and does not may have replayed past the fork since it was asked.

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::*;
 use crate::observation::{Peer, Poll, Rejoin, SyncSeen, WatchdogSeen};
-use crate::postgres::{Control, ControlState};
+use crate::postgres::{Control, ControlState, Upstream};
 use crate::status::{CommitWaiting, ServerStatus};
 
 mod elections;
@@ -17,6 +17,7 @@ mod pauses;
 mod property;
 mod rejoining;
 mod restarts;
+mod standby_clusters;
 
 const NOW: Boottime = Boottime::from_nanos(100_000_000_000);
 
@@ -122,7 +123,8 @@ fn seen(lease: LeaseSeen) -> Observation {
     let view = view(leader.as_deref());
     Observation {
         me: name("n1"),
-        upstream: upstream_address(&view, &name("n2")),
+        upstream: upstream_address(&view, &name("n2")).map(Upstream::Member),
+        standby_cluster: None,
         view: Arc::new(view),
         lease,
         data_dir: "/data".into(),

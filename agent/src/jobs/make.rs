@@ -3,13 +3,14 @@
 use pgherd_cluster::etcd::{Compare, Op, Txn};
 use pgherd_cluster::key::Key;
 use pgherd_cluster::name::MemberName;
+use pgherd_cluster::record::StandbyCluster;
 use pgherd_cluster::view::Epoch;
 
 use super::{JobError, Outcome, handover};
 use crate::context::Context;
 use crate::decide::upstream_address;
 use crate::postgres::clone::{Making, make_replica};
-use crate::postgres::{DataDir, bootstrap, control};
+use crate::postgres::{DataDir, Upstream, bootstrap, control};
 
 /// Runs initdb. When it fails, another member may be able to.
 pub(super) async fn initdb(context: &Context) -> Result<Outcome, JobError> {
@@ -41,17 +42,31 @@ pub(super) async fn clone(context: &Context, from: Option<&MemberName>) -> Resul
     let source = match from {
         Some(from) => {
             let source = upstream_address(&context.view(), from);
-            Some(source.ok_or_else(|| JobError::NoSuchMember(from.clone()))?)
+            Some(Upstream::Member(
+                source.ok_or_else(|| JobError::NoSuchMember(from.clone()))?,
+            ))
         }
         None => None,
     };
+    replace(context, source).await
+}
+
+/// The same from the cluster that this one follows.
+pub(super) async fn clone_remote(context: &Context, section: StandbyCluster) -> Result<Outcome, JobError> {
+    replace(context, Some(Upstream::Remote(section))).await
+}
+
+async fn replace(context: &Context, source: Option<Upstream>) -> Result<Outcome, JobError> {
     // What is to be replaced must not run; a former leader's server has ended long before, a standby's has not.
     if context.keeper.instance().borrow().postmaster.is_some() {
         handover::before_stop(context).await;
     }
     context.keeper.end().await?;
     context.keeper.disarm().await?;
-    let scripts = context.scripts();
+    let scripts = match &source {
+        Some(Upstream::Remote(section)) => context.scripts_of(section),
+        Some(Upstream::Member(_)) | None => context.scripts(),
+    };
     let making = Making {
         programs: &context.programs,
         config: &context.config,

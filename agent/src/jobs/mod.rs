@@ -10,14 +10,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pgherd_cluster::clock::Boottime;
-use pgherd_cluster::name::{Lsn, MemberName, Timeline};
-use pgherd_cluster::record::Address;
+use pgherd_cluster::name::{Lsn, MemberName, SystemId, Timeline};
+use pgherd_cluster::record::{Address, StandbyCluster};
 use pgherd_cluster::view::Epoch;
 
 use crate::context::Context;
 use crate::keeper::OrderError;
 use crate::observation::{JobKind, Poll, Rejoin};
-use crate::postgres::ToolError;
+use crate::postgres::{ToolError, Upstream};
 use pgherd_cluster::etcd::StoreError;
 
 pub(crate) use self::handover::{clear_request, hand_to, release_key};
@@ -33,6 +33,12 @@ pub enum Job {
     CustomBootstrap,
     /// Make a replica from a member's data, or from a backup alone.
     Clone(Option<MemberName>),
+    /// Copy the data of another cluster.
+    CloneRemote(StandbyCluster),
+    /// Start as standby of another cluster.
+    StartStandbyLeader(StandbyCluster),
+    /// Ask another cluster whether our data can follow it.
+    CheckRemote(Epoch, StandbyCluster),
     /// Start as primary and prove that it takes writes.
     StartPrimary(Epoch),
     /// Start as standby.
@@ -110,6 +116,18 @@ pub enum JobError {
     /// The member has no key, or says nothing usable in it.
     #[error("member {0} has no usable key")]
     NoSuchMember(MemberName),
+    /// Who is to be followed is another database.
+    #[error(
+        "the server at {place} is another database: its system identifier is {theirs}, ours is {ours}; nothing of it is taken"
+    )]
+    AnotherSystem {
+        /// Where it was asked.
+        place: String,
+        /// Its system identifier.
+        theirs: SystemId,
+        /// Ours.
+        ours: SystemId,
+    },
     /// What was asked cannot be answered yet.
     #[error("{0}")]
     Unclear(&'static str),
@@ -122,16 +140,16 @@ impl Job {
         match self {
             Self::Initdb => JobKind::Initdb,
             Self::CustomBootstrap => JobKind::CustomBootstrap,
-            Self::Clone(_) => JobKind::Clone,
+            Self::Clone(_) | Self::CloneRemote(_) => JobKind::Clone,
             Self::StartPrimary(_) => JobKind::StartPrimary,
-            Self::StartStandby(_) => JobKind::StartStandby,
+            Self::StartStandby(_) | Self::StartStandbyLeader(_) => JobKind::StartStandby,
             Self::PrePromote(_) => JobKind::PrePromote,
             Self::Promote(_) => JobKind::Promote,
             Self::Checkpoint => JobKind::Checkpoint,
             Self::Stop => JobKind::Stop,
             Self::Confirm { .. } => JobKind::Confirm,
             Self::Poll(_) => JobKind::Poll,
-            Self::CheckRejoin(_) => JobKind::CheckRejoin,
+            Self::CheckRejoin(_) | Self::CheckRemote(..) => JobKind::CheckRejoin,
         }
     }
 
@@ -145,8 +163,11 @@ impl Job {
             Self::Initdb => make::initdb(context).await,
             Self::CustomBootstrap => make::custom_bootstrap(context).await,
             Self::Clone(from) => make::clone(context, from.as_ref()).await,
+            Self::CloneRemote(section) => make::clone_remote(context, section).await,
+            Self::StartStandbyLeader(section) => serve::start_standby(context, Some(Upstream::Remote(section))).await,
+            Self::CheckRemote(epoch, section) => rejoin::check_remote(context, epoch, section).await,
             Self::StartPrimary(epoch) => serve::start_primary(context, epoch).await,
-            Self::StartStandby(upstream) => serve::start_standby(context, upstream.as_ref()).await,
+            Self::StartStandby(upstream) => serve::start_standby(context, serve::member(context, upstream)).await,
             Self::PrePromote(epoch) => Ok(serve::pre_promote(context, epoch).await),
             Self::Promote(epoch) => serve::promote(context, epoch).await,
             Self::Checkpoint => handover::checkpoint(context).await,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use pgherd_cluster::name::{Lsn, Timeline};
+use pgherd_cluster::record::StandbyCluster;
 use pgherd_cluster::view::Epoch;
 
 use super::{JobError, Outcome};
@@ -10,8 +11,8 @@ use crate::context::Context;
 use crate::decide::upstream_address;
 use crate::observation::Rejoin;
 use crate::postgres::control::inspect;
-use crate::postgres::sql::{Target, ask_once};
-use crate::postgres::{Control, ControlState, DataDir};
+use crate::postgres::sql::{Target, ask_once, history_file, identify};
+use crate::postgres::{Control, ControlState, DataDir, Upstream};
 use crate::status::WalStatus;
 
 const ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -20,6 +21,10 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 pub(super) async fn check(context: &Context, leader: Epoch) -> Result<Outcome, JobError> {
     let address = upstream_address(&context.view(), &leader.holder)
         .ok_or_else(|| JobError::NoSuchMember(leader.holder.clone()))?;
+    // The leader of a standby cluster is a standby itself, and tells by the replication protocol what SQL does not.
+    if context.dynamic().is_standby_cluster() {
+        return check_upstream(context, leader, &Upstream::Member(address)).await;
+    }
     let postgresql = &context.config.postgresql;
     let target = Target::new(&address, &postgresql.database, &postgresql.superuser);
     // A standby that is asked by mistake answers with no row, and nothing is decided on that.
@@ -38,6 +43,36 @@ pub(super) async fn check(context: &Context, leader: Epoch) -> Result<Outcome, J
         return Err(JobError::Unclear("the leader's history file cannot be read yet"));
     }
     let history = History::parse(Timeline(leaders_timeline), text(1));
+    compare(context, leader, &history).await
+}
+
+/// Asks the cluster that this one follows, as far as the replication protocol tells.
+pub(super) async fn check_remote(context: &Context, own: Epoch, section: StandbyCluster) -> Result<Outcome, JobError> {
+    check_upstream(context, own, &Upstream::Remote(section)).await
+}
+
+async fn check_upstream(context: &Context, asked_as: Epoch, upstream: &Upstream) -> Result<Outcome, JobError> {
+    let Some(place) = upstream.place() else {
+        return Err(JobError::Unclear("nobody is streamed from who could be asked"));
+    };
+    let (programs, user) = (&context.programs, &context.config.postgresql.replication);
+    let theirs = identify(programs, &place, user).await?;
+    if let DataDir::Cluster { control, .. } = inspect(programs, &context.config.postgresql.data_dir).await?
+        && control.system_id != theirs.system_id
+    {
+        return Err(JobError::AnotherSystem {
+            place,
+            theirs: theirs.system_id,
+            ours: control.system_id,
+        });
+    }
+    let file = history_file(programs, &place, user, theirs.timeline).await?;
+    compare(context, asked_as, &History::parse(theirs.timeline, &file)).await
+}
+
+/// Compares what is here with a history.
+async fn compare(context: &Context, leader: Epoch, history: &History) -> Result<Outcome, JobError> {
+    let postgresql = &context.config.postgresql;
     let ours = match inspect(&context.programs, &postgresql.data_dir).await? {
         DataDir::Cluster { control, standby } => our_end(context, &control, standby).await,
         DataDir::Empty | DataDir::Foreign(_) => OurEnd::Unknown,

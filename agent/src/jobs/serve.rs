@@ -5,7 +5,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use pgherd_cluster::name::MemberName;
-use pgherd_cluster::record::Address;
 use pgherd_cluster::view::Epoch;
 use pgherd_keeper::protocol::PostmasterSignal;
 use tokio::sync::watch;
@@ -19,7 +18,7 @@ use crate::postgres::bootstrap::{Progress, UNFINISHED_MARKER, first_scripts, hba
 use crate::postgres::clone::write_pgpass;
 use crate::postgres::control::inspect;
 use crate::postgres::settings::{Inputs, Settings};
-use crate::postgres::{Control, DataDir, ToolError, files};
+use crate::postgres::{Control, DataDir, ToolError, Upstream, files};
 use crate::scripts::Run;
 use crate::slots;
 use crate::status::{ServerStatus, WalStatus};
@@ -44,7 +43,7 @@ const ASK_RECOVERING_EVERY: Duration = Duration::from_millis(250);
 /// When a file cannot be read or written.
 pub fn configure(
     context: &Context,
-    upstream: Option<&Address>,
+    upstream: Option<&Upstream>,
     floors: Option<&Control>,
 ) -> Result<(Settings, bool), ToolError> {
     let postgresql = &context.config.postgresql;
@@ -98,7 +97,7 @@ pub fn configure(
 /// When a file cannot be written or the keeper cannot be told.
 pub fn reload_if_changed(
     context: &Context,
-    upstream: Option<&Address>,
+    upstream: Option<&Upstream>,
     floors: Option<&Control>,
 ) -> Result<bool, JobError> {
     let (_, changed) = configure(context, upstream, floors)?;
@@ -163,14 +162,12 @@ fn primary_start_max(context: &Context) -> Duration {
 }
 
 /// Starts as standby, of nobody while nobody leads.
-pub(super) async fn start_standby(context: &Context, upstream: Option<&MemberName>) -> Result<Outcome, JobError> {
+pub(super) async fn start_standby(context: &Context, upstream: Option<Upstream>) -> Result<Outcome, JobError> {
     let dir = &context.config.postgresql.data_dir;
     files::write_whole(&dir.join("standby.signal"), "", 0o600)?;
     files::remove_if_there(&dir.join("promote"))?;
     // A deadline that is still in force would end the standby when it passes.
     context.keeper.disarm().await?;
-    let view = context.view();
-    let upstream = upstream.and_then(|name| upstream_address(&view, name));
     launch(context, upstream.as_ref(), false).await?;
     wait_until(
         context,
@@ -184,7 +181,12 @@ pub(super) async fn start_standby(context: &Context, upstream: Option<&MemberNam
     Ok(Outcome::Done)
 }
 
-async fn launch(context: &Context, upstream: Option<&Address>, writable: bool) -> Result<(), JobError> {
+/// A member, to stream from; nobody while it does not say where.
+pub(super) fn member(context: &Context, name: Option<MemberName>) -> Option<Upstream> {
+    upstream_address(&context.view(), &name?).map(Upstream::Member)
+}
+
+async fn launch(context: &Context, upstream: Option<&Upstream>, writable: bool) -> Result<(), JobError> {
     context.sql.disconnect().await;
     let dir = &context.config.postgresql.data_dir;
     let floors = match inspect(&context.programs, dir).await? {

@@ -18,6 +18,7 @@ use super::place::{Mark, Place, is_foreign, linked_dir, mark, stamp, unmark};
 use super::programs::{Programs, ToolError, file_error};
 use super::settings::quote;
 use super::sql::{Target, ask_once};
+use super::upstream::Upstream;
 use crate::config::{AgentConfig, PostgresConfig};
 use crate::scripts::{CustomMethod, ReplicaMethod, Run, Scripts, ToolOption};
 
@@ -36,8 +37,8 @@ pub struct Making<'a> {
     pub config: &'a AgentConfig,
     /// The methods.
     pub scripts: &'a Scripts,
-    /// The member to copy from; nothing while nobody leads.
-    pub source: Option<&'a Address>,
+    /// Whom to copy from; nothing while nobody leads.
+    pub source: Option<&'a Upstream>,
 }
 
 /// Makes a replica's data directory. Says where a former one was moved.
@@ -72,7 +73,7 @@ pub async fn make_replica(making: Making<'_>) -> Result<Option<PathBuf>, ToolErr
     Err(failed)
 }
 
-async fn base_backup(making: Making<'_>, place: &Place, source: &Address) -> Result<Option<PathBuf>, ToolError> {
+async fn base_backup(making: Making<'_>, place: &Place, source: &Upstream) -> Result<Option<PathBuf>, ToolError> {
     let new = match try_base_backup(making, place, source).await {
         Err(ToolError::Run(error)) => {
             tracing::warn!("{error}; trying once more");
@@ -86,7 +87,14 @@ async fn base_backup(making: Making<'_>, place: &Place, source: &Address) -> Res
     place.install(&new, &stamp())
 }
 
-async fn try_base_backup(making: Making<'_>, place: &Place, source: &Address) -> Result<PathBuf, ToolError> {
+async fn try_base_backup(making: Making<'_>, place: &Place, source: &Upstream) -> Result<PathBuf, ToolError> {
+    let Some(conninfo) = conninfo(making.config, source) else {
+        return Err(ToolError::Unexpected {
+            program: "standby_cluster".to_owned(),
+            what: "it names no host, and pg_basebackup copies from none; name one, at least until the first member is made"
+                .to_owned(),
+        });
+    };
     let new = place.prepare("clone").await?;
     let seen = Seen::of(making.config, source).await;
     require_room(place, &new, seen.size)?;
@@ -96,12 +104,7 @@ async fn try_base_backup(making: Making<'_>, place: &Place, source: &Address) ->
         .env("PGPASSFILE", making.config.postgresql.pgpass.as_os_str())
         .arg("--pgdata")
         .arg(new.as_os_str())
-        .args([
-            "--wal-method=stream",
-            "--no-password",
-            "--dbname",
-            &conninfo(making.config, source),
-        ]);
+        .args(["--wal-method=stream", "--no-password", "--dbname", &conninfo]);
     let options = &making.scripts.basebackup;
     if !options.iter().any(|option| option.name == "checkpoint") {
         run = run.arg("--checkpoint=fast");
@@ -152,8 +155,11 @@ struct Seen {
 }
 
 impl Seen {
-    async fn of(config: &AgentConfig, source: &Address) -> Self {
-        let target = Target::new(source, &config.postgresql.database, &config.postgresql.superuser);
+    async fn of(config: &AgentConfig, source: &Upstream) -> Self {
+        let Some(source) = source.addresses().into_iter().next() else {
+            return Self::default();
+        };
+        let target = Target::new(&source, &config.postgresql.database, &config.postgresql.superuser);
         let sql = "SELECT (SELECT sum(pg_database_size(oid))::bigint FROM pg_database)::text \
                    UNION ALL (SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE pg_tablespace_location(oid) <> '')";
         let rows = match ask_once(&target, "asking for the size of what is to be copied", sql, ASK_MAX).await {
@@ -223,7 +229,7 @@ async fn by_program(making: Making<'_>, place: &Place, custom: &CustomMethod) ->
     };
     let connstring = making
         .source
-        .map(|source| connstring(making.config, source))
+        .and_then(|source| connstring(making.config, source))
         .unwrap_or_default();
     let told = [
         ("scope", making.config.scope.to_string()),
@@ -306,36 +312,36 @@ fn sets_recovery(line: &str) -> bool {
         .contains(&name.as_str())
 }
 
-fn conninfo(config: &AgentConfig, source: &Address) -> String {
-    format!(
-        "{} connect_timeout=5 keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=10000",
-        connstring(config, source)
-    )
+fn conninfo(config: &AgentConfig, source: &Upstream) -> Option<String> {
+    let reached = connstring(config, source)?;
+    Some(format!(
+        "{reached} connect_timeout=5 keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=10000"
+    ))
 }
 
-/// How a source is reached; without a password, which is in the password file.
-fn connstring(config: &AgentConfig, source: &Address) -> String {
-    format!(
-        "dbname={} user={} host={} port={} application_name={} sslmode=prefer",
+/// How a source is reached; without a password, which is in the password file. Nothing where only an archive is read.
+fn connstring(config: &AgentConfig, source: &Upstream) -> Option<String> {
+    Some(format!(
+        "dbname={} user={} {} application_name={} sslmode=prefer",
         quote(&config.postgresql.database),
         quote(&config.postgresql.replication.username),
-        quote(&source.host),
-        source.port,
+        source.place()?,
         quote(config.name.as_str()),
-    )
+    ))
 }
 
 /// Writes the password file for streaming from `source`.
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn write_pgpass(postgresql: &PostgresConfig, source: &Address) -> Result<(), ToolError> {
+pub fn write_pgpass(postgresql: &PostgresConfig, source: &Upstream) -> Result<(), ToolError> {
     let replication = &postgresql.replication;
     let Some(password) = &replication.password else {
         return Ok(());
     };
-    let line = files::pgpass_line(&source.host, source.port, &replication.username, password);
-    files::write_whole(&postgresql.pgpass, &line, 0o600).map(|_| ())
+    let line = |at: &Address| files::pgpass_line(&at.host, at.port, &replication.username, password);
+    let lines: String = source.addresses().iter().map(line).collect();
+    files::write_whole(&postgresql.pgpass, &lines, 0o600).map(|_| ())
 }
 
 /// The name of a file without what is before it, for the log.

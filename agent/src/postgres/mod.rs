@@ -8,6 +8,8 @@ pub mod place;
 pub mod programs;
 pub mod settings;
 pub mod sql;
+pub mod upstream;
 
 pub use self::control::{Control, ControlState, DataDir};
 pub use self::programs::{Programs, ToolError};
+pub use self::upstream::Upstream;

@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use pgherd_cluster::name::{MemberName, Scope};
-use pgherd_cluster::record::{Address, DynamicConfig};
+use pgherd_cluster::record::DynamicConfig;
 use serde_json::Value;
 
 use super::control::Control;
+use super::upstream::Upstream;
 use crate::config::PostgresConfig;
 use crate::sync::SyncNames;
 
@@ -25,8 +26,8 @@ pub struct Inputs<'a> {
     pub postgresql: &'a PostgresConfig,
     /// The dynamic part.
     pub dynamic: &'a DynamicConfig,
-    /// The member that is streamed from; nothing for a primary, or while nobody leads.
-    pub upstream: Option<&'a Address>,
+    /// Whom is streamed from; nothing for a primary, or while nobody leads.
+    pub upstream: Option<&'a Upstream>,
     /// For a standby: what it may not undercut.
     pub floors: Option<&'a Control>,
     /// What commits wait for, while that is ours to say.
@@ -279,22 +280,48 @@ fn render_conf(inputs: Inputs<'_>, controlled: &[(String, String)]) -> String {
         &data_dir.join("pg_ident.conf").display().to_string(),
     );
     conf.push_str("\n# Recovery: in force while standby.signal is there.\n");
-    push_setting(
-        &mut conf,
-        "primary_conninfo",
-        &inputs
-            .upstream
-            .map(|upstream| conninfo(inputs, upstream))
-            .unwrap_or_default(),
-    );
-    let slot = if inputs.upstream.is_some() && use_slots(inputs.dynamic) {
-        inputs.name.slot_name()
+    let place = inputs.upstream.and_then(Upstream::place);
+    let conninfo = place
+        .as_deref()
+        .map(|place| conninfo(inputs, place))
+        .unwrap_or_default();
+    push_setting(&mut conf, "primary_conninfo", &conninfo);
+    let slot = if place.is_some() && use_slots(inputs.dynamic) {
+        slot_name(inputs)
     } else {
         String::new()
     };
     push_setting(&mut conf, "primary_slot_name", &slot);
     push_setting(&mut conf, "recovery_target_timeline", "latest");
+    if let Some(remote) = inputs.upstream.and_then(Upstream::remote) {
+        // The other cluster's archive and delay are its standby leader's alone, and win over parameters of the same name.
+        let settings = [
+            ("restore_command", &remote.restore_command),
+            ("archive_cleanup_command", &remote.archive_cleanup_command),
+            ("recovery_min_apply_delay", &remote.recovery_min_apply_delay),
+        ];
+        for (name, value) in settings
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value.as_ref()?)))
+        {
+            push_setting(&mut conf, name, value);
+        }
+    }
     conf
+}
+
+/// The slot that is streamed by: with a member the one of our own name, in another cluster the one that was named.
+fn slot_name(inputs: Inputs<'_>) -> String {
+    match inputs.upstream {
+        Some(Upstream::Member(_)) => inputs.name.slot_name(),
+        Some(Upstream::Remote(remote)) => remote.primary_slot_name.as_deref().map(slot_text).unwrap_or_default(),
+        None => String::new(),
+    }
+}
+
+/// A name as Patroni makes a slot's name of it.
+fn slot_text(name: &str) -> String {
+    MemberName::new(name).map_or_else(|_| name.to_lowercase(), |name| name.slot_name())
 }
 
 /// Whether members have physical slots: dynamic only, on unless switched off.
@@ -303,7 +330,7 @@ pub fn use_slots(dynamic: &DynamicConfig) -> bool {
     !matches!(dynamic.postgresql().get("use_slots"), Some(Value::Bool(false)))
 }
 
-fn conninfo(inputs: Inputs<'_>, upstream: &Address) -> String {
+fn conninfo(inputs: Inputs<'_>, place: &str) -> String {
     let replication = &inputs.postgresql.replication;
     let mut text = format!(
         "dbname={} user={}",
@@ -317,9 +344,7 @@ fn conninfo(inputs: Inputs<'_>, upstream: &Address) -> String {
         ));
     }
     text.push_str(&format!(
-        " host={} port={} sslmode=prefer application_name={} gssencmode=prefer channel_binding=prefer",
-        quote(&upstream.host),
-        upstream.port,
+        " {place} sslmode=prefer application_name={} gssencmode=prefer channel_binding=prefer",
         quote(inputs.name.as_str()),
     ));
     text

@@ -2,6 +2,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pgherd_cluster::name::{Lsn, SystemId, Timeline};
+use pgherd_cluster::record::{Address, StandbyCluster};
 use serde_json::{Map, json};
 
 use super::*;
@@ -45,7 +46,7 @@ fn dynamic(parameters: Value) -> DynamicConfig {
 fn render(
     local_parameters: Value,
     dynamic_parameters: Value,
-    upstream: Option<&Address>,
+    upstream: Option<&Upstream>,
     floors: Option<&Control>,
 ) -> (Settings, Vec<String>) {
     Settings::render(Inputs {
@@ -137,10 +138,10 @@ fn a_standby_never_undercuts_its_primary() {
 
 #[test]
 fn a_standby_streams_from_its_upstream_by_its_own_name_and_slot() {
-    let upstream = Address {
+    let upstream = Upstream::Member(Address {
         host: "127.0.0.2".to_owned(),
         port: 5433,
-    };
+    });
     let (settings, _) = render(json!({}), json!({}), Some(&upstream), None);
     assert!(settings.conf.contains(
         "primary_conninfo = 'dbname=postgres user=replicator passfile=/run/pgpass host=127.0.0.2 port=5433 sslmode=prefer \
@@ -150,6 +151,34 @@ fn a_standby_streams_from_its_upstream_by_its_own_name_and_slot() {
     assert!(
         !settings.conf.contains("secret"),
         "a password belongs into the password file"
+    );
+}
+
+#[test]
+fn the_leader_of_a_standby_cluster_streams_by_the_slot_that_was_named_and_reads_the_others_archive() {
+    let remote = |section: Value| {
+        let section = StandbyCluster::read(section.as_object().expect("a map")).expect("a source");
+        let upstream = Upstream::Remote(section);
+        render(json!({"restore_command": "own"}), json!({}), Some(&upstream), None)
+            .0
+            .conf
+    };
+    let conf =
+        remote(json!({"host": "a,b", "port": 5433, "primary_slot_name": "Of-Us", "recovery_min_apply_delay": 5000}));
+    assert!(
+        conf.contains(" host=a,b port=5433,5433 target_session_attrs=read-write sslmode=prefer application_name=n1 ")
+    );
+    assert!(conf.contains("primary_slot_name = 'of_us'\n") && conf.contains("recovery_min_apply_delay = '5000'\n"));
+    assert!(conf.contains("restore_command = 'own'\n"));
+    let without_slot = remote(json!({"host": "a"}));
+    assert!(
+        without_slot.contains("primary_slot_name = ''\n") && without_slot.contains(" host=a port=5432 sslmode=prefer")
+    );
+    let archive = remote(json!({"restore_command": "cp /archive/%f %p", "primary_slot_name": "s"}));
+    assert!(archive.contains("primary_conninfo = ''\n") && archive.contains("primary_slot_name = ''\n"));
+    assert_eq!(
+        archive.lines().rfind(|line| line.starts_with("restore_command")),
+        Some("restore_command = 'cp /archive/%f %p'")
     );
 }
 

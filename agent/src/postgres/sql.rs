@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use pgherd_cluster::name::{Lsn, Timeline};
+use pgherd_cluster::name::{Lsn, SystemId, Timeline};
 use pgherd_cluster::record::Address;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
@@ -224,8 +224,9 @@ impl Sql {
             address,
             user,
         } = &self.replication;
-        match identify_timeline(programs, address, user).await {
-            Ok(timeline) => {
+        let place = format!("host={} port={}", super::settings::quote(&address.host), address.port);
+        match identify(programs, &place, user).await {
+            Ok(Identity { timeline, .. }) => {
                 self.note_timeline(server, position, timeline);
                 server.timeline.max(Some(timeline))
             }
@@ -276,27 +277,69 @@ impl Sql {
     }
 }
 
-/// What IDENTIFY_SYSTEM tells of a server's timeline: for a standby the one that it replays. A replication command, which
-/// the SQL client does not speak; psql does.
+/// What IDENTIFY_SYSTEM tells of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Its system identifier.
+    pub system_id: SystemId,
+    /// Its timeline: of a standby the one that it replays.
+    pub timeline: Timeline,
+    /// How far it has flushed.
+    pub position: Lsn,
+}
+
+/// What a server tells by the replication protocol, which the SQL client does not speak; psql does. A standby answers as a
+/// primary does. `place` says where to, in libpq's words.
 ///
 /// # Errors
 /// When psql fails or takes too long.
-async fn identify_timeline(programs: &Programs, address: &Address, user: &Credentials) -> Result<Timeline, ToolError> {
+pub async fn identify(programs: &Programs, place: &str, user: &Credentials) -> Result<Identity, ToolError> {
+    let text = tell_walsender(programs, place, user, "IDENTIFY_SYSTEM").await?;
+    let mut columns = text.trim().split('|');
+    let mut next = || columns.next().unwrap_or_default();
+    match (next().parse(), next().parse(), next().parse()) {
+        (Ok(system_id), Ok(timeline), Ok(position)) => Ok(Identity {
+            system_id,
+            timeline: Timeline(timeline),
+            position,
+        }),
+        _ => Err(unexpected("no identity from IDENTIFY_SYSTEM")),
+    }
+}
+
+/// The history file of a server's timeline; empty for the first, which has none.
+///
+/// # Errors
+/// When psql fails or takes too long, or the server has no such file.
+pub async fn history_file(
+    programs: &Programs,
+    place: &str,
+    user: &Credentials,
+    timeline: Timeline,
+) -> Result<String, ToolError> {
+    if timeline.0 <= 1 {
+        return Ok(String::new());
+    }
+    let text = tell_walsender(programs, place, user, &format!("TIMELINE_HISTORY {}", timeline.0)).await?;
+    let content = text.split_once('|').map(|(_, content)| content.to_owned());
+    content.ok_or_else(|| unexpected("no history from TIMELINE_HISTORY"))
+}
+
+async fn tell_walsender(
+    programs: &Programs,
+    place: &str,
+    user: &Credentials,
+    command: &str,
+) -> Result<String, ToolError> {
     let conninfo = format!(
-        "host={} port={} user={} dbname=postgres replication=1 connect_timeout=2 application_name=pgherd",
-        super::settings::quote(&address.host),
-        address.port,
+        "{place} user={} dbname=postgres replication=1 connect_timeout=2 application_name=pgherd",
         super::settings::quote(&user.username),
     );
     let password = OsString::from(user.password.clone().unwrap_or_default());
     let env = [("PGPASSWORD", password.as_os_str())];
-    let args = ["-XAtw", "-d", &conninfo, "-c", "IDENTIFY_SYSTEM"];
+    let args = ["-XAtw", "-d", &conninfo, "-c", command];
     let output = programs.run("psql", &args, &env, STATUS_MAX).await?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let timeline = text.trim().split('|').nth(1).and_then(|timeline| timeline.parse().ok());
-    timeline
-        .map(Timeline)
-        .ok_or_else(|| unexpected("no timeline from IDENTIFY_SYSTEM"))
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn unexpected(what: &str) -> ToolError {

@@ -141,8 +141,12 @@ impl Scripts {
     #[must_use]
     pub fn keys_of(section: &Map<String, Value>) -> Map<String, Value> {
         let methods = method_names(section);
+        // The dynamic configuration may list a method whose program is known here only.
+        let is_method = |value: &Value| value.get("command").is_some();
         let ours = |key: &str| KEYS.contains(&key) || methods.iter().any(|method| method == key);
-        let kept = section.iter().filter(|(key, value)| ours(key) && !value.is_null());
+        let kept = section
+            .iter()
+            .filter(|(key, value)| (ours(key) || is_method(value)) && !value.is_null());
         kept.map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 

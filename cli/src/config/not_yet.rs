@@ -16,12 +16,6 @@ enum When {
 
 /// Section, key, when, and what that means for the operator.
 const NOT_YET: &[(&str, &str, When, &str)] = &[
-    (
-        "bootstrap.dcs",
-        "standby_cluster",
-        When::Set,
-        "the cluster starts as an ordinary one",
-    ),
     ("bootstrap.dcs", "slots", When::Set, "no permanent slots are made"),
     (
         "bootstrap.dcs",
@@ -137,13 +131,13 @@ mod tests {
     fn what_would_surprise_is_said() {
         let tree = json!({
             "ttl": 30,
-            "bootstrap": {"dcs": {"standby_cluster": {"host": "x"}}},
+            "bootstrap": {"method": "other"},
             "postgresql": {"authentication": {"superuser": {"username": "x", "sslmode": "require"}}},
             "citus": {"group": 0},
         });
         let (warnings, errors) = warnings(&tree);
         let starts = [
-            "bootstrap.dcs.standby_cluster: has no effect yet",
+            "bootstrap.method: has no effect yet",
             "postgresql.authentication.superuser.sslmode: has no effect yet",
             "ttl: has no effect here; write it as bootstrap.dcs.ttl",
         ];

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use super::StandbyCluster;
 use crate::timing::{LeaseTiming, TimingError};
 
 /// Longer times count as this one, a century: others are added to them and multiplied, and clocks have an end.
@@ -88,12 +89,13 @@ impl DynamicConfig {
     /// Whether the cluster follows another one: its leader is a standby.
     #[must_use]
     pub fn is_standby_cluster(&self) -> bool {
-        let section = self.0.get("standby_cluster").and_then(Value::as_object);
-        section.is_some_and(|section| {
-            ["host", "port", "restore_command"]
-                .iter()
-                .any(|key| section.contains_key(*key))
-        })
+        self.standby_cluster().is_some()
+    }
+
+    /// The cluster that this one follows; nothing unless the section names a host, a port or a `restore_command`.
+    #[must_use]
+    pub fn standby_cluster(&self) -> Option<StandbyCluster> {
+        StandbyCluster::read(self.0.get("standby_cluster")?.as_object()?)
     }
 
     /// Whether candidates must be on the cluster's timeline.

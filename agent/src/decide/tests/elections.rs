@@ -179,10 +179,6 @@ fn a_member_on_an_old_timeline_leads_only_when_nobody_better_comes() {
 #[test]
 fn nobody_bids_against_what_this_version_does_not_maintain() {
     let refused = |change: fn(&mut View)| reason(&with_view(seen(LeaseSeen::Free), change), &polled(vec![]));
-    let follows_another = refused(|view| {
-        view.config.value = Some(DynamicConfig::parse(r#"{"standby_cluster":{"host":"h"}}"#));
-    });
-    assert_eq!(follows_another, Reason::StandbyCluster);
     let failsafe = refused(|view| {
         view.config.value = Some(DynamicConfig::parse(r#"{"failsafe_mode":true}"#));
         view.failsafe = ["n2", "n3"].map(|name| (name.to_owned(), String::new())).into();
@@ -392,13 +388,4 @@ fn at_the_start_of_a_whole_cluster_the_last_leaders_log_is_waited_for() {
         ..polled(vec![])
     };
     assert_eq!(reason(&behind, &starting), Reason::WaitingForLastLeader { bytes: 50 });
-}
-
-#[test]
-fn a_request_by_name_does_not_promote_a_standby_cluster() {
-    let asked = with_view(seen(LeaseSeen::Free), |view| {
-        view.failover = request(Some("n2"), Some("n1"));
-        view.config.value = Some(DynamicConfig::parse(r#"{"standby_cluster":{"host":"h"}}"#));
-    });
-    assert_eq!(reason(&asked, &polled(vec![])), Reason::StandbyCluster);
 }

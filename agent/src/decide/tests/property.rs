@@ -55,18 +55,22 @@ proptest! {
         job in any_job(),
         data in any_data(),
         (stopping, nofailover, unfinished, failed, diverged, armed) in any::<(bool, bool, bool, bool, bool, bool)>(),
+        (follows, restarts) in any::<(bool, bool)>(),
     ) {
         let base = seen(lease.clone());
         let seen = Observation { postgres: postgres.clone(), job, data: data.clone(), stopping, nofailover, bootstrap_unfinished: unfinished, armed, ..base };
+        let seen = if follows { super::standby_clusters::following(seen) } else { seen };
         let verdict = if diverged { Rejoin::Diverged } else { Rejoin::Follows };
         let memory = Memory {
             start_failures: if failed { 2 } else { 0 },
-            rejoin: Some((epoch("n2"), verdict)),
+            rejoin: Some((epoch(if follows { "n1" } else { "n2" }), verdict)),
+            restart: restarts.then_some(crate::memory::Restart { asked_at: NOW, stage: crate::memory::RestartStage::Stop }),
             ..polled(vec![])
         };
         let decision = decide(&seen, &memory, NOW);
         match &decision.step {
             Some(Step::StartPrimary) => {
+                prop_assert!(!follows, "a standby cluster has no primary");
                 prop_assert_eq!(&lease, &LeaseSeen::Mine(epoch("n1")));
                 let primary_data = matches!(&data, DataDir::Cluster { control, standby: false }
                     if !matches!(control.state, ControlState::InArchiveRecovery | ControlState::ShutDownInRecovery));
@@ -77,12 +81,14 @@ proptest! {
                 prop_assert!(held);
             }
             Some(Step::Promote(_)) => {
+                prop_assert!(!follows, "a standby cluster has no primary");
                 prop_assert_eq!(&lease, &LeaseSeen::Mine(epoch("n1")));
             }
             Some(Step::Clone { .. }) => {
                 prop_assert_eq!(&lease, &LeaseSeen::Theirs(epoch("n2")));
                 prop_assert!(diverged || data == DataDir::Empty);
             }
+            Some(Step::CloneRemote) => prop_assert!(follows && diverged && lease == LeaseSeen::Mine(epoch("n1"))),
             Some(Step::Bid(_)) => prop_assert!(lease == LeaseSeen::Free && !nofailover || unfinished),
             Some(Step::Release { .. } | Step::WinAnew { .. }) => prop_assert_eq!(&postgres, &Postgres::Down),
             Some(Step::Leave { .. }) => prop_assert_eq!(&postgres, &Postgres::Down),
