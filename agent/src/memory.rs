@@ -103,6 +103,8 @@ pub struct Memory {
     pub pre_promote_refused_at: Option<Boottime>,
     /// A new cluster that could not be finished, and why; whether another try would fail alike.
     pub bootstrap_failed: Option<(String, bool)>,
+    /// Whether an operator's program has made the cluster's data, and it has not taken writes since.
+    pub restored: bool,
     /// How many clones have failed in a row: each is from another member than the one before it.
     pub clone_failures: u32,
     /// A fatal finding; the process ends.
@@ -375,6 +377,7 @@ impl Memory {
         self.start_failures = 0;
         self.starting_since = None;
         self.handed_over = false;
+        self.restored = false;
         self.proven_term = term.or_else(|| Some(term_of(&epoch)));
         self.proven = Some(epoch);
     }
@@ -534,8 +537,8 @@ impl Memory {
                 self.start_failures = 0;
                 self.handed_over = false;
             }
+            JobKind::CustomBootstrap => self.restored = true,
             JobKind::Initdb
-            | JobKind::CustomBootstrap
             | JobKind::StartPrimary
             | JobKind::PrePromote
             | JobKind::Promote

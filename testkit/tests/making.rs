@@ -70,20 +70,31 @@ async fn a_cluster_is_restored_from_a_backup_and_a_replica_made_from_it_while_th
     let site = cluster.site();
     site.write_file("restore.sh", RESTORE)?;
     site.write_file("copy.sh", RESTORE)?;
+    make_backup(&cluster).await?;
+    restore(&cluster).await?;
+    make_replica(&cluster).await?;
+    cluster.pass();
+    Ok(())
+}
+
+/// A data directory that was stopped in order, and whose superuser has another password.
+async fn make_backup(cluster: &Cluster) -> Result<()> {
+    let site = cluster.site();
     let source = Postgres::start(site, "backup", site.addresses().proxy(7)).await?;
     let client = pgherd_testkit::Sql::connect(source.address(), SOON).await?;
-    // Nobody knows the passwords of a backup.
     for sql in [
         "CREATE TABLE kept AS SELECT generate_series(1, 1000) AS n",
         "ALTER ROLE postgres PASSWORD 'forgotten'",
     ] {
         client.rows(sql, SOON).await?;
     }
-    source.end(Signal::INT).await?;
+    source.end(Signal::INT).await
+}
 
-    let (m1, m2) = (cluster.member("m1")?, cluster.member("m2")?);
+async fn restore(cluster: &Cluster) -> Result<()> {
+    let (site, m1) = (cluster.site(), cluster.member("m1")?);
     m1.start().await?;
-    wait_for_state(&cluster, "m1", "running custom bootstrap script").await?;
+    wait_for_state(cluster, "m1", "running custom bootstrap script").await?;
     ensure!(
         cluster
             .etcd()
@@ -105,9 +116,9 @@ async fn a_cluster_is_restored_from_a_backup_and_a_replica_made_from_it_while_th
         &format!("--datadir={data_dir}"),
     ];
     ensure!(
-        lines(&cluster, "restore.sh.log")? == told,
+        lines(cluster, "restore.sh.log")? == told,
         "{:?}",
-        lines(&cluster, "restore.sh.log")?
+        lines(cluster, "restore.sh.log")?
     );
     let hba = fs::read_to_string(m1.data_dir().join("pg_hba.conf"))?;
     ensure!(
@@ -121,19 +132,24 @@ async fn a_cluster_is_restored_from_a_backup_and_a_replica_made_from_it_while_th
             && initialize.value == m1.sql("SELECT system_identifier FROM pg_control_system()").await?,
         "{initialize:?}"
     );
+    Ok(())
+}
 
+async fn make_replica(cluster: &Cluster) -> Result<()> {
+    let (site, m1, m2) = (cluster.site(), cluster.member("m1")?, cluster.member("m2")?);
     fs::remove_file(site.dir().join("go"))?;
     m2.start().await?;
-    wait_for_state(&cluster, "m2", "creating replica").await?;
-    // A half-made copy is none: the member dies, and begins anew.
+    wait_for_state(cluster, "m2", "creating replica").await?;
+    let begun = m2.data_dir().join("PG_VERSION");
+    eventually("half of it is there", SOON, async || Ok(ensure!(begun.exists()))).await?;
+    // That is none: the member dies, and begins anew.
     m2.kill_everything().await?;
-    ensure!(m2.data_dir().join("PG_VERSION").exists());
     fs::remove_file(site.dir().join("copy.sh.log"))?;
     m2.start().await?;
-    wait_for_state(&cluster, "m2", "creating replica").await?;
+    wait_for_state(cluster, "m2", "creating replica").await?;
     site.write_file("go", "")?;
     cluster.settled().await?;
-    let told = lines(&cluster, "copy.sh.log")?;
+    let told = lines(cluster, "copy.sh.log")?;
     let starts = [
         "--keep_data=False".to_owned(),
         "--extra=7".to_owned(),
@@ -147,7 +163,6 @@ async fn a_cluster_is_restored_from_a_backup_and_a_replica_made_from_it_while_th
     ];
     let as_told = told.len() == starts.len() && told.iter().zip(&starts).all(|(told, start)| told.starts_with(start));
     ensure!(as_told && !told.concat().contains("secret"), "{told:?}");
-    cluster.pass();
     Ok(())
 }
 

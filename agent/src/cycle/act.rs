@@ -78,10 +78,7 @@ impl Cycle {
                 self.initialize(seen).await?;
                 return Ok(Acted::Settling);
             }
-            Step::UndoBootstrap => {
-                self.undo_bootstrap(seen).await?;
-                return Ok(Acted::Settling);
-            }
+            Step::UndoBootstrap => return self.undo_bootstrap(seen).await,
             Step::Discard => self.discard()?,
             Step::Follow { upstream } => {
                 let address = upstream.as_ref().and_then(|name| upstream_address(&seen.view, name));
@@ -121,11 +118,7 @@ impl Cycle {
                 self.context.lease.rebind(epoch, lease).await;
                 return Ok(Acted::Settling);
             }
-            Step::PauseFence => {
-                self.context.lease.pause(true).await;
-                self.context.keeper.pause().await?;
-                return Ok(Acted::Settling);
-            }
+            Step::PauseFence => return self.pause_fence().await,
             Step::ResumeFence => return self.resume_fence(seen).await,
             Step::DropJob => self.drop_job().await,
             Step::Leave { code, keep_postgres } => return Ok(Acted::Leave(Left { code, keep_postgres })),
@@ -195,6 +188,12 @@ impl Cycle {
         tracing::info!(pid, standby, "took a running PostgreSQL into the keeper's care");
         self.known.writable = !standby;
         Ok(())
+    }
+
+    async fn pause_fence(&mut self) -> Result<Acted, JobError> {
+        self.context.lease.pause(true).await;
+        self.context.keeper.pause().await?;
+        Ok(Acted::Settling)
     }
 
     /// A primary ends the pause by its next deadline; what cannot take writes needs none.
@@ -394,7 +393,7 @@ impl Cycle {
 
 impl Cycle {
     /// Takes back what a failed bootstrap has done.
-    async fn undo_bootstrap(&mut self, seen: &Observation) -> Result<(), JobError> {
+    async fn undo_bootstrap(&mut self, seen: &Observation) -> Result<Acted, JobError> {
         withdraw(&self.context).await?;
         let key = self.context.key(&Key::Config);
         let value = Value::Object(first_config(&self.context.config.bootstrap.dcs)).to_string();
@@ -409,7 +408,8 @@ impl Cycle {
             LeaseSeen::Stale { epoch, lease } => self.abandon(epoch, *lease).await?,
             LeaseSeen::Theirs(_) | LeaseSeen::Free | LeaseSeen::Unknown => {}
         }
-        self.discard()
+        self.discard()?;
+        Ok(Acted::Settling)
     }
 
     /// Moves the data directory of a cluster aside that never came to be.
