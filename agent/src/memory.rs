@@ -103,6 +103,8 @@ pub struct Memory {
     pub pre_promote_refused_at: Option<Boottime>,
     /// A new cluster that could not be finished, and why; whether another try would fail alike.
     pub bootstrap_failed: Option<(String, bool)>,
+    /// Whether this agent knows that the initialize key is not bound to its own lease, or is by its own doing.
+    pub withdrawn: bool,
     /// Whether an operator's program has made the cluster's data, and it has not taken writes since.
     pub restored: bool,
     /// How many clones have failed in a row: each is from another member than the one before it.
@@ -414,6 +416,7 @@ impl Memory {
                 self.sync_sent = Some(*revision);
             }
             Step::Clone { .. } => self.cloned_under.clone_from(&self.last_epoch),
+            Step::ClaimBootstrap => self.withdrawn = false,
             Step::Release { .. } => self.gave_way_at = Some(now),
             Step::Adopt => self.ending_since = None,
             // Its lease was in hand: what is ended while it starts is left to somebody else.
@@ -438,6 +441,7 @@ impl Memory {
     pub fn performed(&mut self, step: &Step) {
         match step {
             // One that failed after the stop is followed by a start in place, in a pause too.
+            Step::Withdraw => self.withdrawn = true,
             // Without the failed cluster there is nothing left to undo; the process ends where another try would fail alike.
             Step::UndoBootstrap => {
                 if let Some((why, true)) = self.bootstrap_failed.take() {

@@ -78,6 +78,7 @@ impl Cycle {
                 self.initialize(seen).await?;
                 return Ok(Acted::Settling);
             }
+            Step::Withdraw => return withdraw(&self.context).await.map(|()| Acted::Settling),
             Step::UndoBootstrap => return self.undo_bootstrap(seen).await,
             Step::Discard => self.discard()?,
             Step::Follow { upstream } => {
