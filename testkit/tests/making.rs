@@ -59,7 +59,7 @@ async fn a_cluster_is_restored_from_a_backup_and_a_replica_made_from_it_while_th
     });
     let replica = json!({
         "create_replica_methods": ["copy"],
-        "copy": {"command": "sh copy.sh", "keep_data": false, "extra": 7},
+        "copy": {"command": "sh copy.sh", "keep_data": false, "no_leader": 1, "extra": 7},
     });
     let cluster = Cluster::builder()
         .members(2)
@@ -95,13 +95,21 @@ async fn restore(cluster: &Cluster) -> Result<()> {
     let (site, m1) = (cluster.site(), cluster.member("m1")?);
     m1.start().await?;
     wait_for_state(cluster, "m1", "running custom bootstrap script").await?;
+    let claim = cluster.etcd().entry(&format!("{PREFIX}initialize")).await?;
     ensure!(
-        cluster
-            .etcd()
-            .entry(&format!("{PREFIX}initialize"))
-            .await?
-            .is_some_and(|entry| entry.lease != 0)
+        claim
+            .as_ref()
+            .is_some_and(|claim| claim.lease != 0 && claim.value.is_empty()),
+        "{claim:?}"
     );
+    // Its agent dies and the next one has the same lease: the program is ended, and run again.
+    m1.kill_agent().await?;
+    eventually("it was run again", SOON, async || {
+        let told = lines(cluster, "restore.sh.log")?;
+        ensure!(told.len() == 8, "{told:?}");
+        Ok(())
+    })
+    .await?;
     site.write_file("go", "")?;
     cluster.start_proxy().await?;
     cluster.settled_with(1).await?;
@@ -115,11 +123,8 @@ async fn restore(cluster: &Cluster) -> Result<()> {
         "--scope=testkit",
         &format!("--datadir={data_dir}"),
     ];
-    ensure!(
-        lines(cluster, "restore.sh.log")? == told,
-        "{:?}",
-        lines(cluster, "restore.sh.log")?
-    );
+    let log = lines(cluster, "restore.sh.log")?;
+    ensure!(log == [told, told].concat(), "{log:?}");
     let hba = fs::read_to_string(m1.data_dir().join("pg_hba.conf"))?;
     ensure!(
         hba.contains("scram-sha-256") && !hba.contains("host all \"postgres\""),
@@ -152,6 +157,7 @@ async fn make_replica(cluster: &Cluster) -> Result<()> {
     let told = lines(cluster, "copy.sh.log")?;
     let starts = [
         "--keep_data=False".to_owned(),
+        "--no_leader=1".to_owned(),
         "--extra=7".to_owned(),
         "--scope=testkit".to_owned(),
         "--role=replica".to_owned(),
@@ -163,6 +169,23 @@ async fn make_replica(cluster: &Cluster) -> Result<()> {
     ];
     let as_told = told.len() == starts.len() && told.iter().zip(&starts).all(|(told, start)| told.starts_with(start));
     ensure!(as_told && !told.concat().contains("secret"), "{told:?}");
+
+    // The same while nobody leads.
+    m2.stop().await?;
+    m2.wipe().await?;
+    m1.stop().await?;
+    fs::remove_file(site.dir().join("copy.sh.log"))?;
+    m2.start().await?;
+    eventually("it was made from the backup alone", SOON, async || {
+        let output = m2.output().await;
+        ensure!(output.contains("the data directory was made by copy"), "{output}");
+        Ok(())
+    })
+    .await?;
+    let told = lines(cluster, "copy.sh.log")?;
+    ensure!(told.last().is_some_and(|last| last == "--connstring="), "{told:?}");
+    m1.start().await?;
+    cluster.settled().await?;
     Ok(())
 }
 
