@@ -149,6 +149,8 @@ impl Cycle {
                 Some(act::Acted::Done) => Some(Duration::ZERO),
                 Some(act::Acted::Settling) => Some(SETTLING),
                 Some(act::Acted::Failed) => Some(AFTER_FAILURE),
+                // What takes hours is published when it begins.
+                Some(act::Acted::Started) if self.known.job.is_some_and(JobKind::makes_data) => Some(SETTLING),
                 Some(act::Acted::Leave(_) | act::Acted::Started) | None => decision.again_after,
             };
             self.wait(before, again_after).await;

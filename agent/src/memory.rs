@@ -103,6 +103,10 @@ pub struct Memory {
     pub pre_promote_refused_at: Option<Boottime>,
     /// A new cluster that could not be finished, and why; whether another try would fail alike.
     pub bootstrap_failed: Option<(String, bool)>,
+    /// Whether this agent knows that the initialize key is not bound to its own lease, or is by its own doing.
+    pub withdrawn: bool,
+    /// Whether an operator's program has made the cluster's data, and it has not taken writes since.
+    pub restored: bool,
     /// How many clones have failed in a row: each is from another member than the one before it.
     pub clone_failures: u32,
     /// Whether this member has claimed the making of the cluster.
@@ -377,6 +381,7 @@ impl Memory {
         self.start_failures = 0;
         self.starting_since = None;
         self.handed_over = false;
+        self.restored = false;
         self.proven_term = term.or_else(|| Some(term_of(&epoch)));
         self.proven = Some(epoch);
     }
@@ -413,6 +418,7 @@ impl Memory {
                 self.sync_sent = Some(*revision);
             }
             Step::Clone { .. } => self.cloned_under.clone_from(&self.last_epoch),
+            Step::ClaimBootstrap => self.withdrawn = false,
             Step::Release { .. } => self.gave_way_at = Some(now),
             Step::Adopt => self.ending_since = None,
             // Its lease was in hand: what is ended while it starts is left to somebody else.
@@ -438,6 +444,7 @@ impl Memory {
         match step {
             Step::ClaimBootstrap => self.claimed = true,
             // One that failed after the stop is followed by a start in place, in a pause too.
+            Step::Withdraw => self.withdrawn = true,
             // Without the failed cluster there is nothing left to undo; the process ends where another try would fail alike.
             Step::UndoBootstrap => {
                 if let Some((why, true)) = self.bootstrap_failed.take() {
@@ -537,8 +544,8 @@ impl Memory {
                 self.start_failures = 0;
                 self.handed_over = false;
             }
+            JobKind::CustomBootstrap => self.restored = true,
             JobKind::Initdb
-            | JobKind::CustomBootstrap
             | JobKind::StartPrimary
             | JobKind::PrePromote
             | JobKind::Promote

@@ -169,6 +169,14 @@ pub enum JobKind {
     CheckRejoin,
 }
 
+impl JobKind {
+    /// Whether it makes a data directory.
+    #[must_use]
+    pub const fn makes_data(self) -> bool {
+        matches!(self, Self::Initdb | Self::CustomBootstrap | Self::Clone)
+    }
+}
+
 /// The answer to "can our data follow this leader?".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rejoin {

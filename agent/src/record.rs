@@ -23,6 +23,7 @@ pub fn published_state(seen: &Observation, memory: &Memory) -> PgState {
     match (seen.job, &seen.postgres) {
         (Some(JobKind::Initdb), _) => PgState::Initializing,
         (Some(JobKind::CustomBootstrap), _) => PgState::CustomBootstrap,
+        (Some(JobKind::StartPrimary), _) if memory.restored => PgState::StartingAfterCustomBootstrap,
         (Some(JobKind::Clone), _) => PgState::CreatingReplica,
         (Some(JobKind::Stop), Postgres::Running(_) | Postgres::Silent { .. }) => PgState::Stopping,
         (Some(JobKind::StartPrimary | JobKind::StartStandby), Postgres::Down | Postgres::Silent { .. })

@@ -59,7 +59,7 @@ async fn a_cluster_is_restored_from_a_backup_and_a_replica_made_from_it_while_th
     });
     let replica = json!({
         "create_replica_methods": ["copy"],
-        "copy": {"command": "sh copy.sh", "keep_data": false, "extra": 7},
+        "copy": {"command": "sh copy.sh", "keep_data": false, "no_leader": 1, "extra": 7},
     });
     let cluster = Cluster::builder()
         .members(2)
@@ -70,27 +70,46 @@ async fn a_cluster_is_restored_from_a_backup_and_a_replica_made_from_it_while_th
     let site = cluster.site();
     site.write_file("restore.sh", RESTORE)?;
     site.write_file("copy.sh", RESTORE)?;
+    make_backup(&cluster).await?;
+    restore(&cluster).await?;
+    make_replica(&cluster).await?;
+    cluster.pass();
+    Ok(())
+}
+
+/// A data directory that was stopped in order, and whose superuser has another password.
+async fn make_backup(cluster: &Cluster) -> Result<()> {
+    let site = cluster.site();
     let source = Postgres::start(site, "backup", site.addresses().proxy(7)).await?;
     let client = pgherd_testkit::Sql::connect(source.address(), SOON).await?;
-    // Nobody knows the passwords of a backup.
     for sql in [
         "CREATE TABLE kept AS SELECT generate_series(1, 1000) AS n",
         "ALTER ROLE postgres PASSWORD 'forgotten'",
     ] {
         client.rows(sql, SOON).await?;
     }
-    source.end(Signal::INT).await?;
+    source.end(Signal::INT).await
+}
 
-    let (m1, m2) = (cluster.member("m1")?, cluster.member("m2")?);
+async fn restore(cluster: &Cluster) -> Result<()> {
+    let (site, m1) = (cluster.site(), cluster.member("m1")?);
     m1.start().await?;
-    wait_for_state(&cluster, "m1", "running custom bootstrap script").await?;
+    wait_for_state(cluster, "m1", "running custom bootstrap script").await?;
+    let claim = cluster.etcd().entry(&format!("{PREFIX}initialize")).await?;
     ensure!(
-        cluster
-            .etcd()
-            .entry(&format!("{PREFIX}initialize"))
-            .await?
-            .is_some_and(|entry| entry.lease != 0)
+        claim
+            .as_ref()
+            .is_some_and(|claim| claim.lease != 0 && claim.value.is_empty()),
+        "{claim:?}"
     );
+    // Its agent dies and the next one has the same lease: the program is ended, and run again.
+    m1.kill_agent().await?;
+    eventually("it was run again", SOON, async || {
+        let told = lines(cluster, "restore.sh.log")?;
+        ensure!(told.len() == 8, "{told:?}");
+        Ok(())
+    })
+    .await?;
     site.write_file("go", "")?;
     cluster.start_proxy().await?;
     cluster.settled_with(1).await?;
@@ -104,11 +123,8 @@ async fn a_cluster_is_restored_from_a_backup_and_a_replica_made_from_it_while_th
         "--scope=testkit",
         &format!("--datadir={data_dir}"),
     ];
-    ensure!(
-        lines(&cluster, "restore.sh.log")? == told,
-        "{:?}",
-        lines(&cluster, "restore.sh.log")?
-    );
+    let log = lines(cluster, "restore.sh.log")?;
+    ensure!(log == [told, told].concat(), "{log:?}");
     let hba = fs::read_to_string(m1.data_dir().join("pg_hba.conf"))?;
     ensure!(
         hba.contains("scram-sha-256") && !hba.contains("host all \"postgres\""),
@@ -121,21 +137,27 @@ async fn a_cluster_is_restored_from_a_backup_and_a_replica_made_from_it_while_th
             && initialize.value == m1.sql("SELECT system_identifier FROM pg_control_system()").await?,
         "{initialize:?}"
     );
+    Ok(())
+}
 
+async fn make_replica(cluster: &Cluster) -> Result<()> {
+    let (site, m1, m2) = (cluster.site(), cluster.member("m1")?, cluster.member("m2")?);
     fs::remove_file(site.dir().join("go"))?;
     m2.start().await?;
-    wait_for_state(&cluster, "m2", "creating replica").await?;
-    // A half-made copy is none: the member dies, and begins anew.
+    wait_for_state(cluster, "m2", "creating replica").await?;
+    let begun = m2.data_dir().join("PG_VERSION");
+    eventually("half of it is there", SOON, async || Ok(ensure!(begun.exists()))).await?;
+    // That is none: the member dies, and begins anew.
     m2.kill_everything().await?;
-    ensure!(m2.data_dir().join("PG_VERSION").exists());
     fs::remove_file(site.dir().join("copy.sh.log"))?;
     m2.start().await?;
-    wait_for_state(&cluster, "m2", "creating replica").await?;
+    wait_for_state(cluster, "m2", "creating replica").await?;
     site.write_file("go", "")?;
     cluster.settled().await?;
-    let told = lines(&cluster, "copy.sh.log")?;
+    let told = lines(cluster, "copy.sh.log")?;
     let starts = [
         "--keep_data=False".to_owned(),
+        "--no_leader=1".to_owned(),
         "--extra=7".to_owned(),
         "--scope=testkit".to_owned(),
         "--role=replica".to_owned(),
@@ -147,7 +169,23 @@ async fn a_cluster_is_restored_from_a_backup_and_a_replica_made_from_it_while_th
     ];
     let as_told = told.len() == starts.len() && told.iter().zip(&starts).all(|(told, start)| told.starts_with(start));
     ensure!(as_told && !told.concat().contains("secret"), "{told:?}");
-    cluster.pass();
+
+    // The same while nobody leads.
+    m2.stop().await?;
+    m2.wipe().await?;
+    m1.stop().await?;
+    fs::remove_file(site.dir().join("copy.sh.log"))?;
+    m2.start().await?;
+    eventually("it was made from the backup alone", SOON, async || {
+        let output = m2.output().await;
+        ensure!(output.contains("the data directory was made by copy"), "{output}");
+        Ok(())
+    })
+    .await?;
+    let told = lines(cluster, "copy.sh.log")?;
+    ensure!(told.last().is_some_and(|last| last == "--connstring="), "{told:?}");
+    m1.start().await?;
+    cluster.settled().await?;
     Ok(())
 }
 

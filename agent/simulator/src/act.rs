@@ -16,7 +16,7 @@ use pgherd_cluster::etcd::{Compare, Op, Txn};
 use pgherd_cluster::key::Key;
 use pgherd_keeper::protocol::{PostmasterSignal, Refusal, RequestKind};
 
-use self::keys::{ask_release, clear_request, initialize, name_successor, release_key, say_stopped};
+use self::keys::{ask_release, clear_request, initialize, name_successor, release_key, say_stopped, withdraw};
 use crate::agent::{drop_work, start_work};
 use crate::executor::{Slot, Topic};
 use crate::host::Request;
@@ -71,6 +71,10 @@ async fn perform(sim: &Shared, member: usize, seen: &Observation, step: Step) ->
         Step::ClaimBootstrap => return claim_bootstrap(sim, member).await,
         Step::Initialize => {
             initialize(sim, member, seen).await?;
+            return Ok(Acted::Settling);
+        }
+        Step::Withdraw => {
+            withdraw(sim, member).await?;
             return Ok(Acted::Settling);
         }
         Step::Bid(guards) => return bid(sim, member, guards).await,

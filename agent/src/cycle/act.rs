@@ -78,10 +78,8 @@ impl Cycle {
                 self.initialize(seen).await?;
                 return Ok(Acted::Settling);
             }
-            Step::UndoBootstrap => {
-                self.undo_bootstrap(seen).await?;
-                return Ok(Acted::Settling);
-            }
+            Step::Withdraw => return withdraw(&self.context).await.map(|()| Acted::Settling),
+            Step::UndoBootstrap => return self.undo_bootstrap(seen).await,
             Step::Discard => self.discard()?,
             Step::Follow { upstream } => {
                 let address = upstream.as_ref().and_then(|name| upstream_address(&seen.view, name));
@@ -429,7 +427,7 @@ impl Cycle {
 
 impl Cycle {
     /// Takes back what a failed bootstrap has done.
-    async fn undo_bootstrap(&mut self, seen: &Observation) -> Result<(), JobError> {
+    async fn undo_bootstrap(&mut self, seen: &Observation) -> Result<Acted, JobError> {
         withdraw(&self.context).await?;
         let key = self.context.key(&Key::Config);
         let value = Value::Object(first_config(&self.context.config.bootstrap.dcs)).to_string();
@@ -444,7 +442,8 @@ impl Cycle {
             LeaseSeen::Stale { epoch, lease } => self.abandon(epoch, *lease).await?,
             LeaseSeen::Theirs(_) | LeaseSeen::Free | LeaseSeen::Unknown => {}
         }
-        self.discard()
+        self.discard()?;
+        Ok(Acted::Settling)
     }
 
     /// Moves the data directory of a cluster aside that never came to be.

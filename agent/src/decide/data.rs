@@ -31,6 +31,11 @@ pub(super) fn none(seen: &Observation, memory: &Memory, now: Boottime) -> Decisi
         },
         (LeaseSeen::Free, None) if seen.nofailover || seen.is_paused() => Decision::wait(Reason::WaitingForBootstrap),
         (LeaseSeen::Free, None) => Decision::act(Reason::Bootstrapping, Step::ClaimBootstrap),
+        // What that agent had begun is not here. While its key stands, on the lease that this one has taken over, nobody
+        // would ever make the cluster.
+        (LeaseSeen::Free, Some(Initialize::Pending | Initialize::Done(_))) if !memory.withdrawn => {
+            Decision::act(Reason::WaitingForBootstrap, Step::Withdraw)
+        }
         (LeaseSeen::Free, Some(Initialize::Done(_))) if seen.made_without_leader && !seen.is_paused() => {
             Decision::act(Reason::Restoring, Step::Restore)
         }

@@ -27,11 +27,8 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Deci
     if seen.watchdog == WatchdogSeen::Unusable {
         return Decision::wait(Reason::WatchdogUnusable);
     }
-    if let Some(leader) = &seen.vouched_for {
-        return Decision::wait_for(Reason::VouchedFor(leader.clone()), SOON);
-    }
-    if was_refused(seen, memory, now) {
-        return Decision::wait_for(Reason::PrePromoteRefuses, SOON);
+    if let Some(reason) = bound_not_to_bid(seen, memory, now) {
+        return Decision::wait_for(reason, SOON);
     }
     // Before any request: an operator's word does not make this version able to lead such a cluster.
     if let Some(refusal) = not_ours_to_lead(seen).filter(|refusal| !overruled(seen, refusal)) {
@@ -97,6 +94,15 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Deci
 pub(super) fn has_given_way(seen: &Observation, memory: &Memory, now: Boottime) -> bool {
     let just = |gave_way_at: Boottime| now.since(gave_way_at) <= seen.view.timing().ttl();
     memory.gave_way_at.is_some_and(just)
+}
+
+/// A word given, or an operator's program that has just said no.
+fn bound_not_to_bid(seen: &Observation, memory: &Memory, now: Boottime) -> Option<Reason> {
+    let vouched = seen
+        .vouched_for
+        .as_ref()
+        .map(|leader| Reason::VouchedFor(leader.clone()));
+    vouched.or_else(|| was_refused(seen, memory, now).then_some(Reason::PrePromoteRefuses))
 }
 
 /// Whether the operator's program has refused a promotion less than one lease's length ago: whoever else can lead has that

@@ -48,6 +48,8 @@ pub enum Step {
     },
     /// Make a replica by a method that needs no member to copy from.
     Restore,
+    /// Give up the initialize key of a cluster that an agent before this one, of the same lease, has begun to make.
+    Withdraw,
     /// Take back what a failed bootstrap has done: keys that are ours alone, and the data directory, which is moved aside.
     UndoBootstrap,
     /// Move a data directory aside that was to become a cluster which another member has made meanwhile.

@@ -40,7 +40,16 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Deci
 /// takes its deadline back, and the key can be given up.
 fn promote(seen: &Observation, memory: &Memory, epoch: &Epoch, now: Boottime) -> Decision {
     if election::was_refused(seen, memory, now) {
-        return Decision::act(Reason::PrePromoteRefuses, Step::End);
+        // In maintenance no deadline is out, and what is ended stays so.
+        let key = seen.view.leader.as_ref().filter(|_| seen.is_paused() && !seen.armed);
+        let step = match key {
+            Some(key) => Step::Abandon {
+                epoch: epoch.clone(),
+                lease: key.lease,
+            },
+            None => Step::End,
+        };
+        return Decision::act(Reason::PrePromoteRefuses, step);
     }
     if seen.pre_promote && memory.pre_promoted.as_ref() != Some(epoch) {
         return Decision::act(Reason::Promoting, Step::PrePromote(epoch.clone()));

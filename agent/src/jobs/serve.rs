@@ -194,7 +194,7 @@ async fn launch(context: &Context, upstream: Option<&Upstream>, writable: bool) 
         DataDir::Empty | DataDir::Foreign(_) => None,
     };
     // What is restored recovers as a standby does, before it takes writes.
-    let recovers = !writable || Progress::read(dir).is_some();
+    let recovers = !writable || dir.join("recovery.signal").exists();
     let (settings, _) = configure(context, upstream, floors.as_ref().filter(|_| recovers))?;
     remove_dead_locks(dir)?;
     let arguments = settings.arguments(dir).into_iter().map(OsString::from).collect();

@@ -81,26 +81,27 @@ impl Facts {
     /// Picks them from what is seen and remembered.
     #[must_use]
     pub fn of(seen: &Observation, memory: &Memory) -> Self {
-        let in_between = seen.bootstrap_unfinished
-            || matches!(
-                seen.job,
-                Some(
-                    JobKind::Initdb
-                        | JobKind::CustomBootstrap
-                        | JobKind::Clone
-                        | JobKind::StartPrimary
-                        | JobKind::StartStandby
-                        | JobKind::Promote
-                )
-            );
+        let (starts, makes) = match seen.job {
+            Some(JobKind::StartPrimary | JobKind::StartStandby | JobKind::Promote) => (true, false),
+            Some(JobKind::Initdb | JobKind::CustomBootstrap | JobKind::Clone) => (false, true),
+            Some(
+                JobKind::PrePromote
+                | JobKind::Checkpoint
+                | JobKind::Stop
+                | JobKind::Confirm
+                | JobKind::Poll
+                | JobKind::CheckRejoin,
+            )
+            | None => (false, false),
+        };
         let server = match &seen.postgres {
-            _ if in_between => None,
+            _ if starts || seen.bootstrap_unfinished => None,
             Postgres::Down => Some(Server::Down),
-            Postgres::Running(_) => match published_role(seen, memory) {
+            Postgres::Running(_) if !makes => match published_role(seen, memory) {
                 role @ (Role::Primary | Role::Replica | Role::StandbyLeader) => Some(Server::Runs(role)),
                 Role::Promoted | Role::Demoted | Role::Uninitialized | Role::Unknown => None,
             },
-            Postgres::Ending | Postgres::Silent { .. } => None,
+            Postgres::Running(_) | Postgres::Ending | Postgres::Silent { .. } => None,
         };
         Self {
             server,

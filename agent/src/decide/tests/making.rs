@@ -63,12 +63,34 @@ fn a_method_that_needs_no_leader_is_used_while_nobody_leads_and_the_cluster_exis
         made_without_leader: true,
         ..empty(LeaseSeen::Free)
     };
-    assert_eq!(step(&free, &Memory::default()), Some(Step::Restore));
-    assert_eq!(step(&empty(LeaseSeen::Free), &Memory::default()), None);
+    assert_eq!(step(&free, &known()), Some(Step::Restore));
+    assert_eq!(step(&empty(LeaseSeen::Free), &known()), None);
     let new = with_view(free.clone(), |view| view.initialize = None);
-    assert_eq!(step(&new, &Memory::default()), Some(Step::ClaimBootstrap));
+    assert_eq!(step(&new, &known()), Some(Step::ClaimBootstrap));
     let begun = with_view(free, |view| view.initialize = Some(Initialize::Pending));
-    assert_eq!(step(&begun, &Memory::default()), None);
+    assert_eq!(step(&begun, &known()), None);
+}
+
+/// What an agent remembers that has looked whose the initialize key is.
+fn known() -> Memory {
+    Memory {
+        withdrawn: true,
+        ..Memory::default()
+    }
+}
+
+#[test]
+fn an_agent_that_begins_gives_up_what_the_one_before_it_had_claimed_and_its_own_claim_stands() {
+    let begun = with_view(empty(LeaseSeen::Free), |view| {
+        view.initialize = Some(Initialize::Pending);
+    });
+    let mut memory = Memory::default();
+    assert_eq!(step(&begun, &memory), Some(Step::Withdraw));
+    memory.performed(&Step::Withdraw);
+    assert_eq!(step(&begun, &memory), None);
+    // A claim of its own whose job was lost is given up too.
+    memory.stepped(&Step::ClaimBootstrap, NOW);
+    assert_eq!(step(&begun, &memory), Some(Step::Withdraw));
 }
 
 #[test]
