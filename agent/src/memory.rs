@@ -109,8 +109,6 @@ pub struct Memory {
     pub restored: bool,
     /// How many clones have failed in a row: each is from another member than the one before it.
     pub clone_failures: u32,
-    /// Whether this member has claimed the making of the cluster.
-    pub claimed: bool,
     /// A fatal finding; the process ends.
     pub fatal: Option<String>,
 }
@@ -442,8 +440,6 @@ impl Memory {
     /// A step has been performed whole.
     pub fn performed(&mut self, step: &Step) {
         match step {
-            Step::ClaimBootstrap => self.claimed = true,
-            // One that failed after the stop is followed by a start in place, in a pause too.
             Step::Withdraw => self.withdrawn = true,
             // Without the failed cluster there is nothing left to undo; the process ends where another try would fail alike.
             Step::UndoBootstrap => {
@@ -453,6 +449,7 @@ impl Memory {
                     ));
                 }
             }
+            // One that failed after the stop is followed by a start in place, in a pause too.
             Step::ClearRequest => self.handed_over |= self.handover.take().is_some(),
             Step::HandTo { .. } => {
                 self.handed_over = self

@@ -31,17 +31,13 @@ pub(super) fn none(seen: &Observation, memory: &Memory, now: Boottime) -> Decisi
         },
         (LeaseSeen::Free, None) if seen.nofailover || seen.is_paused() => Decision::wait(Reason::WaitingForBootstrap),
         (LeaseSeen::Free, None) => Decision::act(Reason::Bootstrapping, Step::ClaimBootstrap),
-        // What that agent had begun is not here. While its key stands, on the lease that this one has taken over, nobody
-        // would ever make the cluster.
+        // What an agent before this one had begun is not here, nor is a copy that failed. While its key stands, on the lease
+        // that is this agent's now, nobody would ever make the cluster.
         (LeaseSeen::Free, Some(Initialize::Pending | Initialize::Done(_))) if !memory.withdrawn => {
             Decision::act(Reason::WaitingForBootstrap, Step::Withdraw)
         }
         (LeaseSeen::Free, Some(Initialize::Done(_))) if seen.made_without_leader && !seen.is_paused() => {
             Decision::act(Reason::Restoring, Step::Restore)
-        }
-        // Our own claim, after a copy that failed or an agent that did.
-        (LeaseSeen::Free, Some(Initialize::Pending)) if seen.standby_cluster.is_some() && memory.claimed => {
-            Decision::act(Reason::Bootstrapping, Step::ClaimBootstrap)
         }
         (LeaseSeen::Free, Some(Initialize::Pending | Initialize::Done(_))) => {
             Decision::wait(Reason::WaitingForBootstrap)

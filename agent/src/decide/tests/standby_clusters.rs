@@ -254,10 +254,14 @@ fn who_makes_a_standby_cluster_names_it_after_the_copy() {
         data: DataDir::Empty,
         ..made(Some(true))
     };
-    assert_eq!(step(&copying, &Memory::default()), None, "another makes it");
-    let ours = Memory {
-        claimed: true,
+    assert_eq!(
+        step(&copying, &Memory::default()),
+        Some(Step::Withdraw),
+        "after a copy that failed"
+    );
+    let looked = Memory {
+        withdrawn: true,
         ..Memory::default()
     };
-    assert_eq!(step(&copying, &ours), Some(Step::ClaimBootstrap));
+    assert_eq!(step(&copying, &looked), None, "another makes it");
 }
