@@ -17,6 +17,7 @@ use tokio::time::timeout;
 pub use self::access::{Access, AccessConfig, Endpoint};
 pub use self::events::{Event, EventStream, Opened, events};
 use crate::record::Address;
+use crate::resolve::resolve;
 
 /// The longest answer that is read; a member's status is a few kilobytes.
 const BODY_BYTES_MAX: usize = 1 << 20;
@@ -120,9 +121,8 @@ async fn connect(endpoint: &Endpoint, access: &Access) -> Result<TokioIo<Box<dyn
         address: address.clone(),
         source,
     };
-    let stream = TcpStream::connect((address.host.as_str(), address.port))
-        .await
-        .map_err(failed)?;
+    let found = resolve(address).await.map_err(failed)?;
+    let stream = TcpStream::connect(&found[..]).await.map_err(failed)?;
     if !endpoint.tls {
         return Ok(TokioIo::new(Box::new(stream)));
     }

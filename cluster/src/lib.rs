@@ -9,6 +9,7 @@ pub mod http;
 pub mod key;
 pub mod name;
 pub mod record;
+pub mod resolve;
 pub mod source;
 pub mod timing;
 pub mod view;
