@@ -9,6 +9,7 @@ mod fake;
 mod fence;
 mod hearsay;
 mod hold;
+mod hosts_tls;
 mod leaving;
 mod limits;
 mod not_now;
