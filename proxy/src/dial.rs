@@ -26,6 +26,7 @@ pub(crate) async fn dial(address: &Address) -> io::Result<(Socket, SocketAddr)> 
             match TcpStream::connect(socket_address).await {
                 Ok(stream) => {
                     socket::tune(&SockRef::from(&stream))?;
+                    socket::spread(&stream)?;
                     return Ok((Socket::Tcp(stream), socket_address));
                 }
                 Err(error) => last = error,
