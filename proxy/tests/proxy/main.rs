@@ -17,6 +17,7 @@ mod page_tls;
 mod relay;
 mod reload;
 mod roles;
+mod scene;
 mod server_tls;
 mod silence;
 mod startup;
