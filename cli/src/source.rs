@@ -60,6 +60,7 @@ impl ViewSource {
                     user: section.user.clone(),
                     database: section.database.clone(),
                     passwords: section.passwords().map_err(Failure::configuration)?,
+                    tls: section.tls.clone(),
                 };
                 let (source, view) = HostsSource::new(config, scope);
                 Ok(Self {

@@ -17,6 +17,8 @@ use tokio::time::timeout;
 pub use self::access::{Access, AccessConfig, Endpoint};
 pub use self::events::{Event, EventStream, Opened, events};
 use crate::record::Address;
+use crate::resolve::resolve;
+use crate::tls::explain_handshake;
 
 /// The longest answer that is read; a member's status is a few kilobytes.
 const BODY_BYTES_MAX: usize = 1 << 20;
@@ -110,8 +112,8 @@ pub async fn ask_at(endpoint: &Endpoint, ask: Ask, limit: Duration, access: &Acc
         .map_err(|_| HttpError::Timeout(limit))?
 }
 
-/// What carries a conversation.
-trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+/// What carries a conversation, with TLS or without.
+pub(crate) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Wire for S {}
 
 async fn connect(endpoint: &Endpoint, access: &Access) -> Result<TokioIo<Box<dyn Wire>>, HttpError> {
@@ -120,9 +122,8 @@ async fn connect(endpoint: &Endpoint, access: &Access) -> Result<TokioIo<Box<dyn
         address: address.clone(),
         source,
     };
-    let stream = TcpStream::connect((address.host.as_str(), address.port))
-        .await
-        .map_err(failed)?;
+    let found = resolve(address).await.map_err(failed)?;
+    let stream = TcpStream::connect(&found[..]).await.map_err(failed)?;
     if !endpoint.tls {
         return Ok(TokioIo::new(Box::new(stream)));
     }
@@ -132,7 +133,8 @@ async fn connect(endpoint: &Endpoint, access: &Access) -> Result<TokioIo<Box<dyn
     let name = name.map_err(|error| HttpError::Protocol(format!("{endpoint}: {error}")))?;
     let secured = tokio_rustls::TlsConnector::from(config).connect(name, stream).await;
     // Who does not speak TLS, or is somebody else, is there all the same.
-    let secured = secured.map_err(|error| HttpError::Protocol(format!("TLS with {endpoint}: {error}")))?;
+    let failed = |error| HttpError::Protocol(format!("TLS with {endpoint}: {}", explain_handshake(&error)));
+    let secured = secured.map_err(failed)?;
     Ok(TokioIo::new(Box::new(secured)))
 }
 
@@ -154,7 +156,8 @@ async fn exchange(
         .method(ask.method)
         .uri(ask.path)
         .header("host", endpoint.address.to_string());
-    if let Some(authorization) = ask.authorization.as_deref().or(access.authorization.as_deref()) {
+    let authorization = ask.authorization.as_deref().or(access.authorization_for(endpoint));
+    if let Some(authorization) = authorization {
         request = request.header("authorization", authorization);
     }
     let body = match ask.json {

@@ -9,8 +9,10 @@ pub mod http;
 pub mod key;
 pub mod name;
 pub mod record;
+pub mod resolve;
 pub mod source;
 pub mod timing;
+pub mod tls;
 pub mod view;
 
 /// The Patroni release whose keys, REST answers and rules this build speaks. Members publish it as their `version`, which

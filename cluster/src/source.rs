@@ -234,6 +234,18 @@ impl ViewPublisher {
     }
 }
 
+/// The longest reason, in characters, that is kept of one who was asked: it may quote what that one said, and log and page
+/// show it.
+const REASON_MAX: usize = 200;
+
+/// The beginning of a reason that is too long.
+fn brief(reason: String) -> String {
+    match reason.char_indices().nth(REASON_MAX) {
+        Some((end, _)) => format!("{}...", reason.get(..end).unwrap_or_default()),
+        None => reason,
+    }
+}
+
 /// Keeps a view of one cluster from etcd.
 pub struct EtcdSource {
     etcd: Etcd,
@@ -373,6 +385,14 @@ mod tests {
         publisher.confirm(Boottime::from_nanos(9));
         publisher.confirm(Boottime::from_nanos(5));
         assert_eq!(handle.current_as_of(), Some(Boottime::from_nanos(9)));
+    }
+
+    #[test]
+    fn a_reason_that_quotes_a_long_answer_is_cut() {
+        let whole = "it answers 500".to_owned();
+        assert_eq!(brief(whole.clone()), whole);
+        let long = brief("ü".repeat(1 << 20));
+        assert_eq!((long.chars().count(), long.ends_with("ü...")), (REASON_MAX + 3, true));
     }
 
     #[test]

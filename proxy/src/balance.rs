@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::config::{ListenerRole, ReadRules};
 use crate::lag::{Behind, LeaderPositions};
-use crate::refusal;
+use crate::refusal::{self, Knowledge};
 use crate::route::Why;
 
 pub use self::choice::{Load, QUICK, Standing, Weight, choose, preferred, zone_of};
@@ -133,7 +133,9 @@ impl std::fmt::Display for LeftOut {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Leads => f.write_str("it leads"),
-            Self::LeadsAnd(why) => f.write_str(refusal::cannot_route(why, Duration::ZERO, None).message()),
+            Self::LeadsAnd(why) => {
+                f.write_str(refusal::cannot_route(why, Duration::ZERO, Knowledge::default()).message())
+            }
             Self::NotRunning(state) => write!(f, "PostgreSQL is {}", state.as_str()),
             Self::NotStandby(role) => write!(f, "its role is {}", role.as_str()),
             Self::NotStreaming(None) => f.write_str("it does not stream"),

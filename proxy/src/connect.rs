@@ -483,7 +483,7 @@ impl Connector<'_> {
             let listener = self.listener.name.clone();
             self.shared.events.record(EventKind::HoldExpired { listener });
         }
-        Denied::Refused(refusal::cannot_route(why, waited, self.shared.leaderless_for()))
+        Denied::Refused(refusal::cannot_route(why, waited, self.shared.knowledge()))
     }
 
     fn refuse_hold(&self, why: &Why) -> Denied {
@@ -491,7 +491,7 @@ impl Connector<'_> {
         self.shared.limited.count("hold", "");
         self.shared.events.record(EventKind::HoldFull);
         let limit = self.shared.config.load().hold.clients;
-        Denied::Refused(refusal::hold_full(why, limit, self.shared.leaderless_for()))
+        Denied::Refused(refusal::hold_full(why, limit, self.shared.knowledge()))
     }
 }
 

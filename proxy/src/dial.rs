@@ -1,12 +1,13 @@
 //! Connecting to a member.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use pgherd_cluster::record::Address;
+use pgherd_cluster::resolve::resolve;
 use socket2::SockRef;
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::stream::socket::{self, Socket};
@@ -25,6 +26,7 @@ pub(crate) async fn dial(address: &Address) -> io::Result<(Socket, SocketAddr)> 
             match TcpStream::connect(socket_address).await {
                 Ok(stream) => {
                     socket::tune(&SockRef::from(&stream))?;
+                    socket::spread(&stream)?;
                     return Ok((Socket::Tcp(stream), socket_address));
                 }
                 Err(error) => last = error,
@@ -39,12 +41,4 @@ pub(crate) async fn dial(address: &Address) -> io::Result<(Socket, SocketAddr)> 
             format!("no answer in {} s", DIAL_MAX.as_secs_f64()),
         )),
     }
-}
-
-/// Literal addresses are not looked up: a resolver may be slow exactly when the network is in trouble.
-pub(crate) async fn resolve(address: &Address) -> io::Result<Vec<SocketAddr>> {
-    if let Ok(ip) = address.host.parse::<IpAddr>() {
-        return Ok(vec![SocketAddr::new(ip, address.port)]);
-    }
-    Ok(lookup_host((address.host.as_str(), address.port)).await?.collect())
 }

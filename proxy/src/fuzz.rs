@@ -13,6 +13,7 @@ mod page;
 mod server;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::cell::LazyCell;
 use std::time::Duration;
@@ -27,9 +28,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub type Target = fn(&[u8]);
 
 /// All of them, by the name of the directory that keeps their inputs.
-pub const TARGETS: [(&str, Target); 13] = [
+pub const TARGETS: [(&str, Target); 14] = [
     ("first_packet", client::first_packet),
     ("opening", client::opening),
+    ("opening_tls", tls::opening),
     ("application_name", client::application_name),
     ("proxy_header", client::proxy_header),
     ("certificate", client::certificate),

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixListener;
 use socket2::{Domain, SockRef};
 
 use crate::peer::Peer;
-use crate::stream::socket::Socket;
+use crate::stream::socket::{Socket, spread};
 use crate::unix::{SocketFile, UnixName};
 
 /// A socket that listens.
@@ -111,6 +111,8 @@ impl Ready {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
+                // Who has gone already is noticed in any case.
+                let _ = spread(&stream);
                 Ok((Socket::Tcp(stream), Peer::Ip(peer)))
             }
             Self::Unix(listener) => {

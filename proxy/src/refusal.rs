@@ -26,14 +26,70 @@ fn seconds(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }
 
-/// A client that could not be connected. `leaderless_for` is how long this proxy has seen nobody hold the leader key.
-pub(crate) fn cannot_route(why: &Why, waited: Duration, leaderless_for: Option<Duration>) -> Fatal {
+/// What this proxy itself knows of the cluster: what a refusal can say beside its reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Knowledge {
+    /// Who has to answer before anything is known; nothing where nobody has been asked.
+    pub(crate) awaited: Option<Awaited>,
+    /// How long this proxy has seen nobody lead, while nobody does.
+    pub(crate) leaderless: Option<Leaderless>,
+}
+
+/// Whom the proxy asks about the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Awaited {
+    /// etcd.
+    Store,
+    /// etcd, which answers that this proxy may not ask.
+    StoreThatRefuses,
+    /// Members' agents.
+    Agents,
+    /// Hosts, by SQL.
+    Hosts,
+}
+
+/// Since when nobody leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leaderless {
+    /// Somebody led, until so long ago.
+    For(Duration),
+    /// This proxy has seen nobody lead, since it first looked so long ago.
+    SinceTheStart(Duration),
+}
+
+impl Awaited {
+    const fn missing(self) -> &'static str {
+        match self {
+            Self::Store => "etcd has not answered since this proxy started",
+            Self::StoreThatRefuses => "etcd refuses this proxy's credentials",
+            Self::Agents => "no member's agent has answered since this proxy started",
+            Self::Hosts => "none of its hosts has answered since this proxy started",
+        }
+    }
+
+    const fn silent(self) -> &'static str {
+        match self {
+            Self::Store => "its store does not answer",
+            Self::StoreThatRefuses => "its store refuses this proxy's credentials",
+            Self::Agents => "no member's agent answers",
+            Self::Hosts => "the host that took writes does not answer",
+        }
+    }
+}
+
+/// A client that could not be connected.
+pub(crate) fn cannot_route(why: &Why, waited: Duration, knowledge: Knowledge) -> Fatal {
     let message = match why {
         Why::NothingKnown => {
-            "nothing is known of the cluster yet: nobody has answered since this proxy started".to_owned()
+            let missing = knowledge.awaited.map_or("nobody has answered yet", Awaited::missing);
+            format!("nothing is known of the cluster yet: {missing}")
         }
-        Why::NoLeader => match leaderless_for {
-            Some(duration) => format!("there is no leader: nobody has led for {}", seconds(duration)),
+        Why::NoLeader => match knowledge.leaderless {
+            Some(Leaderless::For(time)) => format!("there is no leader: nobody has led for {}", seconds(time)),
+            Some(Leaderless::SinceTheStart(time)) => format!(
+                "there is no leader: none has been seen since this proxy started to look {} ago",
+                seconds(time)
+            ),
             None => "there is no leader".to_owned(),
         },
         Why::NoRecord { leader } => format!("leader {leader} has not announced itself yet"),
@@ -54,8 +110,9 @@ pub(crate) fn cannot_route(why: &Why, waited: Duration, leaderless_for: Option<D
             )
         }
         Why::WarrantLapsed { age } => format!(
-            "it is not certain who leads: the view of the cluster is {} old, its store does not answer",
-            seconds(*age)
+            "it is not certain who leads: the view of the cluster is {} old, {}",
+            seconds(*age),
+            knowledge.awaited.map_or("nobody confirms it", Awaited::silent)
         ),
         Why::NoWord { leader } => format!("{leader} leads by what its members tell, and does not confirm it itself"),
         Why::StandbyCluster { leader } => format!("this is a standby cluster: {leader} leads it and takes no writes"),
@@ -95,8 +152,8 @@ pub(crate) fn cannot_route(why: &Why, waited: Duration, leaderless_for: Option<D
 }
 
 /// A client for whom there is no place to wait.
-pub(crate) fn hold_full(why: &Why, limit: usize, leaderless_for: Option<Duration>) -> Fatal {
-    let cause = cannot_route(why, Duration::ZERO, leaderless_for);
+pub(crate) fn hold_full(why: &Why, limit: usize, knowledge: Knowledge) -> Fatal {
+    let cause = cannot_route(why, Duration::ZERO, knowledge);
     Fatal::new(
         TOO_MANY_CONNECTIONS,
         format!("too many clients wait already: {}", cause.message()),
@@ -271,12 +328,34 @@ mod tests {
 
     #[test]
     fn a_refusal_says_why() {
-        let say = |why: Why| {
-            cannot_route(&why, Duration::from_secs(10), Some(Duration::from_millis(12_300)))
+        let say_with = |why: Why, awaited: Option<Awaited>, leaderless: Option<Leaderless>| {
+            let knowledge = Knowledge { awaited, leaderless };
+            cannot_route(&why, Duration::from_secs(10), knowledge)
                 .message()
                 .to_owned()
         };
-        assert_eq!(say(Why::NoLeader), "there is no leader: nobody has led for 12.3 s");
+        let say = |why: Why| say_with(why, None, None);
+        let time = Duration::from_millis(12_300);
+        assert_eq!(
+            say_with(Why::NoLeader, None, Some(Leaderless::For(time))),
+            "there is no leader: nobody has led for 12.3 s"
+        );
+        assert_eq!(
+            say_with(Why::NoLeader, None, Some(Leaderless::SinceTheStart(time))),
+            "there is no leader: none has been seen since this proxy started to look 12.3 s ago"
+        );
+        for (awaited, named) in [
+            (Awaited::Store, "etcd has not answered"),
+            (Awaited::StoreThatRefuses, "etcd refuses this proxy's credentials"),
+            (Awaited::Agents, "no member's agent has answered"),
+            (Awaited::Hosts, "none of its hosts has answered"),
+        ] {
+            let said = say_with(Why::NothingKnown, Some(awaited), None);
+            assert!(
+                said.starts_with("nothing is known of the cluster yet: ") && said.contains(named),
+                "{said}"
+            );
+        }
         let promoted = Why::NotWritable {
             leader: name("n1"),
             role: Role::Promoted,
@@ -290,7 +369,8 @@ mod tests {
         let lapsed = Why::WarrantLapsed {
             age: Duration::from_secs(31),
         };
-        assert!(say(lapsed).contains("the view of the cluster is 31.0 s old"));
+        assert!(say(lapsed.clone()).contains("the view of the cluster is 31.0 s old, nobody confirms it"));
+        assert!(say_with(lapsed, Some(Awaited::Hosts), None).ends_with("the host that took writes does not answer"));
     }
 
     #[test]

@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use pgherd_cluster::clock::{Boottime, wall_now};
+use pgherd_cluster::etcd::StoreError;
 use pgherd_cluster::name::MemberName;
 use pgherd_cluster::record::PgState;
-use pgherd_cluster::source::{Proof, ViewHandle};
+use pgherd_cluster::source::{Proof, SourceHealth, ViewHandle};
 use pgherd_cluster::view::{Epoch, Member, View};
 use tokio::sync::{Notify, watch};
 
@@ -23,6 +24,7 @@ use crate::events::EventLog;
 use crate::experience::Experience;
 use crate::gate::{Gate, Gates};
 use crate::lag::{self, LeaderPositions};
+use crate::refusal::{Awaited, Knowledge, Leaderless};
 use crate::reload::ReloadCounts;
 use crate::route::Evidence;
 use crate::sessions::Sessions;
@@ -366,13 +368,33 @@ impl Shared {
         self.leadership.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How long nobody has led, while nobody does.
-    pub(crate) fn leaderless_for(&self) -> Option<Duration> {
+    /// What this proxy itself knows of the cluster, for who is told why it cannot be connected.
+    pub(crate) fn knowledge(&self) -> Knowledge {
         let leadership = self.leadership();
-        leadership
-            .epoch
-            .is_none()
-            .then(|| Boottime::now().since(leadership.since))
+        let time = Boottime::now().since(leadership.since);
+        let leaderless = match (&leadership.epoch, leadership.from_the_start) {
+            (Some(_), _) => None,
+            (None, false) => Some(Leaderless::For(time)),
+            (None, true) => Some(Leaderless::SinceTheStart(time)),
+        };
+        let refuses = || {
+            let health = self.view.health();
+            let health = health.borrow();
+            matches!(
+                &*health,
+                SourceHealth::Failing(StoreError::Auth { .. } | StoreError::Denied { .. })
+            )
+        };
+        let awaited = match self.view.proof() {
+            Proof::Store if refuses() => Awaited::StoreThatRefuses,
+            Proof::Store => Awaited::Store,
+            Proof::Hearsay => Awaited::Agents,
+            Proof::Server(_) => Awaited::Hosts,
+        };
+        Knowledge {
+            awaited: Some(awaited),
+            leaderless,
+        }
     }
 
     /// Whether the leader is asked for its word once somebody needs it, and nobody does.

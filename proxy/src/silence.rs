@@ -15,6 +15,7 @@ use std::time::Duration;
 use pgherd_cluster::http::{Ask, HttpError, ask};
 use pgherd_cluster::name::MemberName;
 use pgherd_cluster::record::Address;
+use pgherd_cluster::resolve::resolve as look_up;
 use pgherd_cluster::view::View;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -24,7 +25,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::balance::{self, Wanted};
-use crate::dial;
 use crate::events::EventKind;
 use crate::shared::Shared;
 
@@ -268,7 +268,7 @@ impl Addresses {
 
 async fn resolve(place: &Place) -> io::Result<Addresses> {
     let of = async |address: &Option<Address>| match address {
-        Some(address) => dial::resolve(address).await,
+        Some(address) => look_up(address).await,
         None => Ok(Vec::new()),
     };
     Ok(Addresses {

@@ -12,12 +12,14 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Mode, fchmod, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, fchmod, flock};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tracing::warn;
 
 /// The longest name of a socket, in bytes: what Linux has room for, less the byte that ends it.
 const PATH_BYTES_MAX: usize = 107;
+/// So much of a lock file is read.
+const PID_BYTES_MAX: u64 = 32;
 /// PostgreSQL's own: whoever may reach the directory may connect.
 pub const SOCKET_MODE: u32 = 0o777;
 
@@ -139,7 +141,7 @@ fn check_free(path: &Path) -> io::Result<()> {
         Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => Ok(()),
         Err(error) if error.kind() != ErrorKind::WouldBlock => Err(error),
         Ok(()) | Err(_) => {
-            let by = match pid_in(&fs::read_to_string(lock_path(path)).unwrap_or_default()) {
+            let by = match open_lock(&lock_path(path), false).ok().as_mut().and_then(pid_in) {
                 Some(pid) => format!(" (pid {pid})"),
                 None => String::new(),
             };
@@ -220,13 +222,37 @@ fn lock_path(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-fn pid_in(text: &str) -> Option<u32> {
-    text.lines().next()?.trim().parse().ok()
+/// Opens a lock file. Everybody may write into a directory such as `/tmp`: what lies there under this name may be a link to
+/// another file, which would be emptied, or something that can be read without end.
+fn open_lock(path: &Path, write: bool) -> io::Result<File> {
+    let plain = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(write)
+        .create(write)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(plain.bits().cast_signed())
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(ErrorKind::AlreadyExists, "it is there and is no file"));
+    }
+    Ok(file)
+}
+
+/// The process that a lock file names, on its first line.
+fn pid_in(file: &mut File) -> Option<u32> {
+    let mut text = Vec::new();
+    file.rewind().ok()?;
+    file.take(PID_BYTES_MAX).read_to_end(&mut text).ok()?;
+    let line = text.split(|byte| *byte == b'\n').next()?;
+    std::str::from_utf8(line).ok()?.trim().parse().ok()
 }
 
 /// A socket's lock file, which only one process at a time looks at and changes.
 struct Lock {
     file: File,
+    path: PathBuf,
 }
 
 impl Lock {
@@ -235,33 +261,33 @@ impl Lock {
         let failed = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
         // Who removes it holds it: what was opened may be gone before it was locked.
         for _ in 0..4 {
-            let opened = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(&path);
-            let file = opened.map_err(failed)?;
+            let file = open_lock(&path, true).map_err(failed)?;
             flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| failed(error.into()))?;
             let own = file.metadata()?;
             if fs::metadata(&path).is_ok_and(|there| there.ino() == own.ino() && there.dev() == own.dev()) {
-                return Ok(Self { file });
+                return Ok(Self { file, path });
             }
         }
         Err(failed(ErrorKind::ResourceBusy.into()))
     }
 
     fn names_this_process(&mut self) -> bool {
-        let mut text = String::new();
-        let read = self.file.rewind().and_then(|()| self.file.read_to_string(&mut text));
-        read.is_ok() && pid_in(&text) == Some(std::process::id())
+        pid_in(&mut self.file) == Some(std::process::id())
     }
 
     fn name_this_process(&mut self) -> io::Result<()> {
         self.file.set_len(0)?;
         self.file.rewind()?;
         writeln!(self.file, "{}", std::process::id())
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // One that names nobody keeps PostgreSQL from starting, which takes it for another's that is about to write.
+        if self.file.metadata().is_ok_and(|found| found.len() == 0) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -319,6 +345,7 @@ mod tests {
         fs::write(&path, "precious").expect("a file");
         assert!(bound(&path).expect_err("a file").to_string().contains("is no socket"));
         assert_eq!(fs::read_to_string(&path).expect("still there"), "precious");
+        assert!(!lock_path(&path).exists(), "it would keep PostgreSQL from starting");
         let nowhere = dir.path().join("missing/.s.PGSQL.5432");
         assert!(
             bound(&nowhere)
@@ -328,6 +355,30 @@ mod tests {
         );
         let long = dir.path().join("x".repeat(PATH_BYTES_MAX));
         assert!(bound(&long).expect_err("too long").to_string().contains("at most 107"));
+    }
+
+    #[test]
+    fn a_lock_file_that_is_a_link_is_not_followed() {
+        let dir = dir();
+        let path = dir.path().join(".s.PGSQL.5432");
+        let precious = dir.path().join("precious");
+        fs::write(&precious, "precious").expect("a file");
+        std::os::unix::fs::symlink(&precious, lock_path(&path)).expect("a link");
+        assert!(bound(&path).is_err(), "it is somebody's trap");
+        assert_eq!(fs::read_to_string(&precious).expect("still there"), "precious");
+    }
+
+    #[test]
+    fn who_goes_and_has_lost_its_lock_file_leaves_none() {
+        let dir = dir();
+        let path = dir.path().join(".s.PGSQL.5432");
+        let (_listener, file) = bound(&path).expect("free");
+        fs::remove_file(lock_path(&path)).expect("it was there");
+        drop(file);
+        assert!(
+            !lock_path(&path).exists(),
+            "an empty one would keep PostgreSQL from starting"
+        );
     }
 
     #[test]

@@ -61,5 +61,5 @@ pub use site::{Outcome, Site};
 pub use sql::{Sql, SqlFailure};
 pub use synchronous::{Commit, Promotions, SyncLoad, SyncRecord};
 pub use volume::{Volume, VolumeKind};
-pub use wait::{eventually, throughout};
+pub use wait::{Seen, eventually, throughout};
 pub use watch::{WatchReport, WriterWatch};

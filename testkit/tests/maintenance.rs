@@ -109,16 +109,18 @@ async fn timeline(member: &Member) -> Result<String> {
         .await?)
 }
 
-/// Freezes a leader's keeper and agent, and makes sure that its PostgreSQL has ended by the time that another leads. Returns the
-/// next leader.
-async fn is_fenced<'a>(cluster: &'a Cluster, leader: &Member, load: &Load) -> Result<&'a Member> {
+/// The last act after a pause: what was left alone in it is guarded again. Freezes a leader's keeper and agent, makes sure that its
+/// PostgreSQL has ended by the time that another leads, and that it has taken nothing with it but what was on its way.
+async fn is_fenced_in_the_end(cluster: &Cluster, leader: &Member, load: Load, fault: &str) -> Result<()> {
+    let since = Instant::now();
     let frozen = leader.freeze_keeper_and_agent().await?;
     let next = cluster.next_leader(leader.name()).await?;
     let left = leader.postgres_processes();
     ensure!(left.is_empty(), "{next:?} leads, and {leader:?} has {left:?}");
     load.goes_on().await?;
     leader.thaw(&frozen);
-    Ok(next)
+    let (_, report) = load.end(cluster, fault, since).await?;
+    report.ensure_lost_only_within(ON_THEIR_WAY)
 }
 
 /// Starts a cluster that `m1` has made and leads.

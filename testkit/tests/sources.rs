@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use pgherd_testkit::address::STATS_PORT;
+use pgherd_testkit::certificates::Authority;
 use pgherd_testkit::process::{self, Daemon, Signal};
 use pgherd_testkit::sql::{SUPERUSER, SUPERUSER_PASSWORD};
 use pgherd_testkit::{Cluster, Member, Mixed, Sql, eventually, http, program};
@@ -176,13 +177,32 @@ async fn a_proxy_asks_patronis_agents_and_follows_their_leader() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn a_proxy_asks_hosts_by_sql_and_follows_the_one_that_takes_writes() -> Result<()> {
+/// A running cluster whose proxy asks its servers by SQL, as somebody without privileges whom they let in by TLS only.
+async fn behind_hosts() -> Result<Cluster> {
+    let hba = [
+        "local all all trust",
+        "hostssl postgres prober 127.0.0.0/8 scram-sha-256",
+        "hostnossl all prober 127.0.0.0/8 reject",
+        "host replication replicator 127.0.0.0/8 scram-sha-256",
+        "host all all 127.0.0.0/8 scram-sha-256",
+    ];
     let cluster = Cluster::builder().prepare().await?;
+    let site = cluster.site();
+    let authority = Authority::new(site)?;
     for member in cluster.members() {
+        let own = authority.issue(site, member.name(), &[member.ip()])?;
+        let parameters = json!({"ssl": "on", "ssl_cert_file": own.certificate, "ssl_key_file": own.key});
+        member.alter_config(json!({"postgresql": {"pg_hba": hba, "parameters": parameters}}))?;
         member.start().await?;
     }
-    let password = cluster.site().write_file("probe-password", SUPERUSER_PASSWORD)?;
+    eventually("somebody takes writes and knows the prober", LEASE_AND_ELECTION, async || {
+        let leader = cluster.primary().await?;
+        let role = "DO $$ BEGIN CREATE ROLE prober LOGIN PASSWORD 'by TLS'; EXCEPTION WHEN duplicate_object THEN NULL; END $$";
+        leader.sql(role).await?;
+        Ok(())
+    })
+    .await?;
+    let password = site.write_file("probe-password", "by TLS")?;
     let hosts: Vec<String> = cluster
         .members()
         .iter()
@@ -191,9 +211,15 @@ async fn a_proxy_asks_hosts_by_sql_and_follows_the_one_that_takes_writes() -> Re
     cluster.write_proxy_config(json!({"etcd3": null, "proxy": {
         "source": "static",
         "hosts": hosts,
-        "probe": {"username": SUPERUSER, "password_file": password},
+        "probe": {"username": "prober", "password_file": password},
     }}))?;
     cluster.start_proxy().await?;
+    Ok(cluster)
+}
+
+#[tokio::test]
+async fn a_proxy_asks_hosts_by_sql_and_follows_the_one_that_takes_writes() -> Result<()> {
+    let cluster = behind_hosts().await?;
     let leader = cluster.settled().await?;
     readers_go_to_a_replica(&cluster).await?;
     let session = Sql::connect(cluster.write_address(), SQL_MAX).await?;
@@ -305,7 +331,8 @@ async fn the_example_of_a_sidecar_waits_for_its_cluster_says_so_and_serves_it_th
         .err()
         .context("there is no cluster")?;
     let refused = format!("{refused:#}");
-    ensure!(refused.contains("nothing is known of the cluster yet"), "{refused}");
+    let waited_for = "nothing is known of the cluster yet: no member's agent has answered since this proxy started";
+    ensure!(refused.contains(waited_for), "{refused}");
     let log = sidecar.output();
     ensure!(
         log.contains("nothing is known of the cluster for") && log.contains("no agent answers"),

@@ -79,7 +79,8 @@ fn everywhere(port: u16) -> Address {
 /// Reads the section; an absent one gives the defaults.
 pub(crate) fn read(root: &Section<'_>) -> Option<ProxySection> {
     let section = root.section("proxy");
-    let source = source::read(root, &section);
+    let server_tls = tls::servers(&section);
+    let source = source::read(root, &section, &server_tls);
     let hold = section.section("hold");
     let limits = limits::read(&section.section("limits"));
     let connections = limits.connections;
@@ -94,7 +95,6 @@ pub(crate) fn read(root: &Section<'_>) -> Option<ProxySection> {
     let stats = stats(&section.section("stats"));
     let page = page::read(&section.section("stats"));
     let client_tls = tls::clients(&section);
-    let server_tls = tls::servers(&section);
     tls::check_listeners(
         &section,
         listeners.as_deref().unwrap_or_default(),

@@ -1,20 +1,17 @@
 //! How members' REST interfaces are reached: by TLS or not, and with what they want to see.
 
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::ClientConfig;
 
 use crate::record::Address;
+use crate::tls::{ServerTlsConfig, ServerTlsMode, TlsConfigError, connect};
 
 /// The port of members' REST interfaces where none is written.
 const REST_PORT: u16 = 8008;
+/// What a REST interface speaks inside TLS.
+const HTTP: &[u8] = b"http/1.1";
 
 /// Where a REST interface is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -60,6 +57,15 @@ impl std::fmt::Debug for Access {
     }
 }
 
+impl Access {
+    /// The `Authorization` header for `endpoint`. Addresses are learnt from what members tell, so whoever asks for TLS shows no
+    /// credentials to one that is reached without: it may be anybody's.
+    pub(super) fn authorization_for(&self, endpoint: &Endpoint) -> Option<&str> {
+        let in_the_clear = !endpoint.tls && self.tls.is_some();
+        self.authorization.as_deref().filter(|_| !in_the_clear)
+    }
+}
+
 /// The files and words that an [`Access`] is made of: those of `ctl` in a `patroni.yml`.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct AccessConfig {
@@ -93,99 +99,26 @@ impl AccessConfig {
     ///
     /// # Errors
     /// When one cannot be read or used; names it.
-    pub fn load(&self) -> io::Result<Access> {
-        let tls = (self.cacert.is_some() || self.insecure).then(|| self.client_config());
+    pub fn load(&self) -> Result<Access, TlsConfigError> {
+        let tls = (self.cacert.is_some() || self.insecure).then(|| connect(&self.tls(), HTTP));
         Ok(Access {
             tls: tls.transpose()?.map(Arc::new),
             authorization: self.authorization.as_deref().map(Arc::from),
         })
     }
 
-    fn client_config(&self) -> io::Result<ClientConfig> {
-        let other = |error: &dyn std::fmt::Display| io::Error::other(error.to_string());
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_safe_default_protocol_versions()
-            .map_err(|error| other(&error))?;
-        let chain = match (&self.cacert, self.insecure) {
-            (Some(path), false) => {
-                let mut roots = RootCertStore::empty();
-                for anchor in certificates(path)? {
-                    roots.add(anchor).map_err(|error| in_file(path, &error))?;
-                }
-                let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build();
-                Some(built.map_err(|error| in_file(path, &error))?)
-            }
-            _ => None,
+    /// Who asked for no look at certificates gets none, as with patronictl's `insecure`.
+    fn tls(&self) -> ServerTlsConfig {
+        let (mode, ca) = if self.insecure {
+            (ServerTlsMode::Require, None)
+        } else {
+            (ServerTlsMode::VerifyFull, self.cacert.clone())
         };
-        let check = Arc::new(MemberCheck { chain, provider });
-        let builder = builder.dangerous().with_custom_certificate_verifier(check);
-        let Some((certificate, key)) = &self.identity else {
-            return Ok(builder.with_no_client_auth());
-        };
-        let private = PrivateKeyDer::from_pem_file(key).map_err(|error| in_file(key, &error))?;
-        builder
-            .with_client_auth_cert(certificates(certificate)?, private)
-            .map_err(|error| in_file(certificate, &error))
-    }
-}
-
-fn in_file(path: &std::path::Path, error: &dyn std::fmt::Display) -> io::Error {
-    io::Error::other(format!("{}: {error}", path.display()))
-}
-
-fn certificates(path: &std::path::Path) -> io::Result<Vec<CertificateDer<'static>>> {
-    let read = CertificateDer::pem_file_iter(path).map_err(|error| in_file(path, &error))?;
-    let all: Result<Vec<_>, _> = read.collect();
-    let all = all.map_err(|error| in_file(path, &error))?;
-    if all.is_empty() {
-        return Err(in_file(path, &"has no certificate in PEM"));
-    }
-    Ok(all)
-}
-
-/// Whether a member is who it should be. Who asked for no look gets none, as with patronictl's `insecure`.
-#[derive(Debug)]
-struct MemberCheck {
-    chain: Option<Arc<WebPkiServerVerifier>>,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for MemberCheck {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        match &self.chain {
-            Some(chain) => chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now),
-            None => Ok(ServerCertVerified::assertion()),
+        ServerTlsConfig {
+            mode,
+            ca,
+            identity: self.identity.clone(),
         }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -209,6 +142,21 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn who_asks_for_tls_shows_no_credentials_in_plaintext() {
+        let presented = |insecure: bool, url: &str| {
+            let config = AccessConfig {
+                insecure,
+                authorization: Some("Basic c2VjcmV0".to_owned()),
+                ..AccessConfig::default()
+            };
+            let access = config.load().expect("nothing to read");
+            access.authorization_for(&Endpoint::of(url).expect("a URL")).is_some()
+        };
+        assert!(presented(true, "https://10.0.0.1:8008") && !presented(true, "http://10.0.0.1:8008"));
+        assert!(presented(false, "http://10.0.0.1:8008"));
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub enum Event {
 pub struct EventStream {
     body: Incoming,
     buffer: Vec<u8>,
+    /// So much of it holds no end of an event.
+    searched: usize,
     /// Moves the connection's bytes; ends with this.
     _connection: JoinSet<()>,
 }
@@ -53,6 +55,7 @@ pub async fn events(endpoint: &Endpoint, path: &str, limit: Duration, access: &A
         Ok(Opened::Events(EventStream {
             body: response.into_body(),
             buffer: Vec::new(),
+            searched: 0,
             _connection: connection,
         }))
     };
@@ -72,7 +75,7 @@ impl EventStream {
 
     async fn next_unbounded(&mut self) -> Result<Event, HttpError> {
         loop {
-            if let Some(event) = take_event(&mut self.buffer) {
+            if let Some(event) = take_event(&mut self.buffer, &mut self.searched) {
                 return Ok(event);
             }
             if self.buffer.len() > EVENT_BYTES_MAX {
@@ -89,10 +92,18 @@ impl EventStream {
     }
 }
 
-/// Takes the first whole event; they end with an empty line.
-fn take_event(buffer: &mut Vec<u8>) -> Option<Event> {
-    let end = buffer.windows(2).position(|pair| pair == b"\n\n")?;
-    let rest = buffer.split_off(end + 2);
+/// Takes the first whole event; they end with an empty line. What was `searched` in vain is not searched again, so that a long
+/// event that comes in small pieces costs no more than one in large ones.
+fn take_event(buffer: &mut Vec<u8>, searched: &mut usize) -> Option<Event> {
+    // The last byte may be the first of a pair.
+    let from = searched.saturating_sub(1);
+    let new = buffer.get(from..).unwrap_or_default();
+    let Some(end) = new.windows(2).position(|pair| pair == b"\n\n") else {
+        *searched = buffer.len();
+        return None;
+    };
+    *searched = 0;
+    let rest = buffer.split_off(from + end + 2);
     let event = std::mem::replace(buffer, rest);
     let text = String::from_utf8_lossy(&event);
     let data: Vec<&str> = text
@@ -114,10 +125,11 @@ mod tests {
     #[test]
     fn events_are_taken_whole_however_they_arrive() {
         let sent = b": alive\n\nevent: view\nid: 5\ndata: {\"a\":1}\n\nid: 6\ndata: one\ndata: two\n\nda";
-        let (mut buffer, mut events) = (Vec::new(), Vec::new());
+        let (mut buffer, mut searched, mut events) = (Vec::new(), 0, Vec::new());
         for byte in sent {
             buffer.push(*byte);
-            events.extend(take_event(&mut buffer));
+            events.extend(take_event(&mut buffer, &mut searched));
+            assert!(searched == buffer.len() || searched == 0, "nothing is searched twice");
         }
         let data = |text: &str| Event::Data(text.to_owned());
         assert_eq!(events, [Event::Alive, data("{\"a\":1}"), data("one\ntwo")]);

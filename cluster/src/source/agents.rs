@@ -5,6 +5,8 @@
 
 mod ours;
 mod patronis;
+#[cfg(test)]
+mod tests;
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -17,7 +19,7 @@ use tracing::debug;
 
 pub use self::ours::view_document;
 use self::patronis::Polled;
-use super::{Proof, SourceHealth, ViewHandle, ViewPublisher, channel_with};
+use super::{Proof, SourceHealth, ViewHandle, ViewPublisher, brief, channel_with};
 use crate::clock::Boottime;
 use crate::etcd::StoreError;
 use crate::http::{Access, Ask, Endpoint, Event, Opened, ask_at, events};
@@ -53,6 +55,8 @@ pub struct AgentsSource {
     publisher: ViewPublisher,
     handle: ViewHandle,
     polled: Polled,
+    /// What the agent was that was left last.
+    left: Option<Kind>,
 }
 
 /// Why an agent is left for another.
@@ -73,6 +77,19 @@ enum Kind {
     Patronis,
 }
 
+impl Kind {
+    /// The least is asked. Neither of the latter two is better in itself: one of Patroni's that has lost the store tells nothing, which is
+    /// seen only when it is asked, and one of ours tells what it knew. So one of the other kind than was `left` last is tried.
+    fn rank(self, left: Option<Self>) -> (bool, bool, Self) {
+        (self != Self::Ours, left == Some(self), self)
+    }
+}
+
+/// Whether a view that an agent tells is to be believed: not what one knew that has lost the store, where more is known already.
+fn is_news(in_touch: bool, as_of: Boottime, known: Option<Boottime>) -> bool {
+    in_touch || known.is_none_or(|known| as_of > known)
+}
+
 impl AgentsSource {
     /// A source that begins with `urls`, and the handle that reads from it.
     #[must_use]
@@ -84,6 +101,7 @@ impl AgentsSource {
             publisher,
             handle: handle.clone(),
             polled: Polled::default(),
+            left: None,
         };
         (source, handle)
     }
@@ -107,7 +125,8 @@ impl AgentsSource {
                         Kind::Ours | Kind::OutOfTouch => self.listen(&found).await,
                         Kind::Patronis => self.poll(&found.endpoint).await,
                     };
-                    format!("{}: {left}", found.endpoint)
+                    self.left = Some(found.kind);
+                    format!("{}: {}", found.endpoint, brief(left))
                 }
                 Err(left) => left,
             };
@@ -155,14 +174,14 @@ impl AgentsSource {
                     }
                     found.push(Found { endpoint, kind });
                 }
-                Ok((endpoint, Err(why))) => refused.push(format!("{endpoint}: {why}")),
+                Ok((endpoint, Err(why))) => refused.push(format!("{endpoint}: {}", brief(why))),
                 Err(_) => {}
             }
         }
         let random = RandomState::new();
         let best = found
             .into_iter()
-            .min_by_key(|found| (found.kind, random.hash_one(&found.endpoint)));
+            .min_by_key(|found| (found.kind.rank(self.left), random.hash_one(&found.endpoint)));
         refused.sort();
         best.ok_or_else(|| format!("no agent answers ({})", refused.join("; ")))
     }
@@ -181,6 +200,8 @@ impl AgentsSource {
         };
         let (began, mut doubted) = (Instant::now(), Instant::now());
         let (mut as_of, mut in_touch) = (asked_at, found.kind == Kind::Ours);
+        // Until it has told a view, its signs of life would speak for one that another agent told.
+        let mut has_told = false;
         loop {
             let event = tokio::select! {
                 event = stream.next(SILENCE_MAX) => event,
@@ -194,12 +215,16 @@ impl AgentsSource {
             };
             match event {
                 Err(error) => return error.to_string(),
-                Ok(Event::Alive) => {}
+                Ok(Event::Alive) if has_told => {}
+                Ok(Event::Alive) if began.elapsed() < SILENCE_MAX => continue,
+                Ok(Event::Alive) => return "it lives and tells no view".to_owned(),
                 Ok(Event::Data(text)) => match ours::read(&text, &self.scope) {
                     Err(why) => return why,
                     Ok(told) => {
-                        (as_of, in_touch) = (as_of - told.age, told.in_touch);
-                        self.publisher.publish(told.view);
+                        (as_of, in_touch, has_told) = (as_of - told.age, told.in_touch, true);
+                        if is_news(in_touch, as_of, self.handle.current_as_of()) {
+                            self.publisher.publish(told.view);
+                        }
                     }
                 },
             }

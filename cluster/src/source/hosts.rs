@@ -3,22 +3,25 @@
 //! There is no lease and no fence here. The leader is the one host that takes writes by its own word, good for two seconds from
 //! before it was asked; when two say so, nobody leads, since no proxy can tell which of them the others follow.
 
+mod session;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::Map;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{Proof, SourceHealth, ViewHandle, ViewPublisher, channel_with};
+use self::session::{Session, said};
+use super::{Proof, SourceHealth, ViewHandle, ViewPublisher, brief, channel_with};
 use crate::clock::Boottime;
 use crate::etcd::StoreError;
 use crate::http::Access;
 use crate::name::{Lsn, MemberName, Scope, Timeline};
 use crate::record::{Address, MemberRecord, PgState, Role};
+use crate::tls::ServerTlsConfig;
 use crate::view::{Epoch, Leader, Member, View};
 
 /// For how long a host is believed that says that it takes writes, as a yes of Patroni's is.
@@ -48,6 +51,9 @@ pub struct HostsConfig {
     pub database: String,
     /// Its password for each host, in their order.
     pub passwords: Vec<Option<String>>,
+    /// How they are connected to: as the proxy's sessions are. Where that is in plaintext, a host that takes nobody so is asked
+    /// by TLS all the same.
+    pub tls: ServerTlsConfig,
 }
 
 impl std::fmt::Debug for HostsConfig {
@@ -80,17 +86,11 @@ pub struct HostsSource {
     config: HostsConfig,
     publisher: ViewPublisher,
     handle: ViewHandle,
-    clients: Vec<Option<Asked>>,
+    clients: Vec<Option<Session>>,
     rounds: i64,
     trouble: Trouble,
     /// Of the first host that was found to take writes: another one's data is another cluster's.
     system_id: Option<String>,
-}
-
-/// A connection and what moves its bytes.
-struct Asked {
-    client: Client,
-    _moving: JoinSet<()>,
 }
 
 /// What was said last, so that it is said once.
@@ -140,9 +140,12 @@ impl HostsSource {
         let mut asking = JoinSet::new();
         for index in 0..self.clients.len() {
             let client = self.clients.get_mut(index).and_then(Option::take);
-            let login = self.login(index);
+            let Some(host) = self.config.hosts.get(index).cloned() else {
+                continue;
+            };
+            let (login, tls) = (self.login(index), self.config.tls.clone());
             asking.spawn(async move {
-                let answer = timeout(ANSWER_MAX, ask(client, login)).await;
+                let answer = timeout(ANSWER_MAX, ask(client, &host, &login, &tls)).await;
                 (index, answer.unwrap_or_else(|_| Err("no answer in time".to_owned())))
             });
         }
@@ -156,7 +159,12 @@ impl HostsSource {
                         *kept = Some(client);
                     }
                 }
-                Err(error) => failures.extend(self.config.hosts.get(index).map(|host| format!("{host}: {error}"))),
+                Err(error) => failures.extend(
+                    self.config
+                        .hosts
+                        .get(index)
+                        .map(|host| format!("{host}: {}", brief(error))),
+                ),
             }
         }
         self.rounds += 1;
@@ -174,10 +182,7 @@ impl HostsSource {
     fn login(&self, index: usize) -> tokio_postgres::Config {
         let mut login = tokio_postgres::Config::new();
         login.user(&self.config.user).dbname(&self.config.database);
-        login.application_name("pgherd proxy").connect_timeout(ANSWER_MAX);
-        if let Some(host) = self.config.hosts.get(index) {
-            login.host(&host.host).port(host.port);
-        }
+        login.application_name("pgherd proxy");
         if let Some(password) = self.config.passwords.get(index).and_then(Option::as_ref) {
             login.password(password);
         }
@@ -187,8 +192,7 @@ impl HostsSource {
     fn take(&mut self, told: &BTreeMap<usize, Told>, asked_at: Boottime) {
         let before = self.handle.load_full();
         if self.system_id.is_none() {
-            let first = told.values().find(|told| told.is_writable());
-            self.system_id = first.map(|told| told.system_id.clone());
+            self.system_id = own_system_id(told);
         }
         let (mut view, trouble) = view(&self.config.hosts, told, self.system_id.as_deref(), &before);
         view.revision = self.rounds;
@@ -232,22 +236,18 @@ impl Trouble {
     }
 }
 
-async fn ask(client: Option<Asked>, login: tokio_postgres::Config) -> Result<(Asked, Told), String> {
-    let asked = match client.filter(|asked| !asked.client.is_closed()) {
-        Some(asked) => asked,
-        None => {
-            let (client, connection) = login.connect(NoTls).await.map_err(said)?;
-            let mut moving = JoinSet::new();
-            moving.spawn(async move {
-                let _ = connection.await; // Who asks hears of it.
-            });
-            Asked {
-                client,
-                _moving: moving,
-            }
-        }
+async fn ask(
+    session: Option<Session>,
+    host: &Address,
+    login: &tokio_postgres::Config,
+    tls: &ServerTlsConfig,
+) -> Result<(Session, Told), String> {
+    let session = match session.filter(|session| !session.client.is_closed()) {
+        Some(session) => session,
+        None => Session::open(host, login, tls).await?,
     };
-    let row = asked.client.query_one(QUESTION, &[]).await.map_err(said)?;
+    let said = |error: tokio_postgres::Error| said(&error);
+    let row = session.client.query_one(QUESTION, &[]).await.map_err(said)?;
     let text = |index: usize| row.try_get::<_, Option<String>>(index).map_err(said);
     let of_file = text(4)?.and_then(|digits| u32::from_str_radix(&digits, 16).ok());
     let checkpoint: Option<i32> = row.try_get(6).map_err(said)?;
@@ -261,18 +261,16 @@ async fn ask(client: Option<Asked>, login: tokio_postgres::Config) -> Result<(As
         system_id: text(5)?.unwrap_or_default(),
         receiver: text(7)?,
     };
-    Ok((asked, told))
+    Ok((session, told))
 }
 
-/// What PostgreSQL said, rather than that it said something.
-fn said(error: tokio_postgres::Error) -> String {
-    match error.as_db_error() {
-        Some(db) => db.message().to_owned(),
-        None => match std::error::Error::source(&error) {
-            Some(source) => format!("{error}: {source}"),
-            None => error.to_string(),
-        },
-    }
+/// Whose cluster it is: that of whoever takes writes, unless others do whose data is of another one.
+fn own_system_id(told: &BTreeMap<usize, Told>) -> Option<String> {
+    let mut writable = told.values().filter(|told| told.is_writable());
+    let first = writable.next()?;
+    writable
+        .all(|other| other.system_id == first.system_id)
+        .then(|| first.system_id.clone())
 }
 
 /// The view that the answers make. Pure.
@@ -283,6 +281,9 @@ fn view(hosts: &[Address], told: &BTreeMap<usize, Told>, system_id: Option<&str>
         let Ok(name) = MemberName::new(host.to_string()) else {
             continue;
         };
+        if view.members.contains_key(&name) {
+            continue; // Written twice, it is one all the same.
+        }
         let told = told.get(&index);
         let is_stranger = told.zip(system_id).is_some_and(|(told, known)| told.system_id != known);
         if is_stranger {
@@ -423,6 +424,28 @@ mod tests {
         };
         let (fenced, _) = of([Some(read_only), Some(primary(2)), None], &two);
         assert_eq!(leader(&fenced), Some("10.0.0.2:5432"));
+    }
+
+    #[test]
+    fn of_two_clusters_neither_is_taken_for_the_right_one() {
+        let other = Told {
+            system_id: "8".to_owned(),
+            ..primary(1)
+        };
+        let of = |told: &[Told]| own_system_id(&told.iter().cloned().enumerate().collect());
+        assert_eq!(of(&[replica(), primary(1)]).as_deref(), Some("7"));
+        assert_eq!(of(&[primary(1), primary(2)]).as_deref(), Some("7"));
+        assert_eq!(of(&[primary(1), other]), None);
+        assert_eq!(of(&[replica()]), None);
+    }
+
+    #[test]
+    fn a_host_that_is_written_twice_is_not_two_that_take_writes() {
+        let mut hosts = hosts();
+        hosts[1] = hosts[0].clone();
+        let told = [(0, primary(1)), (1, primary(1))].into_iter().collect();
+        let (view, trouble) = view(&hosts, &told, Some("7"), &empty());
+        assert_eq!((leader(&view), trouble.writable.len()), (Some("10.0.0.1:5432"), 1));
     }
 
     #[test]

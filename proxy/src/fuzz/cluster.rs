@@ -18,7 +18,7 @@ use super::choice;
 use crate::balance::Load;
 use crate::config::{ListenerConfig, ListenerRole, ProxyConfig, ReadRules};
 use crate::lag::{LeaderPositions, leader_position};
-use crate::refusal;
+use crate::refusal::{self, Knowledge};
 use crate::route::{self, Decision, Evidence, Policy};
 use crate::shared::{ListenerState, Shared};
 use crate::stats::{json, metrics, page, state::State};
@@ -177,7 +177,7 @@ fn led(policy: Policy<'_>, evidence: Evidence<'_>) {
         }
         Decision::Hold(why) => panic!("nobody is held beyond the time for that: {why:?}"),
         Decision::Refuse(why) => {
-            let said = refusal::cannot_route(&why, Duration::ZERO, None).encode();
+            let said = refusal::cannot_route(&why, Duration::ZERO, Knowledge::default()).encode();
             assert!(!said.is_empty());
         }
     }

@@ -110,6 +110,7 @@ macro_rules! targets {
 targets! {
     first_packet
     opening
+    opening_tls
     application_name
     proxy_header
     certificate

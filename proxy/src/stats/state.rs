@@ -15,7 +15,7 @@ use crate::config::{ListenerConfig, ListenerRole, ReadRules};
 use crate::counters::RouteCounts;
 use crate::lag::Behind;
 use crate::panics;
-use crate::refusal;
+use crate::refusal::{self, Knowledge};
 use crate::route::{self, Decision, Policy, Why};
 use crate::shared::{ListenerState, Seen, Shared};
 
@@ -176,7 +176,7 @@ fn verdict(shared: &Shared, seen: &Seen, decision: &Decision, leader: Option<&Le
         }
         Decision::Hold(why) | Decision::Refuse(why) => why,
     };
-    let because = refusal::cannot_route(why, Duration::ZERO, shared.leaderless_for())
+    let because = refusal::cannot_route(why, Duration::ZERO, shared.knowledge())
         .message()
         .to_owned();
     let held = match shared.held.get() {
@@ -306,7 +306,11 @@ fn takes(
             Decision::To(_) => (Some("write"), None),
             Decision::Hold(why) | Decision::Refuse(why) => (
                 None,
-                Some(refusal::cannot_route(why, Duration::ZERO, None).message().to_owned()),
+                Some(
+                    refusal::cannot_route(why, Duration::ZERO, Knowledge::default())
+                        .message()
+                        .to_owned(),
+                ),
             ),
         };
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -11,20 +11,44 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 
-/// A peer that went away without a word while nothing is in flight is noticed within a minute.
+/// A peer that went away without a word while nothing is in flight is noticed within a minute: after this time, and so many
+/// questions.
 ///
 /// TCP_USER_TIMEOUT is left alone on purpose: Linux counts the time that a peer's receive window is closed against it, even
 /// while the peer acknowledges every probe, so it would end sessions whose client reads slowly and COPYs that wait for a
 /// lock; and where it is set, it overrides the number of keepalive probes.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
-    .with_time(Duration::from_secs(30))
-    .with_interval(Duration::from_secs(10))
-    .with_retries(3);
+    .with_time(Duration::from_secs(IDLE_MAX))
+    .with_interval(Duration::from_secs(INTERVAL_MAX))
+    .with_retries(RETRIES);
+const IDLE_MAX: u64 = 30;
+const INTERVAL_MAX: u64 = 10;
+const RETRIES: u32 = 3;
+/// Each connection asks this much earlier, at the most.
+const IDLE_SPREAD: u64 = 11;
+const INTERVAL_SPREAD: u64 = 6;
 
 /// Small messages go out at once, and a dead peer is noticed. What a listening socket is set to, those that it accepts are.
 pub(crate) fn tune(socket: &SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&KEEPALIVE)
+}
+
+/// Gives a connection times of its own among those that [`tune`] allows. Linux rounds such timers to two seconds, so thousands that
+/// began together would ask together, each time anew; the loopback device queues a thousand packets (`net.core.netdev_max_backlog`)
+/// and drops the rest, and whose question was dropped four times would be taken for dead.
+pub(crate) fn spread(socket: impl AsFd) -> io::Result<()> {
+    let (idle, interval) = times(u64::try_from(socket.as_fd().as_raw_fd()).unwrap_or(0));
+    rustix::net::sockopt::set_tcp_keepidle(&socket, idle)?;
+    rustix::net::sockopt::set_tcp_keepintvl(&socket, interval)?;
+    Ok(())
+}
+
+/// Descriptors are given one after the other, and so are these.
+const fn times(number: u64) -> (Duration, Duration) {
+    let idle = IDLE_MAX - number % IDLE_SPREAD;
+    let interval = INTERVAL_MAX - number / IDLE_SPREAD % INTERVAL_SPREAD;
+    (Duration::from_secs(idle), Duration::from_secs(interval))
 }
 
 /// A connected socket on this thread's runtime.
@@ -165,5 +189,25 @@ impl Socket {
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         each!(self, stream => stream.as_fd())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn connections_that_begin_together_ask_apart_and_notice_a_death_within_a_minute() {
+        let mut together = BTreeMap::new();
+        for number in 0..20_000 {
+            let (idle, interval) = times(number);
+            assert!(idle >= Duration::from_secs(20) && interval >= Duration::from_secs(5));
+            assert!(idle + interval * RETRIES <= Duration::from_secs(60));
+            *together.entry((idle, interval)).or_insert(0) += 1;
+        }
+        let most = together.values().max().copied().unwrap_or_default();
+        assert!(most <= 20_000 / 60, "{most} of them ask again together");
     }
 }

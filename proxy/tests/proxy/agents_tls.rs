@@ -123,6 +123,26 @@ async fn an_agent_behind_tls_is_believed_by_its_certificate_and_shown_ours() {
 }
 
 #[tokio::test]
+async fn a_self_signed_certificate_of_an_agent_is_its_own_ca_when_it_is_exactly_that() {
+    let (members, strangers) = (Authority::new(), Authority::new());
+    let (own, other) = (members.self_signed("127.0.0.1"), strangers.self_signed("127.0.0.1"));
+    let agent = Agent::start(&own, &members).await;
+    let ours = members.issue("sidecar");
+    let ask = async |cacert: &Files| {
+        let config = AccessConfig {
+            cacert: Some(cacert.certificate.clone()),
+            identity: Some((ours.certificate.clone(), ours.key.clone())),
+            ..AccessConfig::default()
+        };
+        let access = config.load().expect("files");
+        ask_at(&agent.endpoint, Ask::get("/api/v1/view"), LIMIT, &access).await
+    };
+    assert!(ask(&own).await.is_ok());
+    let refused = ask(&other).await.expect_err("another's").to_string();
+    assert!(refused.contains("certificate"), "{refused}");
+}
+
+#[tokio::test]
 async fn a_silent_agent_is_left_for_another_and_one_that_takes_no_subscriber_is_asked() {
     let members = Authority::new();
     let agent = Agent::start(&members.issue("127.0.0.1"), &members).await;

@@ -198,6 +198,24 @@ pub(crate) struct Came {
 
 const KEY: [u8; 8] = [0, 0, 0, 1, 1, 2, 3, 4];
 
+/// How a member answers a startup message.
+#[derive(Clone)]
+struct Manner {
+    hello: Vec<u8>,
+    hesitates: Duration,
+    demands_tls: bool,
+}
+
+impl Default for Manner {
+    fn default() -> Self {
+        Self {
+            hello: [message(b'R', &[0; 4]), message(b'K', &KEY), ready()].concat(),
+            hesitates: Duration::ZERO,
+            demands_tls: false,
+        }
+    }
+}
+
 /// A server that may speak TLS itself.
 pub(crate) struct Member {
     pub(crate) address: SocketAddr,
@@ -208,22 +226,35 @@ pub(crate) struct Member {
 impl Member {
     /// Offers TLS with this certificate, or none at all.
     pub(crate) async fn start(files: Option<&Files>) -> Self {
-        let hello = [message(b'R', &[0; 4]), message(b'K', &KEY), ready()].concat();
-        Self::saying(files, hello, Duration::ZERO).await
+        Self::with(files, Manner::default()).await
+    }
+
+    /// Has no line for plaintext in its pg_hba.conf.
+    pub(crate) async fn demanding_tls(files: &Files) -> Self {
+        let manner = Manner {
+            demands_tls: true,
+            ..Manner::default()
+        };
+        Self::with(Some(files), manner).await
     }
 
     /// Its answer to a startup message is this question, which is handed back too.
     pub(crate) async fn asking(files: &Files, question: Vec<u8>) -> (Self, Vec<u8>) {
-        let member = Self::saying(Some(files), question.clone(), Duration::ZERO).await;
+        let member = Self::hesitating(files, question.clone(), Duration::ZERO).await;
         (member, question)
     }
 
     /// It asks only after so long.
     pub(crate) async fn hesitating(files: &Files, question: Vec<u8>, time: Duration) -> Self {
-        Self::saying(Some(files), question, time).await
+        let manner = Manner {
+            hello: question,
+            hesitates: time,
+            ..Manner::default()
+        };
+        Self::with(Some(files), manner).await
     }
 
-    async fn saying(files: Option<&Files>, hello: Vec<u8>, hesitates: Duration) -> Self {
+    async fn with(files: Option<&Files>, manner: Manner) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
         let (sender, came) = mpsc::channel(100);
@@ -241,8 +272,8 @@ impl Member {
         tasks.spawn(async move {
             let mut answering = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                let (acceptor, hello, sender) = (acceptor.clone(), hello.clone(), sender.clone());
-                answering.spawn(answer(stream, acceptor, (hello, hesitates), sender));
+                let (acceptor, manner, sender) = (acceptor.clone(), manner.clone(), sender.clone());
+                answering.spawn(answer(stream, acceptor, manner, sender));
             }
         });
         Self {
@@ -250,6 +281,13 @@ impl Member {
             came,
             _tasks: tasks,
         }
+    }
+
+    /// A cluster that it leads, named n1.
+    pub(crate) fn leads(&self) -> Cluster {
+        let mut cluster = Cluster::new();
+        cluster.writable("n1", self.address);
+        cluster
     }
 
     pub(crate) async fn came(&mut self) -> Came {
@@ -263,24 +301,24 @@ impl Member {
     }
 }
 
-async fn answer(
-    stream: TcpStream,
-    acceptor: Option<TlsAcceptor>,
-    (hello, hesitates): (Vec<u8>, Duration),
-    came: mpsc::Sender<Came>,
-) {
+async fn answer(stream: TcpStream, acceptor: Option<TlsAcceptor>, manner: Manner, came: mpsc::Sender<Came>) {
     let Some((by_tls, mut stream)) = settle(stream, acceptor).await else {
         return;
     };
     let Some(startup) = read_packet(&mut stream).await else {
         return;
     };
-    tokio::time::sleep(hesitates).await;
+    tokio::time::sleep(manner.hesitates).await;
     let key = KEY.to_vec();
+    if manner.demands_tls && !by_tls {
+        let refusal = b"SFATAL\0VFATAL\0C28000\0Mno pg_hba.conf entry, no encryption\0\0";
+        let _ = stream.write_all(&message(b'E', refusal)).await;
+        return;
+    }
     // PostgreSQL never answers a cancel request.
     let hello = match startup[4..8] == CANCEL_REQUEST.to_be_bytes() {
         true => Vec::new(),
-        false => hello,
+        false => manner.hello,
     };
     if stream.write_all(&hello).await.is_ok() && stream.flush().await.is_ok() {
         let session = ServerSession { startup, key, stream };

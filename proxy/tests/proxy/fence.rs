@@ -3,6 +3,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::fake::*;
+use crate::scene::Led;
 
 #[tokio::test]
 async fn an_idle_session_of_an_ended_epoch_is_told() {
@@ -29,13 +30,8 @@ async fn an_idle_session_of_an_ended_epoch_is_told() {
 
 #[tokio::test]
 async fn a_session_that_has_just_taken_many_rows_is_told() {
-    let mut server = Server::start().await;
-    let mut cluster = Cluster::new();
-    cluster.writable("n1", server.address);
-    let proxy = Running::start(config(vec![write_listener()]), &cluster);
-    let mut client = proxy.client().await;
-    let mut session = server.session().await;
-    expect_hello(&mut client).await;
+    let mut led = Led::start().await;
+    let (mut client, mut session) = led.session().await;
     for row_bytes in [60_000, 50_000, 40_001] {
         let rows = [message(b'D', &vec![7; row_bytes]).repeat(100), ready()].concat();
         let mut taken = vec![0; rows.len()];
@@ -47,60 +43,45 @@ async fn a_session_that_has_just_taken_many_rows_is_told() {
         received.expect("received");
         assert!(taken == rows, "other bytes");
     }
-    cluster.no_leader();
+    led.cluster.no_leader();
     assert_eq!(expect_fatal(&mut client).await.sqlstate, "57P01");
 }
 
 #[tokio::test]
 async fn a_session_in_the_middle_of_a_message_is_reset_without_a_word() {
-    let mut server = Server::start().await;
-    let mut cluster = Cluster::new();
-    cluster.writable("n1", server.address);
-    let proxy = Running::start(config(vec![write_listener()]), &cluster);
-    let mut client = proxy.client().await;
-    let mut session = server.session().await;
-    expect_hello(&mut client).await;
+    let mut led = Led::start().await;
+    let (mut client, mut session) = led.session().await;
     session.stream.write_all(b"D\0\0\0\xffhalf").await.expect("sent");
     let mut half = [0; 9];
     within("half a message", client.read_exact(&mut half))
         .await
         .expect("received");
-    cluster.no_leader();
+    led.cluster.no_leader();
     expect_reset(&mut client).await;
 }
 
 #[tokio::test]
 async fn a_session_with_an_unanswered_request_is_reset_without_a_word() {
-    let mut server = Server::start().await;
-    let mut cluster = Cluster::new();
-    cluster.writable("n1", server.address);
-    let proxy = Running::start(config(vec![write_listener()]), &cluster);
-    let mut client = proxy.client().await;
-    let mut session = server.session().await;
-    expect_hello(&mut client).await;
+    let mut led = Led::start().await;
+    let (mut client, mut session) = led.session().await;
     client.write_all(&message(b'Q', b"commit\0")).await.expect("sent");
     let mut query = [0; 12];
     within("the query", session.stream.read_exact(&mut query))
         .await
         .expect("received");
-    cluster.no_leader();
+    led.cluster.no_leader();
     expect_reset(&mut client).await;
 }
 
 #[tokio::test]
 async fn the_same_holder_with_a_new_key_is_another_epoch_and_a_rebound_lease_is_not() {
-    let mut server = Server::start().await;
-    let mut cluster = Cluster::new();
-    cluster.writable("n1", server.address);
-    let proxy = Running::start(config(vec![write_listener()]), &cluster);
-    let mut client = proxy.client().await;
-    let mut session = server.session().await;
-    expect_hello(&mut client).await;
-    cluster.rebind_lease();
+    let mut led = Led::start().await;
+    let (mut client, mut session) = led.session().await;
+    led.cluster.rebind_lease();
     exchange(&mut client, &mut session).await;
     session.stream.write_all(&ready()).await.expect("sent");
     assert_eq!(read_message(&mut client).await, Some((b'Z', b"I".to_vec())));
-    cluster.leader_key("n1");
+    led.cluster.leader_key("n1");
     assert_eq!(expect_fatal(&mut client).await.sqlstate, "57P01");
 }
 

@@ -1,9 +1,11 @@
 use std::hash::{DefaultHasher, Hasher};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::fake::*;
+use crate::scene::Led;
 
 /// Bytes that never repeat at a buffer's length.
 fn chunk(index: u64) -> Vec<u8> {
@@ -43,29 +45,44 @@ pub(crate) async fn receive_all(stream: &mut (impl AsyncReadExt + Unpin)) -> (u6
     }
 }
 
+/// Sends until nothing has been taken for a while: then every buffer on the way is full. How much that was.
+pub(crate) async fn taken_at_most(stream: &TcpStream) -> usize {
+    let mut taken = 0_usize;
+    let piece = vec![b'x'; 64 * 1024];
+    while let Ok(ready) = tokio::time::timeout(Duration::from_millis(500), stream.writable()).await {
+        ready.expect("open");
+        match stream.try_write(&piece) {
+            Ok(count) => taken += count,
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
+        }
+        assert!(
+            taken < 64 << 20,
+            "{taken} bytes were taken for a client that reads nothing"
+        );
+    }
+    taken
+}
+
 /// A session whose sockets take little at a time.
-async fn narrow_session() -> (Running, Cluster, TcpStream, ServerSession) {
-    let mut server = Server::start().await;
-    let mut cluster = Cluster::new();
-    cluster.writable("n1", server.address);
-    let proxy = Running::start(config(vec![write_listener()]), &cluster);
+async fn narrow_session() -> (Led, TcpStream, ServerSession) {
+    let mut led = Led::start().await;
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.set_recv_buffer_size(4096).expect("set");
     socket.set_send_buffer_size(4096).expect("set");
     let mut client = socket
-        .connect(proxy.addresses.listeners[0][0])
+        .connect(led.proxy.addresses.listeners[0][0])
         .await
         .expect("the proxy listens");
     client.write_all(&startup()).await.expect("sent");
-    let session = server.session().await;
+    let session = led.server.session().await;
     expect_hello(&mut client).await;
-    (proxy, cluster, client, session)
+    (led, client, session)
 }
 
 #[tokio::test]
 async fn large_transfers_both_ways_at_once_keep_every_byte() {
     const CHUNKS: u64 = 3000; // 30 MB
-    let (_proxy, _cluster, client, session) = narrow_session().await;
+    let (_led, client, session) = narrow_session().await;
     let (mut client_reads, mut client_writes) = client.into_split();
     let (mut server_reads, mut server_writes) = session.stream.into_split();
     let transfer = async {
@@ -84,7 +101,7 @@ async fn large_transfers_both_ways_at_once_keep_every_byte() {
 
 #[tokio::test]
 async fn a_half_closed_session_goes_on_the_other_way() {
-    let (_proxy, _cluster, mut client, mut session) = narrow_session().await;
+    let (_led, mut client, mut session) = narrow_session().await;
     client.write_all(b"last words").await.expect("sent");
     client.shutdown().await.expect("half closed");
     let mut got = Vec::new();
@@ -100,26 +117,9 @@ async fn a_half_closed_session_goes_on_the_other_way() {
 
 #[tokio::test]
 async fn a_stalled_reader_stops_the_sender_instead_of_filling_memory() {
-    let (_proxy, _cluster, mut client, session) = narrow_session().await;
-    let stream = session.stream;
-    let mut taken = 0_usize;
-    // Sends until nothing has been taken for a while: then every buffer on the way is full.
-    let piece = vec![b'x'; 64 * 1024];
-    loop {
-        match tokio::time::timeout(std::time::Duration::from_millis(300), stream.writable()).await {
-            Ok(ready) => ready.expect("open"),
-            Err(_) => break,
-        }
-        match stream.try_write(&piece) {
-            Ok(count) => taken += count,
-            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
-        }
-        assert!(
-            taken < 64 << 20,
-            "{taken} bytes were taken for a client that reads nothing"
-        );
-    }
-    drop(stream);
+    let (_led, mut client, session) = narrow_session().await;
+    let taken = taken_at_most(&session.stream).await;
+    drop(session);
     let mut got = Vec::new();
     within("all of it arrives in the end", client.read_to_end(&mut got))
         .await
@@ -129,7 +129,7 @@ async fn a_stalled_reader_stops_the_sender_instead_of_filling_memory() {
 
 #[tokio::test]
 async fn a_reset_by_the_server_is_a_reset_for_the_client() {
-    let (_proxy, _cluster, mut client, session) = narrow_session().await;
+    let (_led, mut client, session) = narrow_session().await;
     session.stream.set_zero_linger().expect("set");
     drop(session);
     expect_reset(&mut client).await;
@@ -137,7 +137,7 @@ async fn a_reset_by_the_server_is_a_reset_for_the_client() {
 
 #[tokio::test]
 async fn a_reset_by_the_client_is_a_reset_for_the_server() {
-    let (_proxy, _cluster, client, mut session) = narrow_session().await;
+    let (_led, client, mut session) = narrow_session().await;
     client.set_zero_linger().expect("set");
     drop(client);
     expect_reset(&mut session.stream).await;
@@ -145,7 +145,7 @@ async fn a_reset_by_the_client_is_a_reset_for_the_server() {
 
 #[tokio::test]
 async fn a_server_that_breaks_under_a_send_does_not_end_the_stream_in_order() {
-    let (_proxy, _cluster, mut client, session) = narrow_session().await;
+    let (_led, mut client, session) = narrow_session().await;
     session.stream.set_zero_linger().expect("set");
     drop(session);
     // Whichever the proxy notices first, the failed send or the reset.
@@ -159,7 +159,7 @@ async fn a_server_that_breaks_under_a_send_does_not_end_the_stream_in_order() {
 
 #[tokio::test]
 async fn single_bytes_pass_as_they_come() {
-    let (_proxy, _cluster, mut client, mut session) = narrow_session().await;
+    let (_led, mut client, mut session) = narrow_session().await;
     for byte in 0..200_u8 {
         client.write_all(&[byte]).await.expect("sent");
         assert_eq!(
@@ -198,13 +198,8 @@ async fn receive_bulk(stream: &mut (impl AsyncReadExt + Unpin)) -> u64 {
 
 #[tokio::test]
 async fn bulk_both_ways_keeps_every_byte_and_the_session_is_told_in_words_afterwards() {
-    let mut server = Server::start().await;
-    let mut cluster = Cluster::new();
-    cluster.writable("n1", server.address);
-    let proxy = Running::start(config(vec![write_listener()]), &cluster);
-    let mut client = proxy.client().await;
-    let mut session = server.session().await;
-    expect_hello(&mut client).await;
+    let mut led = Led::start().await;
+    let (mut client, mut session) = led.session().await;
     {
         let (mut client_reads, mut client_writes) = client.split();
         let (mut server_reads, mut server_writes) = session.stream.split();
@@ -216,12 +211,12 @@ async fn bulk_both_ways_keeps_every_byte_and_the_session_is_told_in_words_afterw
                 receive_bulk(&mut client_reads),
             )
         };
-        let ended = tokio::time::timeout(std::time::Duration::from_secs(100), transfer).await;
+        let ended = tokio::time::timeout(Duration::from_secs(100), transfer).await;
         let (sent_up, got_up, sent_down, got_down) = ended.expect("the transfers end");
         assert_eq!((sent_up, sent_down), (got_up, got_down));
     }
     session.stream.write_all(&ready()).await.expect("sent");
     assert_eq!(read_message(&mut client).await, Some((b'Z', b"I".to_vec())));
-    cluster.no_leader();
+    led.cluster.no_leader();
     assert_eq!(expect_fatal(&mut client).await.sqlstate, "57P01");
 }

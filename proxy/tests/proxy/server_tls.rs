@@ -23,8 +23,7 @@ fn connecting(mode: ServerTlsMode, ca: Option<PathBuf>) -> ProxyConfig {
 
 /// Whether a session came to the member, and then whether by TLS.
 async fn comes(member: &mut Member, config: ProxyConfig) -> Option<bool> {
-    let mut cluster = Cluster::new();
-    cluster.writable("n1", member.address);
+    let cluster = member.leads();
     let proxy = Running::start(config, &cluster);
     let mut client = proxy.client().await;
     match read_message(&mut client).await {
@@ -112,8 +111,7 @@ async fn a_self_signed_certificate_is_its_own_ca_when_it_is_exactly_that() {
 async fn a_client_by_tls_gets_a_plain_hop_where_tls_is_preferred() {
     let authority = Authority::new();
     let mut member = Member::start(Some(&authority.issue("127.0.0.1"))).await;
-    let mut cluster = Cluster::new();
-    cluster.writable("n1", member.address);
+    let cluster = member.leads();
     let mut config = tls_config(&authority, ListenerTls::Allow);
     config.server_tls.mode = ServerTlsMode::Prefer;
     let proxy = Running::start(config, &cluster);
@@ -147,8 +145,7 @@ async fn tls_on_both_sides_of_a_session_is_refused_where_it_would_be_required() 
 async fn cancel_requests_go_to_members_as_sessions_do() {
     let authority = Authority::new();
     let mut member = Member::start(Some(&authority.issue("127.0.0.1"))).await;
-    let mut cluster = Cluster::new();
-    cluster.writable("n1", member.address);
+    let cluster = member.leads();
     for (mode, expected) in [(ServerTlsMode::Disable, false), (ServerTlsMode::VerifyFull, true)] {
         let proxy = Running::start(connecting(mode, Some(authority.ca())), &cluster);
         let mut client = proxy.client().await;
@@ -172,8 +169,7 @@ async fn a_plain_client_is_not_offered_what_only_tls_can_bind() {
     let names = |list: &[u8]| message(b'R', &[&[0, 0, 0, 10][..], list].concat());
     let offer = names(b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0");
     let (mut member, scram) = Member::asking(&authority.issue("127.0.0.1"), offer).await;
-    let mut cluster = Cluster::new();
-    cluster.writable("n1", member.address);
+    let cluster = member.leads();
     let proxy = Running::start(connecting(ServerTlsMode::Require, None), &cluster);
     let mut client = proxy.client().await;
     let expected = names(b"SCRAM-SHA-256\0\0")[5..].to_vec();
@@ -194,8 +190,7 @@ async fn nor_is_it_when_the_member_takes_longer_than_others_would_be_tried_for()
     let offer = names(b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0");
     let long = Duration::from_millis(5_500);
     let member = Member::hesitating(&authority.issue("127.0.0.1"), offer, long).await;
-    let mut cluster = Cluster::new();
-    cluster.writable("n1", member.address);
+    let cluster = member.leads();
     let proxy = Running::start(connecting(ServerTlsMode::Require, None), &cluster);
     let mut client = proxy.client().await;
     let expected = names(b"SCRAM-SHA-256\0\0")[5..].to_vec();

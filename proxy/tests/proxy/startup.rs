@@ -1,15 +1,13 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::fake::*;
+use crate::scene::Led;
 
 #[tokio::test]
 async fn the_startup_message_arrives_byte_for_byte() {
-    let mut server = Server::start().await;
-    let mut cluster = Cluster::new();
-    cluster.writable("n1", server.address);
-    let proxy = Running::start(config(vec![write_listener()]), &cluster);
-    let mut client = proxy.client().await;
-    let mut session = server.session().await;
+    let mut led = Led::start().await;
+    let mut client = led.proxy.client().await;
+    let mut session = led.server.session().await;
     assert_eq!(session.startup, startup());
     assert_eq!(expect_hello(&mut client).await, session.key);
     exchange(&mut client, &mut session).await;
@@ -17,16 +15,13 @@ async fn the_startup_message_arrives_byte_for_byte() {
 
 #[tokio::test]
 async fn what_follows_the_startup_message_at_once_reaches_the_server() {
-    let mut server = Server::start().await;
-    let mut cluster = Cluster::new();
-    cluster.writable("n1", server.address);
-    let proxy = Running::start(config(vec![write_listener()]), &cluster);
-    let mut client = proxy.connect().await;
+    let mut led = Led::start().await;
+    let mut client = led.proxy.connect().await;
     client
         .write_all(&[startup(), b"right behind".to_vec()].concat())
         .await
         .expect("sent");
-    let mut session = server.session().await;
+    let mut session = led.server.session().await;
     let mut got = [0; 12];
     within("the rest arrives", session.stream.read_exact(&mut got))
         .await
@@ -36,17 +31,14 @@ async fn what_follows_the_startup_message_at_once_reaches_the_server() {
 
 #[tokio::test]
 async fn encryption_is_refused_politely_and_the_session_goes_on() {
-    let mut server = Server::start().await;
-    let mut cluster = Cluster::new();
-    cluster.writable("n1", server.address);
-    let proxy = Running::start(config(vec![write_listener()]), &cluster);
-    let mut client = proxy.connect().await;
+    let mut led = Led::start().await;
+    let mut client = led.proxy.connect().await;
     for request in [80_877_104, SSL_REQUEST] {
         client.write_all(&packet(request, b"")).await.expect("sent");
         assert_eq!(within("an answer", client.read_u8()).await.expect("an answer"), b'N');
     }
     client.write_all(&startup()).await.expect("sent");
-    assert_eq!(server.session().await.startup, startup());
+    assert_eq!(led.server.session().await.startup, startup());
 }
 
 #[tokio::test]
@@ -79,13 +71,8 @@ async fn other_protocols_are_refused_with_a_word() {
 
 #[tokio::test]
 async fn garbage_ends_its_own_connection_and_no_other() {
-    let mut server = Server::start().await;
-    let mut cluster = Cluster::new();
-    cluster.writable("n1", server.address);
-    let proxy = Running::start(config(vec![write_listener()]), &cluster);
-    let mut client = proxy.client().await;
-    let mut session = server.session().await;
-    expect_hello(&mut client).await;
+    let mut led = Led::start().await;
+    let (mut client, mut session) = led.session().await;
     let garbage: [&[u8]; 5] = [
         b"GET / HTTP/1.1\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01",
@@ -94,7 +81,7 @@ async fn garbage_ends_its_own_connection_and_no_other() {
         b"\x00\x00\x00\x08\x00\x03\x00\x00",
     ];
     for bytes in garbage {
-        let mut other = proxy.connect().await;
+        let mut other = led.proxy.connect().await;
         other.write_all(bytes).await.expect("sent");
         let mut rest = Vec::new();
         let _ = within("it is closed", other.read_to_end(&mut rest)).await;

@@ -9,7 +9,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::certificates::*;
 use crate::fake::*;
-use crate::relay::{receive_all, send_all};
+use crate::relay::{receive_all, send_all, taken_at_most};
 
 /// A server, and a proxy that serves TLS before it.
 pub(crate) struct Scene {
@@ -141,21 +141,8 @@ async fn the_servers_end_is_told_inside_tls_and_the_client_may_go_on() {
 async fn a_stalled_reader_stops_the_sender_instead_of_filling_memory() {
     let mut scene = scene(ListenerTls::Allow).await;
     let (mut client, session) = narrow(&mut scene).await;
-    let stream = session.stream;
-    let mut taken = 0_usize;
-    let piece = vec![b'x'; 64 * 1024];
-    while let Ok(ready) = tokio::time::timeout(Duration::from_millis(500), stream.writable()).await {
-        ready.expect("open");
-        match stream.try_write(&piece) {
-            Ok(count) => taken += count,
-            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
-        }
-        assert!(
-            taken < 64 << 20,
-            "{taken} bytes were taken for a client that reads nothing"
-        );
-    }
-    drop(stream);
+    let taken = taken_at_most(&session.stream).await;
+    drop(session);
     let mut got = Vec::new();
     within("all of it arrives in the end", client.read_to_end(&mut got))
         .await

@@ -281,6 +281,8 @@ impl Holding {
     }
 }
 
+impl pgherd_testkit::Seen for Holding {}
+
 impl std::fmt::Display for Holding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { memory, files, threads } = self;

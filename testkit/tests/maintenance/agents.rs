@@ -7,8 +7,8 @@ use pgherd_testkit::process::{self, Signal};
 use pgherd_testkit::{Cluster, Load, Patroni, eventually, throughout};
 use serde_json::json;
 
-use super::{A_WHILE, LONG_ENOUGH, ON_THEIR_WAY, Paused, SOON, TTL};
-use super::{goes_on, has_another_agent, holds, is_fenced, key_is_gone, leads_again, paused_under_load};
+use super::{A_WHILE, LONG_ENOUGH, Paused, SOON, TTL};
+use super::{goes_on, has_another_agent, holds, is_fenced_in_the_end, key_is_gone, leads_again, paused_under_load};
 
 #[tokio::test]
 async fn in_pause_neither_a_frozen_agent_nor_a_silent_etcd_ends_postgresql() -> Result<()> {
@@ -85,12 +85,7 @@ async fn an_agent_that_dies_in_pause_is_followed_by_one_that_leaves_the_fence_pa
     goes_on(&cluster, leader, postmaster).await?;
     load.goes_on().await?;
 
-    let frozen = Instant::now();
-    is_fenced(&cluster, leader, &load).await?;
-    let (_, report) = load
-        .end(&cluster, "agent killed in pause, frozen after it", frozen)
-        .await?;
-    report.ensure_lost_only_within(ON_THEIR_WAY)?;
+    is_fenced_in_the_end(&cluster, leader, load, "agent killed in pause, frozen after it").await?;
     cluster.pass();
     Ok(())
 }
@@ -158,12 +153,7 @@ async fn a_service_that_is_killed_or_stopped_in_pause_is_followed_by_one_that_ad
     replica.ensure_postmaster(of_replica)?;
 
     // What was adopted is guarded like what was started.
-    let frozen = Instant::now();
-    is_fenced(&cluster, leader, &load).await?;
-    let (_, report) = load
-        .end(&cluster, "keeper killed in pause, frozen after it", frozen)
-        .await?;
-    report.ensure_lost_only_within(ON_THEIR_WAY)?;
+    is_fenced_in_the_end(&cluster, leader, load, "keeper killed in pause, frozen after it").await?;
     cluster.pass();
     Ok(())
 }

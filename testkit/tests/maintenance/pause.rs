@@ -9,7 +9,9 @@ use pgherd_testkit::{Cluster, Load, Member, eventually, throughout};
 use serde_json::json;
 
 use super::{A_WHILE, ON_THEIR_WAY, Paused, SOON, TTL};
-use super::{goes_on, holds, is_fenced, key_is_gone, leads_again, nobody_leads, paused_under_load, timeline};
+use super::{
+    goes_on, holds, is_fenced_in_the_end, key_is_gone, leads_again, nobody_leads, paused_under_load, timeline,
+};
 
 #[tokio::test]
 async fn a_replicas_dead_postgresql_stays_down_until_the_pause_ends_or_a_restart_is_ordered() -> Result<()> {
@@ -300,12 +302,7 @@ async fn a_leader_that_is_restarted_by_hand_in_pause_is_adopted_and_leads_on_and
     let after = timeline(leader).await?;
     ensure!(after == before, "somebody was promoted: {before}, now {after}");
 
-    let frozen = Instant::now();
-    is_fenced(&cluster, leader, &load).await?;
-    let (_, report) = load
-        .end(&cluster, "frozen after it was restarted by hand in pause", frozen)
-        .await?;
-    report.ensure_lost_only_within(ON_THEIR_WAY)?;
+    is_fenced_in_the_end(&cluster, leader, load, "frozen after it was restarted by hand in pause").await?;
     cluster.pass();
     Ok(())
 }

@@ -12,6 +12,8 @@ use super::Field;
 pub(super) async fn python(field: &Field, name: &str) -> Result<()> {
     let mut command = field.libpq(drivers::python()?, field.write());
     command.arg(fixture("drivers").join(name));
+    // What they share is compiled when it is imported, and would be kept beside it.
+    command.env("PYTHONDONTWRITEBYTECODE", "1");
     says_ok(field, command).await
 }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use pgherd_agent::rest::authorization;
 use pgherd_cluster::http::{AccessConfig, Endpoint};
 use pgherd_cluster::record::Address;
+use pgherd_cluster::tls::ServerTlsConfig;
 
 use super::super::agent::credentials;
 use super::super::section::Section;
@@ -36,6 +37,8 @@ pub(crate) struct StaticSection {
     pub(crate) password_file: Option<PathBuf>,
     /// A file as libpq's `passfile`.
     pub(crate) passfile: Option<PathBuf>,
+    /// `server_tls` and what goes with it: hosts are asked as sessions are opened.
+    pub(crate) tls: ServerTlsConfig,
 }
 
 impl SourceSection {
@@ -46,7 +49,7 @@ impl SourceSection {
 }
 
 /// Reads `source` and what goes with it.
-pub(super) fn read(root: &Section<'_>, section: &Section<'_>) -> Option<SourceSection> {
+pub(super) fn read(root: &Section<'_>, section: &Section<'_>, server_tls: &ServerTlsConfig) -> Option<SourceSection> {
     let word = one_of(section, "source", &["etcd", "agents", "static"], &[]).unwrap_or("etcd");
     for (key, of) in [("urls", "agents"), ("hosts", "static"), ("probe", "static")] {
         if section.has(key) && word != of {
@@ -62,7 +65,7 @@ pub(super) fn read(root: &Section<'_>, section: &Section<'_>) -> Option<SourceSe
             let access = access(root, urls.iter().flatten().any(|url| url.tls));
             Some(SourceSection::Agents { urls: urls?, access })
         }
-        "static" => hosts(section).map(SourceSection::Static),
+        "static" => hosts(section, server_tls).map(SourceSection::Static),
         _ => Some(SourceSection::Etcd),
     }
 }
@@ -131,7 +134,7 @@ fn access(root: &Section<'_>, tls: bool) -> AccessConfig {
     }
 }
 
-fn hosts(section: &Section<'_>) -> Option<StaticSection> {
+fn hosts(section: &Section<'_>, server_tls: &ServerTlsConfig) -> Option<StaticSection> {
     let texts = listed(
         section,
         "hosts",
@@ -159,6 +162,7 @@ fn hosts(section: &Section<'_>) -> Option<StaticSection> {
         database: probe.text("database").unwrap_or_else(|| "postgres".to_owned()),
         password_file: password_file.map(PathBuf::from),
         passfile: passfile.map(PathBuf::from),
+        tls: server_tls.clone(),
     })
 }
 
@@ -226,6 +230,8 @@ fn fields(line: &str) -> Vec<String> {
 mod tests {
     use serde_json::{Value, json};
 
+    use pgherd_cluster::tls::ServerTlsMode;
+
     use super::super::tests::read_from;
     use super::*;
 
@@ -245,7 +251,9 @@ mod tests {
             urls.iter().map(Endpoint::to_string).collect::<Vec<_>>(),
             ["http://10.0.0.1:8008", "http://10.0.0.2:8008"]
         );
-        let hosts = of(json!({"source": "static", "hosts": ["10.0.0.1", "[::1]:6432"], "probe": {"username": "u"}}));
+        let hosts = of(
+            json!({"source": "static", "hosts": ["10.0.0.1", "[::1]:6432"], "probe": {"username": "u"}, "server_tls": "prefer"}),
+        );
         let SourceSection::Static(section) = hosts else {
             panic!("{hosts:?}")
         };
@@ -254,6 +262,7 @@ mod tests {
             ["10.0.0.1:5432", "[::1]:6432"]
         );
         assert_eq!((section.user.as_str(), section.database.as_str()), ("u", "postgres"));
+        assert_eq!(section.tls.mode, ServerTlsMode::Prefer);
     }
 
     #[test]
