@@ -310,7 +310,14 @@ async fn what_patronictl_has_not(cluster: &Cluster) -> Result<()> {
     );
     let (after, former) = streams(cluster).await?;
     ensure!(after.name() == replica.name(), "{after:?} leads");
-    ensure!([former.postmaster_pid()?, after.postmaster_pid()?] != postmasters);
+    let still = [
+        former.postmaster_pid()? == postmasters[0],
+        after.postmaster_pid()? == postmasters[1],
+    ];
+    ensure!(
+        still == [false, false],
+        "not restarted: {still:?} of {former:?} and {after:?}"
+    );
 
     let reinit = cluster
         .pgherd("reinit", &[SCOPE, former.name(), "--force", "--wait"])
