@@ -206,11 +206,14 @@ impl Cycle {
             }
             SourceHealth::Failing(_) | SourceHealth::Starting => {}
         }
+        if self.memory.reinitialize_asked_at.is_none() {
+            self.orders
+                .reinitialize_ended(Some("it was given up: no leader took writes")); // Where it never began.
+        }
         let reloads = self.context.keeper.instance().borrow().reloads;
         if reloads != self.reloads_seen {
             self.reloads_seen = reloads;
-            tracing::info!("asked to reload: PostgreSQL's files are written again; the YAML is read at the next start");
-            self.upkeep.forget_configuration();
+            self.reload();
         }
     }
 
@@ -220,6 +223,11 @@ impl Cycle {
             self.context.callbacks.call(event, role);
         }
         self.context.callbacks.set_role(self.told.running_role());
+    }
+
+    fn reload(&mut self) {
+        tracing::info!("asked to reload: PostgreSQL's files are written again; the YAML is read at the next start");
+        self.upkeep.forget_configuration();
     }
 
     fn status_of(&self, seen: &Observation, reason: &Reason) -> MemberStatus {
@@ -244,6 +252,7 @@ impl Cycle {
             system_id,
             dcs_last_seen: dcs_last_seen(&lease, now),
             next_cycle_at: now + self.context.timing().loop_wait(),
+            reinitialize_failed: self.orders.reinitialize_failed(),
             reason: reason.to_string(),
             scheduled_restart: self.orders.document(),
         }
@@ -275,6 +284,7 @@ impl Cycle {
                     tracing::error!("a job ended by a defect: {defect}");
                     self.known.job = None;
                     self.memory.job_lost(Boottime::now());
+                    self.orders.reinitialize_ended(Some("it ended by a defect"));
                     return;
                 }
                 Woken::Checkpointed(epoch) => {
@@ -339,6 +349,10 @@ impl Cycle {
         } else {
             Restarted::Failed
         };
+        if kind == JobKind::Clone {
+            self.orders
+                .reinitialize_ended(outcome.as_ref().err().map(String::as_str));
+        }
         self.memory.job_ended(kind, outcome, Boottime::now());
         if self.memory.restart.is_none() {
             self.orders.ended(restarted);

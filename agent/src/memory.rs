@@ -109,6 +109,8 @@ pub struct Memory {
     pub restored: bool,
     /// How many clones have failed in a row: each is from another member than the one before it.
     pub clone_failures: u32,
+    /// When an operator asked for a new copy of the leader's data, while that has not been tried.
+    pub reinitialize_asked_at: Option<Boottime>,
     /// A fatal finding; the process ends.
     pub fatal: Option<String>,
 }
@@ -276,6 +278,10 @@ impl Memory {
         };
         if seen.stopping || self.handover.is_some() || self.restart.as_ref().is_some_and(waits) {
             self.restart = None;
+        }
+        let too_long = |asked_at: Boottime| seen.job.is_none() && now.since(asked_at) >= RESTART_WAITS_MAX;
+        if seen.stopping || self.reinitialize_asked_at.is_some_and(too_long) {
+            self.reinitialize_asked_at = None;
         }
     }
 
@@ -536,6 +542,7 @@ impl Memory {
                 self.start_failures = 0;
                 self.stands_still = None;
                 self.rejoin = None; // What was compared is not there any more.
+                self.reinitialize_tried();
             }
             JobKind::StartStandby => {
                 self.start_failures = 0;
@@ -554,7 +561,15 @@ impl Memory {
         }
     }
 
+    /// Whether it was made or not: what was ended for it is started, in a pause too.
+    fn reinitialize_tried(&mut self) {
+        self.handed_over |= self.reinitialize_asked_at.take().is_some();
+    }
+
     fn failed(&mut self, kind: JobKind, now: Boottime) {
+        if kind == JobKind::Clone {
+            self.reinitialize_tried();
+        }
         match kind {
             JobKind::StartPrimary => self.start_failures += 1,
             JobKind::Clone => {
@@ -581,6 +596,7 @@ impl Memory {
     pub fn job_lost(&mut self, now: Boottime) {
         self.handover = None;
         self.restart = None;
+        self.reinitialize_tried();
         self.backoff_until = Some(now + BACKOFF);
     }
 }

@@ -1,4 +1,5 @@
-//! Restarts that an operator asks for: at once or at a time, and only under conditions.
+//! What an operator orders: restarts, at once or at a time and only under conditions; a new copy of the leader's data; the
+//! configuration read again.
 
 use std::time::Duration;
 
@@ -105,6 +106,29 @@ pub enum Order {
         /// Told whether there was one.
         reply: oneshot::Sender<bool>,
     },
+    /// Replace what is in the data directory by a new copy of the leader's. What was there is moved aside.
+    Reinitialize {
+        /// Drop what is under way instead of refusing.
+        force: bool,
+        /// Told whether it begins.
+        reply: oneshot::Sender<Result<(), NotBegun>>,
+    },
+    /// Put the configuration in force again, as a SIGHUP does.
+    Reload,
+}
+
+/// Why a member is not cloned anew.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotBegun {
+    /// There is nobody to clone from.
+    #[error("Cluster has no leader, can not reinitialize")]
+    NoLeader,
+    /// Others clone from this member.
+    #[error("I am the leader, can not reinitialize")]
+    Leads,
+    /// Something else is under way.
+    #[error("{0} already in progress")]
+    Busy(String),
 }
 
 /// What became of a restart.

@@ -202,6 +202,7 @@ fn api_of(
         etcd: context.etcd.clone(),
         keys: context.keys.clone(),
         credentials: context.config.restapi.credentials.clone(),
+        postgres: local_target(&context.config),
         refresh,
         orders,
         vouches: context.lease.vouches(),
@@ -264,6 +265,7 @@ fn first_status(context: &Context) -> MemberStatus {
         next_cycle_at: Boottime::now() + context.timing().loop_wait(),
         watchdog_failed: false,
         scheduled_restart: None,
+        reinitialize_failed: None,
         reason: "is starting".to_owned(),
     }
 }

@@ -33,6 +33,8 @@ pub struct MemberStatus {
     pub next_cycle_at: Boottime,
     /// A restart at a time to come, as the member key has it.
     pub scheduled_restart: Option<Value>,
+    /// Why the last new copy of the leader's data that an operator asked for was not made; nothing while one is being made.
+    pub reinitialize_failed: Option<String>,
     /// Why the member is as it is: the reason of the last decision, in words.
     pub reason: String,
 }

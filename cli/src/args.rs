@@ -1,9 +1,14 @@
 //! The command line: what was typed, not yet what it means.
 
+mod operator;
+
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+pub(crate) use self::operator::*;
 
 /// High availability for PostgreSQL in one binary: a proxy that always knows the leader, and an agent that keeps one.
 #[derive(Debug, Parser)]
@@ -14,12 +19,31 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
                   Without --config, the file is searched for: $PGHERD_CONFIG, /etc/pgherd/pgherd.yml, /etc/pgherd.yml,\n\
                   /etc/patroni/patroni.yml, /etc/patroni.yml, ./pgherd.yml, ./patroni.yml. A patroni.yml is read as it is.\n\
                   PGHERD_LOG sets the log level: error, warn, info (default), debug, trace.\n\
+                  Called `patronictl`, it takes patronictl's command line.\n\
                   Exit codes: 0 done, 1 refused, 64 bad configuration or arguments, 69 something needed is unavailable,\n\
                   70 a defect of pgherd, 75 try again."
 )]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Arguments {
+    /// Reads the command line.
+    ///
+    /// # Errors
+    /// Help and version are asked for by an error, too.
+    pub(crate) fn read<T: Into<OsString> + Clone>(words: impl IntoIterator<Item = T>) -> Result<Self, clap::Error> {
+        Self::from_arg_matches(&Self::definition().try_get_matches_from(words)?)
+    }
+
+    /// `query` takes patronictl's -c and -d for itself.
+    fn definition() -> clap::Command {
+        Self::command().mut_subcommand("query", |query| {
+            let query = query.mut_arg("config", |arg| arg.short(None));
+            query.mut_arg("dcs_url", |arg| arg.short(None))
+        })
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -32,10 +56,8 @@ pub(crate) enum Command {
     Node(ConfigArgs),
     /// Try it: etcd, PostgreSQL members and a proxy on this machine, for a first look and never for production
     Demo(DemoArgs),
-    /// Show the members of a cluster: who leads, who follows, how far behind
-    List(ListArgs),
-    /// Hand the lead over to another member, in good order
-    Switchover(SwitchoverArgs),
+    #[command(flatten)]
+    Operate(Operate<Reach>),
     /// Check a configuration file and this machine, and say what would run
     Check(CheckArgs),
     /// What a keeper starts beside itself
@@ -88,55 +110,6 @@ pub(crate) struct DemoArgs {
 }
 
 #[derive(Args, Debug)]
-pub(crate) struct ListArgs {
-    /// The configuration file that says where etcd is
-    #[arg(short, long, value_name = "FILE", env = "PATRONICTL_CONFIG_FILE")]
-    pub(crate) config: Option<PathBuf>,
-    /// The cluster's name [default: the scope in the configuration]
-    pub(crate) cluster: Option<String>,
-    /// How to print
-    #[arg(short, long, value_enum, default_value_t = Format::Pretty)]
-    pub(crate) format: Format,
-    /// Show all columns, empty ones too
-    #[arg(short, long)]
-    pub(crate) extended: bool,
-    /// Print the time first
-    #[arg(short, long)]
-    pub(crate) timestamp: bool,
-    /// Print again every SEC seconds, until interrupted
-    #[arg(short, long, value_name = "SEC", value_parser = seconds)]
-    pub(crate) watch: Option<Duration>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
-    /// A table
-    Pretty,
-    /// One line of JSON
-    Json,
-    /// Columns separated by tabs
-    Tsv,
-}
-
-#[derive(Args, Debug)]
-pub(crate) struct SwitchoverArgs {
-    /// The configuration file that says where etcd is
-    #[arg(short, long, value_name = "FILE", env = "PATRONICTL_CONFIG_FILE")]
-    pub(crate) config: Option<PathBuf>,
-    /// The member that leads now; refused if another does
-    #[arg(long, visible_alias = "primary", value_name = "NAME")]
-    pub(crate) leader: Option<String>,
-    /// The member that shall lead; the best one if not given
-    #[arg(long, value_name = "NAME")]
-    pub(crate) candidate: Option<String>,
-    /// Do not ask
-    #[arg(long)]
-    pub(crate) force: bool,
-    /// The cluster's name [default: the scope in the configuration]
-    pub(crate) cluster: Option<String>,
-}
-
-#[derive(Args, Debug)]
 pub(crate) struct CheckArgs {
     /// The configuration file, or a directory of .yml files
     pub(crate) file: Option<PathBuf>,
@@ -157,17 +130,23 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parse(words: &[&str]) -> Result<Arguments, clap::Error> {
-        Arguments::try_parse_from(std::iter::once(&"pgherd").chain(words))
+        Arguments::read(std::iter::once(&"pgherd").chain(words))
+    }
+
+    fn operate(words: &[&str]) -> Operate<Reach> {
+        match parse(words).map(|arguments| arguments.command) {
+            Ok(Command::Operate(command)) => command,
+            other => panic!("{words:?}: {other:?}"),
+        }
     }
 
     #[test]
-    fn the_definition_holds_together() {
-        Arguments::command().debug_assert();
+    fn the_definitions_hold_together() {
+        Arguments::definition().debug_assert();
+        Patronictl::command().debug_assert();
     }
 
     #[test]
@@ -191,17 +170,84 @@ mod tests {
     #[test]
     fn a_switchover_takes_patronis_words() {
         for word in ["--leader", "--primary"] {
-            let Ok(Arguments {
-                command: Command::Switchover(args),
-            }) = parse(&["switchover", word, "n1", "--candidate", "n2", "--force", "c"])
-            else {
+            let words = ["switchover", word, "n1", "--candidate", "n2", "--force", "c"];
+            let Operate::Switchover(with) = operate(&words) else {
                 panic!("{word} is not understood")
             };
+            let args = with.args;
             assert_eq!(
                 (args.leader.as_deref(), args.candidate.as_deref()),
                 (Some("n1"), Some("n2"))
             );
             assert_eq!((args.force, args.cluster.as_deref()), (true, Some("c")));
+        }
+    }
+
+    #[test]
+    fn where_the_cluster_is_comes_after_the_command_or_before_it() {
+        let Operate::List(with) = operate(&["list", "-c", "f", "-d", "etcd3://h:1", "-k", "a", "b"]) else {
+            panic!("a list")
+        };
+        assert_eq!(with.args.clusters, ["a", "b"]);
+        assert_eq!(with.reach.config, Some(PathBuf::from("f")));
+        assert_eq!(
+            (with.reach.dcs_url.as_deref(), with.reach.insecure),
+            (Some("etcd3://h:1"), true)
+        );
+        let words = [
+            "patronictl",
+            "--config-file",
+            "f",
+            "--dcs",
+            "h:1",
+            "-k",
+            "query",
+            "-c",
+            "SELECT 1",
+            "-d",
+            "db",
+        ];
+        let patronictl = Patronictl::try_parse_from(words).expect("patronictl's words");
+        let Operate::Query(with) = &patronictl.command else {
+            panic!("a query")
+        };
+        assert_eq!(with.reach.or(&patronictl.reach).config, Some(PathBuf::from("f")));
+        assert_eq!(with.args.command.as_deref(), Some("SELECT 1"));
+        assert_eq!(with.args.dbname.as_deref(), Some("db"));
+        let Operate::Query(with) = operate(&["query", "--config", "f", "-c", "SELECT 1", "-d", "db"]) else {
+            panic!("a query")
+        };
+        assert_eq!((with.args.dbname.as_deref(), with.reach.dcs_url), (Some("db"), None));
+    }
+
+    #[test]
+    fn patronictls_options_are_understood() {
+        for words in [
+            "list -e -t -f yml -W c",
+            "list -w 5 --group 0",
+            "topology -W a b",
+            "history -f json",
+            "failover --candidate n2 --force c",
+            "restart c n1 n2 -r replica --pending --timeout 2min --pg-version 16.1 --scheduled 2040-01-01T00:00 --force",
+            "restart c --any",
+            "reload c n1 -r standby-leader --force",
+            "reinit c n1 --force --from-leader --wait",
+            "pause --wait c",
+            "edit-config c -q -s ttl=30 -s loop_wait=5 -p max_connections=60 --force",
+            "edit-config --apply - --replace f",
+            "show-config c",
+            "query c --format json -f x -U me -W -r any --delimiter ; --password",
+            "dsn -m n1",
+            "remove c -f json",
+            "flush c n1 restart -r replica --force",
+            "version c n1",
+            "demote-cluster c --host h --port 5432 --primary-slot-name s --restore-command x --force",
+            "promote-cluster --force",
+        ] {
+            let words: Vec<&str> = words.split(' ').collect();
+            operate(&words);
+            let called: Vec<&str> = std::iter::once("patronictl").chain(words).collect();
+            assert!(Patronictl::try_parse_from(&called).is_ok(), "{called:?}");
         }
     }
 

@@ -20,7 +20,7 @@ pub(crate) enum Failure {
     /// The same may succeed a little later.
     #[error("{0}")]
     TryAgain(String),
-    /// A process that we ran in our place ended so, and has said why itself.
+    /// Why has been said already, by a process that we ran in our place or by a line for each member.
     #[error("")]
     Ended(u8),
 }

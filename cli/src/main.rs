@@ -14,12 +14,15 @@ mod source;
 mod takeover;
 mod terminal;
 
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
 
-use crate::args::{Arguments, Command};
+use crate::args::{Arguments, Command, Patronictl, Reach};
+use crate::command::Tool;
 use crate::failure::Failure;
 
 fn main() -> ExitCode {
@@ -31,20 +34,44 @@ fn main() -> ExitCode {
     if let Some(ended) = pgherd_keeper::resume() {
         return report(run::keeper_ended(ended));
     }
-    let arguments = match Arguments::try_parse() {
-        Ok(arguments) => arguments,
-        Err(error) => {
-            // Nothing is left to tell when the terminal is gone.
-            let _ = error.print();
-            let asked_for = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-            return if asked_for {
-                ExitCode::SUCCESS
-            } else {
-                Failure::Configuration(Vec::new()).exit_code()
-            };
-        }
+    let words: Vec<OsString> = std::env::args_os().collect();
+    if called(words.first()).is_some_and(|name| name == "patronictl") {
+        return patronictl(words);
+    }
+    match Arguments::read(words) {
+        Ok(arguments) => report(dispatch(&arguments.command)),
+        Err(error) => usage(&error, Failure::Configuration(Vec::new()).exit_code()),
+    }
+}
+
+/// The name that we were called by, without its directory.
+fn called(word: Option<&OsString>) -> Option<&OsStr> {
+    Path::new(word?).file_name()
+}
+
+/// Patronictl's command line, with its exit codes: 2 for a mistake in it, 1 for every other failure.
+fn patronictl(words: Vec<OsString>) -> ExitCode {
+    let Patronictl { reach, command } = match Patronictl::try_parse_from(words) {
+        Ok(patronictl) => patronictl,
+        Err(error) => return usage(&error, ExitCode::from(2)),
     };
-    report(dispatch(&arguments.command))
+    match run::in_foreground(command::run(&command, &reach, Tool::Patronictl)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            for (index, line) in failure.to_string().lines().enumerate() {
+                let is_bare = index > 0 || line == "Aborted!";
+                eprintln!("{}{line}", if is_bare { "" } else { "Error: " });
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn usage(error: &clap::Error, code: ExitCode) -> ExitCode {
+    // Nothing is left to tell when the terminal is gone.
+    let _ = error.print();
+    let asked_for = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    if asked_for { ExitCode::SUCCESS } else { code }
 }
 
 fn report(result: Result<(), Failure>) -> ExitCode {
@@ -66,8 +93,7 @@ fn dispatch(command: &Command) -> Result<(), Failure> {
         Command::Proxy(args) => run::proxy(args.config.path(), args.takeover),
         Command::Sentinel(args) => run::sentinel(&args.data_dir),
         Command::Demo(args) => run::in_foreground(demo::run(args)),
-        Command::List(args) => run::in_foreground(command::list::run(args)),
-        Command::Switchover(args) => run::in_foreground(command::switchover::run(args)),
+        Command::Operate(command) => run::in_foreground(command::run(command, &Reach::default(), Tool::Pgherd)),
         Command::Check(args) => command::check::run(args),
     }
 }

@@ -11,7 +11,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, TlsOptions, WatchOptions, WatchStream};
+use etcd_client::{
+    Certificate, Client, ConnectOptions, DeleteOptions, GetOptions, Identity, TlsOptions, WatchOptions, WatchStream,
+};
 use tokio::time::{Instant, timeout, timeout_at};
 
 pub use self::error::StoreError;
@@ -226,6 +228,18 @@ impl Etcd {
             lease,
         });
         self.txn(&txn, budget).await.map(|_| ())
+    }
+
+    /// Removes everything under `prefix`, in one step.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn remove(&self, prefix: &str, budget: Budget) -> Result<(), StoreError> {
+        let call = |mut client: Client| {
+            let prefix = prefix.to_owned();
+            async move { client.delete(prefix, Some(DeleteOptions::new().with_prefix())).await }
+        };
+        self.call(budget, call).await.map(|_| ())
     }
 
     /// Grants a lease of at least `ttl`; etcd raises what is below its own minimum.

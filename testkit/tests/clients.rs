@@ -1,36 +1,14 @@
-//! patronictl, and what a client sees when the leader changes. What clients do while nothing changes is in `matrix.rs`.
+//! What a client sees when the leader changes. What clients do while nothing changes is in `matrix.rs`, what operators do in
+//! `operator.rs`.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use pgherd_testkit::client::{patronictl, patronictl_config, skip};
 use pgherd_testkit::{Cluster, Sql, SqlFailure, eventually, sql, throughout};
 use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(30);
 const LEASES_GONE: Duration = Duration::from_secs(8);
-const RUN_MAX: Duration = Duration::from_secs(60);
-
-#[tokio::test]
-async fn patronictl_switches_over() -> Result<()> {
-    let cluster = Cluster::builder().members(2).start().await?;
-    let former = cluster.settled().await?;
-    match patronictl(cluster.site()).await {
-        Ok(patronictl) => {
-            let mut command = cluster.site().client_command(patronictl);
-            command
-                .arg("-c")
-                .arg(patronictl_config(cluster.site(), &cluster.etcd().hosts())?);
-            command.args(["switchover", "--leader", former.name(), "--force"]);
-            let said = cluster.site().run(command, RUN_MAX).await?.success()?;
-            ensure!(said.contains("Successfully switched over to"), "{said}");
-            ensure!(cluster.settled().await?.name() != former.name());
-        }
-        Err(reason) => skip(&reason.context("patronictl")),
-    }
-    cluster.pass();
-    Ok(())
-}
 
 #[tokio::test]
 async fn an_idle_write_session_is_ended_when_the_leader_changes() -> Result<()> {

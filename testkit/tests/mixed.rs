@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use pgherd_testkit::config::PREFIX;
+use pgherd_testkit::config::{PREFIX, SCOPE};
 use pgherd_testkit::mixed::Tool;
 use pgherd_testkit::process::{self, Pid, Signal};
 use pgherd_testkit::{
@@ -101,14 +101,42 @@ async fn switchovers(builder: MixedBuilder, mode: Mode) -> Result<()> {
     ensure!(said.contains("Success: cluster management is paused"), "{said}");
     mixed.cluster().pause_is_seen(true).await?;
     switchover(&mixed, mode, Tool::Patronictl).await?;
-    let said = mixed.patroni().ctl(&["resume"]).await?.success()?;
+    let said = mixed.cluster().pgherd("resume", &["--wait"]).await?.success()?;
     ensure!(said.contains("Success: cluster management is resumed"), "{said}");
     mixed.cluster().pause_is_seen(false).await?;
 
-    mixed.settled().await?;
+    our_commands_on_patronis_members(&mixed).await?;
     let (_, report) = load.end(mixed.cluster(), "mixed switchovers", fault).await?;
     report.ensure_complete()?;
     mixed.pass();
+    Ok(())
+}
+
+/// What needs no leader to move: the versions of all, and a replica of Patroni's that reads its configuration again, and that
+/// is restarted.
+async fn our_commands_on_patronis_members(mixed: &Mixed) -> Result<()> {
+    let cluster = mixed.cluster();
+    let leader = mixed.settled().await?;
+    let versions = cluster.pgherd("version", &[SCOPE]).await?.success()?;
+    for member in cluster.members() {
+        let line = format!("{}: Patroni 4.1.4 PostgreSQL ", member.name());
+        ensure!(versions.contains(&line), "{versions}");
+    }
+    let replicas = cluster.others(leader.name());
+    let Some(replica) = replicas.iter().find(|replica| mixed.is_patronis(replica)) else {
+        return Ok(());
+    };
+    for (command, expected) in [
+        ("reload", "Reload request received for member "),
+        ("restart", "Success: restart on member "),
+    ] {
+        let said = cluster
+            .pgherd(command, &[SCOPE, replica.name(), "--force"])
+            .await?
+            .success()?;
+        ensure!(said.contains(&format!("{expected}{}", replica.name())), "{said}");
+    }
+    mixed.settled().await?;
     Ok(())
 }
 

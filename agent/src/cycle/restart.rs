@@ -1,4 +1,4 @@
-//! Restarts that an operator asks for: orders are taken here, the decisions carry them out.
+//! What an operator asks for: orders are taken here, the decisions carry them out.
 
 use jiff::Timestamp;
 use pgherd_cluster::clock::{Boottime, wall_now};
@@ -7,13 +7,27 @@ use tokio::sync::oneshot;
 
 use super::Cycle;
 use crate::memory::{Restart, RestartStage};
-use crate::restart::{Conditions, Due, Order, Restarted, Scheduled};
+use crate::observation::JobKind;
+use crate::restart::{Conditions, Due, NotBegun, Order, Restarted, Scheduled};
 
 /// What is ordered, and who waits for it.
 #[derive(Default)]
 pub(super) struct Orders {
     waiting: Option<oneshot::Sender<Restarted>>,
     scheduled: Option<Scheduled>,
+    reinitialize: Reinitialize,
+}
+
+/// A new copy of the leader's data.
+#[derive(Default)]
+enum Reinitialize {
+    /// None was asked for, or it was made.
+    #[default]
+    Idle,
+    /// It is to be made, or being made.
+    UnderWay,
+    /// It was not made.
+    Failed(String),
 }
 
 impl Orders {
@@ -25,6 +39,22 @@ impl Orders {
     pub(super) fn ended(&mut self, restarted: Restarted) {
         if let Some(reply) = self.waiting.take() {
             let _ = reply.send(restarted); // Who asked may have given up.
+        }
+    }
+}
+
+impl Orders {
+    /// The new copy is made, or is not, and why; nothing where none was under way.
+    pub(super) fn reinitialize_ended(&mut self, error: Option<&str>) {
+        if matches!(self.reinitialize, Reinitialize::UnderWay) {
+            self.reinitialize = error.map_or(Reinitialize::Idle, |error| Reinitialize::Failed(error.to_owned()));
+        }
+    }
+
+    pub(super) fn reinitialize_failed(&self) -> Option<String> {
+        match &self.reinitialize {
+            Reinitialize::Failed(why) => Some(why.clone()),
+            Reinitialize::Idle | Reinitialize::UnderWay => None,
         }
     }
 }
@@ -53,7 +83,33 @@ impl Cycle {
             Order::TakeBack { reply } => {
                 let _ = reply.send(self.orders.scheduled.take().is_some());
             }
+            Order::Reinitialize { force, reply } => {
+                let _ = reply.send(self.begin_reinitialize(force).await); // Who asked may have given up.
+            }
+            Order::Reload => self.reload(),
         }
+    }
+
+    async fn begin_reinitialize(&mut self, force: bool) -> Result<(), NotBegun> {
+        match self.context.view.load().epoch() {
+            None => return Err(NotBegun::NoLeader),
+            Some(epoch) if epoch.holder == self.context.config.name => return Err(NotBegun::Leads),
+            Some(_) => {}
+        }
+        if self.memory.reinitialize_asked_at.is_some() && !force {
+            return Err(NotBegun::Busy("reinitialize".to_owned()));
+        }
+        match self.known.job {
+            Some(job) if job != JobKind::CheckRejoin && !force => return Err(NotBegun::Busy(job.to_string())),
+            Some(_) => self.drop_job().await,
+            None => {}
+        }
+        tracing::info!(force, "asked to replace the data by a new copy of the leader's");
+        self.memory.restart = None;
+        self.memory.backoff_until = None;
+        self.memory.reinitialize_asked_at = Some(Boottime::now());
+        self.orders.reinitialize = Reinitialize::UnderWay;
+        Ok(())
     }
 
     async fn begin_restart(&mut self, conditions: &Conditions) -> Result<(), Restarted> {

@@ -10,6 +10,7 @@ mod leader;
 mod pause;
 mod postgres_down;
 mod reason;
+mod reinitialize;
 mod restart;
 mod standby;
 mod standby_leader;
@@ -259,6 +260,9 @@ pub fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
     }
     if let Postgres::Ending = seen.postgres {
         return Decision::wait(Reason::PostgresEnding);
+    }
+    if let Some(decision) = reinitialize::decide(seen, memory) {
+        return decision;
     }
     match &seen.data {
         DataDir::Foreign(files) => Decision::wait(Reason::ForeignFiles(files.clone())),

@@ -40,6 +40,8 @@ pub enum Reason {
     Diverged(MemberName),
     /// Its history is the leader's, and yet it neither streams nor moves: it is cloned anew.
     CannotFollow(MemberName),
+    /// An operator asked for a new copy of the leader's data.
+    Reinitializing(MemberName),
     /// Starts with the data that it has.
     StartingStandby,
     /// A leader that died restarts where it is.
@@ -215,6 +217,7 @@ impl fmt::Display for Reason {
                 f,
                 "has the history of {leader} and neither streams from it nor moves: is cloned anew"
             ),
+            Self::Reinitializing(from) => write!(f, "is cloned anew from {from}, as asked"),
             Self::StartingStandby => f.write_str("starts PostgreSQL as a standby"),
             Self::Restarting => f.write_str("restarts PostgreSQL, as asked"),
             Self::StartTooSlow => f.write_str(

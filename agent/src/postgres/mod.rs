@@ -4,6 +4,7 @@ pub mod bootstrap;
 pub mod clone;
 pub mod control;
 pub mod files;
+pub mod forecast;
 pub mod place;
 pub mod programs;
 pub mod settings;

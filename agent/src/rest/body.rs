@@ -74,6 +74,9 @@ fn ours(facts: &Facts) -> Value {
     let mut ours = Map::new();
     ours.insert("version".to_owned(), VERSION.into());
     ours.insert("reason".to_owned(), facts.status.reason.clone().into());
+    if let Some(why) = &facts.status.reinitialize_failed {
+        ours.insert("reinitialize_failed".to_owned(), why.clone().into());
+    }
     if let Some((_, remaining)) = holding(facts) {
         ours.insert("deadline_ms".to_owned(), millis(remaining).into());
     }

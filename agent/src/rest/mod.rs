@@ -15,6 +15,7 @@ mod failsafe;
 pub(crate) mod fixtures;
 mod json;
 mod metrics;
+mod operations;
 mod query;
 mod restart;
 mod route;
@@ -57,6 +58,7 @@ pub use self::server::serve;
 use self::switchover::Action;
 use crate::config::Credentials;
 use crate::lease::Vouches;
+use crate::postgres::sql::Target;
 use crate::restart::Order;
 use crate::status::MemberStatus;
 use crate::vigil::Vigil;
@@ -88,6 +90,8 @@ pub struct ApiParts {
     pub keys: Keys,
     /// What unsafe requests must present.
     pub credentials: Option<Credentials>,
+    /// This member's own PostgreSQL, for what only an operator asks.
+    pub postgres: Target,
     /// Asks the agent for a fresh observation.
     pub refresh: RefreshSender,
     /// Where an operator's orders are taken.
@@ -105,6 +109,7 @@ pub struct Api {
     etcd: Etcd,
     keys: Keys,
     guard: Guard,
+    postgres: Target,
     refresh: RefreshSender,
     orders: mpsc::Sender<Order>,
     vouches: Vouches,
@@ -124,6 +129,7 @@ impl Api {
             etcd: parts.etcd,
             keys: parts.keys,
             guard: Guard::new(parts.credentials.as_ref()),
+            postgres: parts.postgres,
             refresh: parts.refresh,
             orders: parts.orders,
             vouches: parts.vouches,
@@ -241,6 +247,14 @@ impl Api {
                 Ok(body) => restart::serve(self, &body).await,
                 Err(refusal) => refusal,
             },
+            Route::Reinitialize => match read_object_if_any(request).await {
+                Ok(body) => operations::reinitialize(self, &body).await,
+                Err(refusal) => refusal,
+            },
+            Route::Reload => operations::reload(self).await,
+            Route::Sigterm => sentence(202, "shutdown scheduled"),
+            Route::Forecast => operations::forecast(self).await,
+            Route::Backups => operations::backups(self).await,
             Route::Switchover
             | Route::Failover
             | Route::PatchConfig

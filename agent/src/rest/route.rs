@@ -29,6 +29,14 @@ pub(super) enum Route {
     DropSwitchover,
     Restart,
     DropRestart,
+    Reinitialize,
+    Reload,
+    /// Does nothing, as with Patroni everywhere but on Windows.
+    Sigterm,
+    /// What a switchover would meet.
+    Forecast,
+    /// Copies that are being made of this member's data.
+    Backups,
     PatchConfig,
     PutConfig,
     /// Another member asks this one not to bid for a while.
@@ -55,7 +63,10 @@ impl Route {
                 "switchover" => Self::Switchover,
                 "failover" => Self::Failover,
                 "restart" => Self::Restart,
-                "reload" | "sigterm" | "reinitialize" | "citus" => Self::NotInThisVersion { guarded: true },
+                "reinitialize" => Self::Reinitialize,
+                "reload" => Self::Reload,
+                "sigterm" => Self::Sigterm,
+                "citus" => Self::NotInThisVersion { guarded: true },
                 "mpp" => Self::NotInThisVersion { guarded: false },
                 _ => Self::Unsupported,
             },
@@ -72,6 +83,8 @@ impl Route {
             "/api/v1/warrant" => return Self::Warrant,
             "/api/v1/events" => return Self::Events,
             "/api/v1/view" => return Self::View,
+            "/api/v1/forecast" => return Self::Forecast,
+            "/api/v1/backups" => return Self::Backups,
             _ => {}
         }
         match first {
@@ -96,6 +109,12 @@ impl Route {
             | Self::DropSwitchover
             | Self::Restart
             | Self::DropRestart
+            | Self::Reinitialize
+            | Self::Reload
+            | Self::Sigterm
+            // Who has been in a transaction for how long is nobody's business but an operator's.
+            | Self::Forecast
+            | Self::Backups
             | Self::PatchConfig
             | Self::PutConfig
             | Self::Vouch
@@ -144,6 +163,9 @@ mod tests {
             (Method::POST, "/switchover/", Route::Switchover),
             (Method::POST, "/failover", Route::Failover),
             (Method::POST, "/restart", Route::Restart),
+            (Method::POST, "/reinitialize", Route::Reinitialize),
+            (Method::POST, "/reload", Route::Reload),
+            (Method::GET, "/api/v1/forecast", Route::Forecast),
             (Method::POST, "/mpp", Route::NotInThisVersion { guarded: false }),
             (Method::POST, "/", Route::Unsupported),
             (Method::POST, "/config", Route::Unsupported),

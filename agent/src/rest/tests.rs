@@ -48,6 +48,7 @@ impl Served {
             etcd,
             keys: keys(),
             credentials,
+            postgres: nobody(),
             refresh,
             orders: mpsc::channel(1).0,
             vouches: crate::lease::Vouches::nobody(),
@@ -93,6 +94,19 @@ impl Served {
         ))
         .await
     }
+}
+
+/// A PostgreSQL that nobody has started.
+fn nobody() -> Target {
+    let address = Address {
+        host: "127.0.0.1".to_owned(),
+        port: 1,
+    };
+    let user = Credentials {
+        username: "nobody".to_owned(),
+        password: None,
+    };
+    Target::new(&address, "postgres", &user)
 }
 
 fn status_line(answer: &str) -> &str {
@@ -171,7 +185,7 @@ async fn bodies_have_patronis_spacing_and_refusals_its_words() {
     assert_eq!((status_line(&role), body(&role)), ("HTTP/1.1 200 OK", "primary\n"));
     let unsupported = served.ask("POST", "/nosuch").await;
     assert_eq!(status_line(&unsupported), "HTTP/1.1 501 Unsupported method ('POST')");
-    let later = served.ask("POST", "/reload").await;
+    let later = served.ask("POST", "/citus").await;
     assert_eq!(status_line(&later), "HTTP/1.1 501 not in this version");
 }
 
@@ -190,6 +204,11 @@ async fn unsafe_requests_need_credentials_and_reads_never_do() {
         ("PATCH", "/config"),
         ("PUT", "/config"),
         ("POST", "/restart"),
+        ("POST", "/reinitialize"),
+        ("POST", "/reload"),
+        ("POST", "/sigterm"),
+        ("GET", "/api/v1/forecast"),
+        ("GET", "/api/v1/backups"),
     ];
     for (method, path) in unsafe_ones {
         let answer = served.post(method, path, "{}").await;
@@ -266,6 +285,7 @@ async fn an_outage_is_noted_from_its_first_failure_until_it_ends() {
         etcd: Etcd::new(EtcdConfig::default()),
         keys: keys(),
         credentials: None,
+        postgres: nobody(),
         refresh: mpsc::channel(1).0,
         orders: mpsc::channel(1).0,
         vouches: crate::lease::Vouches::nobody(),

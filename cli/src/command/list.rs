@@ -1,40 +1,67 @@
-//! `pgherd list`: the members of a cluster, in patronictl's form to the byte, so that scripts go on working.
+//! `pgherd list` and `pgherd topology`: the members of a cluster, in patronictl's form to the byte, so that scripts go on working.
 
 use std::io::Write;
 
-use pgherd_cluster::etcd::Etcd;
 use pgherd_cluster::view::{Initialize, View};
 use serde_json::{Map, Value};
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::output::spaced_json;
 use super::rows::{Position, Row, mebibytes, rows};
+use super::site::{Scene, Site};
 use super::table::{self, Column};
-use super::{read_view, utc_now};
-use crate::args::{Format, ListArgs};
-use crate::config::Document;
+use super::{utc_now, yaml_text};
+use crate::args::{Again, Format, Group, ListArgs, TopologyArgs};
 use crate::failure::Failure;
 
 /// Longer reasons for a restart are not shown in the table.
 const REASON_CHARS_MAX: usize = 50;
 
-/// Runs the command.
+/// Runs `list`.
 ///
 /// # Errors
 /// Bad configuration; etcd that does not answer.
-pub(crate) async fn run(args: &ListArgs) -> Result<(), Failure> {
-    let document = Document::load(args.config.clone())?;
-    let cluster = document.finish(document.cluster(args.cluster.as_deref()))?;
-    let etcd = Etcd::new(cluster.etcd.clone());
-    let print = async || {
-        let view = read_view(&etcd, &cluster).await?;
-        let mut text = String::new();
+pub(crate) async fn run(scene: &Scene, args: &ListArgs) -> Result<(), Failure> {
+    let sites = sites(scene, &args.clusters, args.group)?;
+    let time = || {
         if args.timestamp {
-            text.push_str(&utc_now("%Y-%m-%d %H:%M:%S\n"));
+            utc_now("%Y-%m-%d %H:%M:%S\n")
+        } else {
+            String::new()
         }
-        text.push_str(&render(&view, args.format, args.extended));
+    };
+    let print = |view: &View| time() + &render(view, args.format, args.extended);
+    repeat(&sites, args.again, print).await
+}
+
+/// Runs `topology`.
+///
+/// # Errors
+/// As for [`run`].
+pub(crate) async fn topology(scene: &Scene, args: &TopologyArgs) -> Result<(), Failure> {
+    let sites = sites(scene, &args.clusters, args.group)?;
+    repeat(&sites, args.again, tree).await
+}
+
+fn sites(scene: &Scene, clusters: &[String], group: Group) -> Result<Vec<Site>, Failure> {
+    let document = scene.document()?;
+    if clusters.is_empty() {
+        return Ok(vec![Site::new(&document, None, group)?]);
+    }
+    let sites = clusters.iter().map(|name| Site::new(&document, Some(name), group));
+    sites.collect()
+}
+
+/// Once, or again and again until it is interrupted.
+async fn repeat(sites: &[Site], again: Again, render: impl Fn(&View) -> String) -> Result<(), Failure> {
+    let print = async || {
+        let mut text = String::new();
+        for site in sites {
+            text.push_str(&render(&site.view().await?));
+        }
         Ok::<_, Failure>(text)
     };
-    let Some(period) = args.watch else {
+    let Some(period) = again.period() else {
         return write(&print().await?);
     };
     let mut tick = interval(period);
@@ -58,10 +85,69 @@ pub(crate) fn render(view: &View, format: Format, extended: bool) -> String {
     let rows = rows(view);
     let columns = columns(&rows, format, extended);
     match format {
-        Format::Json => json(view, &columns, &rows),
+        Format::Json => format!("{}\n", spaced_json(&objects(view, &columns, &rows))),
+        // Patroni's ends with an empty line.
+        Format::Yaml => format!("{}\n", yaml_text::document(&objects(view, &columns, &rows))),
         Format::Tsv => tsv(view, &columns, &rows),
-        Format::Pretty => pretty(view, &columns, &rows),
+        Format::Pretty => pretty(view, &columns, &rows, tags_block),
     }
+}
+
+/// The same as a tree: the leader, and below it who streams from whom.
+fn tree(view: &View) -> String {
+    let rows = as_tree(view, rows(view));
+    let columns = columns(&rows, Format::Pretty, false);
+    pretty(view, &columns, &rows, tags_flow)
+}
+
+/// Members below those whose logs they replay, indented. One that names an upstream that is no replica is the leader's.
+fn as_tree(view: &View, rows: Vec<Row>) -> Vec<Row> {
+    let upstream = |row: &Row| {
+        let named = row.tags.get("replicatefrom").and_then(Value::as_str)?;
+        let is_replica =
+            |other: &Row| other.name == named && other.received != Position::Leads && other.name != row.name;
+        rows.iter()
+            .find(|other| is_replica(other))
+            .map(|other| other.name.clone())
+    };
+    let upstreams: Vec<Option<String>> = rows.iter().map(upstream).collect();
+    let leader = view.epoch().map(|epoch| epoch.holder.as_str());
+    let mut tree = Vec::with_capacity(rows.len());
+    tree.extend(rows.iter().filter(|row| Some(row.name.as_str()) == leader).cloned());
+    let mut add = |row: &Row, level: usize| {
+        let name = format!("{}+ {}", "  ".repeat(level), row.name);
+        tree.push(Row { name, ..row.clone() });
+    };
+    let mut open: Vec<(usize, usize)> = Vec::new(); // Rows whose turn comes, and how deep they are.
+    let below = |parent: Option<&str>, level: usize| {
+        let of_parent = |(index, row): (usize, &Row)| {
+            let hit = upstreams.get(index).is_some_and(|of| of.as_deref() == parent);
+            (hit && Some(row.name.as_str()) != leader).then_some((index, level))
+        };
+        let found: Vec<_> = rows.iter().enumerate().filter_map(of_parent).collect();
+        found.into_iter().rev()
+    };
+    open.extend(below(None, 0));
+    let mut seen = vec![false; rows.len()];
+    while let Some((index, level)) = open.pop() {
+        let (Some(row), Some(seen)) = (rows.get(index), seen.get_mut(index)) else {
+            continue;
+        };
+        if std::mem::replace(seen, true) {
+            continue;
+        }
+        add(row, level);
+        open.extend(below(Some(&row.name), level + 1));
+    }
+    // Two that name each other hang on nobody.
+    for (row, _) in rows
+        .iter()
+        .zip(&seen)
+        .filter(|(row, seen)| !**seen && Some(row.name.as_str()) != leader)
+    {
+        add(row, 0);
+    }
+    tree
 }
 
 /// What a column shows.
@@ -163,11 +249,7 @@ impl Field {
 
     fn text(self, scope: &str, row: &Row, format: Format) -> String {
         if self == Self::Tags {
-            return if format == Format::Pretty {
-                tags_block(&row.tags)
-            } else {
-                tags_flow(&row.tags)
-            };
+            return tags_flow(&row.tags);
         }
         if self == Self::PendingRestartReason && format == Format::Pretty {
             let shown = |(name, change): &(String, String)| {
@@ -209,7 +291,7 @@ fn lag(position: Position) -> Value {
     }
 }
 
-fn json(view: &View, columns: &[Field], rows: &[Row]) -> String {
+fn objects(view: &View, columns: &[Field], rows: &[Row]) -> Value {
     let object = |row: &Row| {
         let fields = columns.iter().map(|field| {
             (
@@ -219,21 +301,7 @@ fn json(view: &View, columns: &[Field], rows: &[Row]) -> String {
         });
         Value::Object(fields.filter(|(_, value)| value.as_str() != Some("")).collect())
     };
-    format!("{}\n", spaced_json(&Value::Array(rows.iter().map(object).collect())))
-}
-
-/// JSON with a space after each comma and colon, as Python writes it.
-fn spaced_json(value: &Value) -> String {
-    match value {
-        Value::Array(items) => format!("[{}]", items.iter().map(spaced_json).collect::<Vec<_>>().join(", ")),
-        Value::Object(map) => {
-            let fields = map
-                .iter()
-                .map(|(key, value)| format!("{}: {}", Value::from(key.as_str()), spaced_json(value)));
-            format!("{{{}}}", fields.collect::<Vec<_>>().join(", "))
-        }
-        other => other.to_string(),
-    }
+    Value::Array(rows.iter().map(object).collect())
 }
 
 fn tsv(view: &View, columns: &[Field], rows: &[Row]) -> String {
@@ -251,8 +319,8 @@ fn tsv(view: &View, columns: &[Field], rows: &[Row]) -> String {
     lines.iter().map(|line| line.join("\t") + "\n").collect()
 }
 
-fn pretty(view: &View, fields: &[Field], rows: &[Row]) -> String {
-    let columns: Vec<Column> = fields
+fn pretty(view: &View, fields: &[Field], rows: &[Row], tags: fn(&Map<String, Value>) -> String) -> String {
+    let columns: Vec<Column<'_>> = fields
         .iter()
         .map(|field| Column {
             heading: field.heading(Format::Pretty),
@@ -264,7 +332,10 @@ fn pretty(view: &View, fields: &[Field], rows: &[Row]) -> String {
         .map(|row| {
             fields
                 .iter()
-                .map(|field| field.text(view.scope.as_str(), row, Format::Pretty))
+                .map(|field| match field {
+                    Field::Tags => tags(&row.tags),
+                    field => field.text(view.scope.as_str(), row, Format::Pretty),
+                })
                 .collect()
         })
         .collect();
@@ -301,47 +372,17 @@ fn title(view: &View) -> String {
 }
 
 fn tags_block(tags: &Map<String, Value>) -> String {
-    sorted(tags)
-        .iter()
-        .map(|(key, value)| format!("{key}: {}", yaml_scalar(value)))
-        .collect::<Vec<_>>()
-        .join("\n")
+    if tags.is_empty() {
+        return String::new();
+    }
+    yaml_text::document(&Value::Object(tags.clone())).trim_end().to_owned()
 }
 
 fn tags_flow(tags: &Map<String, Value>) -> String {
     if tags.is_empty() {
         return String::new();
     }
-    format!(
-        "{{{}}}",
-        sorted(tags)
-            .iter()
-            .map(|(key, value)| format!("{key}: {}", yaml_scalar(value)))
-            .collect::<Vec<_>>()
-            .join(", ")
-    )
-}
-
-fn sorted(tags: &Map<String, Value>) -> Vec<(&String, &Value)> {
-    let mut tags: Vec<_> = tags.iter().collect();
-    tags.sort_by_key(|(key, _)| *key);
-    tags
-}
-
-/// A value as YAML writes it: a text that YAML would take for something else is quoted.
-fn yaml_scalar(value: &Value) -> String {
-    let Value::String(text) = value else {
-        return spaced_json(value);
-    };
-    let reserved = ["true", "false", "yes", "no", "on", "off", "null", "~", ""];
-    let taken = reserved.contains(&text.to_lowercase().as_str()) || text.parse::<f64>().is_ok();
-    let risky = text.contains(": ") || text.contains(" #") || text.ends_with(':') || text.trim() != text;
-    let opens = text.starts_with(|c: char| "!&*-?|>@`\"'%{}[],#:".contains(c)) && text.len() > 1 || text == "-";
-    if taken || risky || opens {
-        format!("'{}'", text.replace('\'', "''"))
-    } else {
-        text.clone()
-    }
+    yaml_text::scalar(&Value::Object(tags.clone()))
 }
 
 #[cfg(test)]

@@ -240,6 +240,109 @@ fn tags_that_yaml_would_misread_are_quoted() {
         (json!(5), "5"),
         (json!(true), "true"),
     ] {
-        assert_eq!(yaml_scalar(&value), expected);
+        assert_eq!(yaml_text::scalar(&value), expected);
     }
+}
+
+#[test]
+fn a_topology_is_patronictls() {
+    let at = |timeline: u32, more: Value| {
+        let mut record = replica(json!({
+            "timeline": timeline, "receive_lsn": 70_262_512, "replay_lsn": 70_262_512, "xlog_location": 70_262_512,
+        }));
+        for (key, value) in more.as_object().expect("an object") {
+            record[key] = value.clone();
+        }
+        record
+    };
+    let view = view(
+        "batman",
+        &[
+            ("initialize", "7710403737510608197".to_owned()),
+            ("leader", "node2".to_owned()),
+            ("status", json!({"optime": 70_262_512}).to_string()),
+        ]
+        .into_iter()
+        .chain([
+            ("members/node1", member("node1", at(11, json!({}))).1),
+            (
+                "members/node2",
+                member(
+                    "node2",
+                    json!({"timeline": 11, "tags": {"clonefrom": true, "my_tag": "abc"}}),
+                )
+                .1,
+            ),
+            (
+                "members/node3",
+                member(
+                    "node3",
+                    at(
+                        11,
+                        json!({"tags": {"nofailover": true, "noloadbalance": true, "replicatefrom": "node1"}}),
+                    ),
+                )
+                .1,
+            ),
+        ])
+        .collect::<Vec<_>>(),
+    );
+    let expected = "\
++ Cluster: batman (7710403737510608197) +-----------+----+-------------+-----+------------+-----+---------------------------------------------------------------+
+| Member    | Host            | Role    | State     | TL | Receive LSN | Lag | Replay LSN | Lag | Tags                                                          |
++-----------+-----------------+---------+-----------+----+-------------+-----+------------+-----+---------------------------------------------------------------+
+| node2     | 127.0.3.2:23432 | Leader  | running   | 11 |             |     |            |     | {clonefrom: true, my_tag: abc}                                |
+| + node1   | 127.0.3.1:23432 | Replica | streaming | 11 |   0/4301EF0 |   0 |  0/4301EF0 |   0 |                                                               |
+|   + node3 | 127.0.3.3:23432 | Replica | streaming | 11 |   0/4301EF0 |   0 |  0/4301EF0 |   0 | {nofailover: true, noloadbalance: true, replicatefrom: node1} |
++-----------+-----------------+---------+-----------+----+-------------+-----+------------+-----+---------------------------------------------------------------+
+";
+    assert_eq!(tree(&view), expected);
+}
+
+#[test]
+fn members_that_name_each_other_or_nobody_are_in_the_topology_all_the_same() {
+    let from = |name: &str, upstream: &str| member(name, replica(json!({"tags": {"replicatefrom": upstream}})));
+    let members = vec![
+        member("node1", json!({})),
+        from("node2", "node3"),
+        from("node3", "node2"),
+        from("node4", "nobody"),
+        from("node5", "node1"),
+    ];
+    let text = tree(&batman_with(&[], members));
+    let names: Vec<&str> = text
+        .lines()
+        .skip(3)
+        .filter_map(|line| line.get(2..9))
+        .map(str::trim_end)
+        .collect();
+    assert_eq!(
+        names[..5],
+        ["node1", "+ node4", "+ node5", "+ node2", "+ node3"],
+        "{text}"
+    );
+}
+
+#[test]
+fn yaml_is_patronictls() {
+    let view = batman_with(
+        &[],
+        vec![member("node3", replica(json!({"tags": {"failover_priority": 2}})))],
+    );
+    let expected = "\
+- Cluster: batman
+  Host: 127.0.3.3:23432
+  Member: node3
+  Receive LSN: 0/4000060
+  Receive Lag: 0
+  Replay LSN: 0/4000060
+  Replay Lag: 0
+  Role: Replica
+  State: streaming
+  TL: 1
+  Tags:
+    failover_priority: 2
+
+";
+    assert_eq!(render(&view, Format::Yaml, false), expected);
 }

@@ -1,84 +1,121 @@
-//! `pgherd switchover`: patronictl's conversation, then one request to the leader's REST interface.
+//! `pgherd switchover` and `pgherd failover`: patronictl's conversation, one request to a member's REST interface, and then the
+//! wait until the new leader takes writes.
 //!
-//! Departs from patronictl in one thing: a switchover that the member refused ends with exit code 1, so that scripts see it.
+//! Departs from patronictl in two things: what was refused or failed ends with exit code 1, so that scripts see it; and
+//! success means that the new leader takes writes, not that the lease has moved.
 
-use std::io::{BufRead, IsTerminal, Write};
 use std::time::Duration;
 
-use pgherd_agent::config::Credentials;
-use pgherd_cluster::etcd::Etcd;
-use pgherd_cluster::http::{Answer, Ask, HttpError, ask};
-use pgherd_cluster::record::Address;
-use pgherd_cluster::view::{ShownRole, View};
+use hyper::Method;
+use jiff::tz::TimeZone;
+use pgherd_cluster::etcd::{Compare, Op, Txn};
+use pgherd_cluster::http::Answer;
+use pgherd_cluster::key::Key;
+use pgherd_cluster::record::{DynamicConfig, FailoverRequest};
+use pgherd_cluster::view::{Member, ShownRole, View};
 use serde_json::{Map, Value};
 
-use super::{list, read_view, utc_now};
-use crate::args::{Format, SwitchoverArgs};
-use crate::config::Document;
+use super::answer::text_of;
+use super::pause::leader_first;
+use super::prompt::Prompter;
+use super::site::{NoAnswer, Scene, Site, order};
+use super::stall::Watch;
+use super::{forecast, utc_now, when};
+use crate::args::{FailoverArgs, SwitchoverArgs};
 use crate::failure::Failure;
 use crate::terminal::say;
 
-/// The member answers when the switchover is over, or has failed, or after its own limit.
-const REST_TIMEOUT: Duration = Duration::from_secs(30);
+/// A member answers when the switchover is over, or has failed, or after two of its cycles, and twenty seconds at least.
+const BESIDE_CYCLES: Duration = Duration::from_secs(40);
 
-/// Who gives and who takes; an absent candidate leaves the choice to the members.
+/// Who gives and who takes; an absent candidate leaves the choice to the members, an absent leader makes it a failover.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Request {
-    pub(crate) leader: String,
+    pub(crate) leader: Option<String>,
     pub(crate) candidate: Option<String>,
+    pub(crate) scheduled_at: Option<String>,
 }
 
-/// Runs the command.
+impl Request {
+    const fn action(&self) -> &'static str {
+        if self.leader.is_some() {
+            "switchover"
+        } else {
+            "failover"
+        }
+    }
+
+    const fn title(&self) -> &'static str {
+        if self.leader.is_some() {
+            "Switchover"
+        } else {
+            "Failover"
+        }
+    }
+
+    fn body(&self) -> Map<String, Value> {
+        let fields = [
+            ("candidate", &self.candidate),
+            ("leader", &self.leader),
+            ("scheduled_at", &self.scheduled_at),
+        ];
+        let given = fields
+            .into_iter()
+            .filter_map(|(key, value)| Some((key.to_owned(), value.as_deref()?.into())));
+        given.collect()
+    }
+}
+
+/// Runs `switchover`.
 ///
 /// # Errors
 /// When it makes no sense, was not confirmed, could not be asked for, or was refused.
-pub(crate) async fn run(args: &SwitchoverArgs) -> Result<(), Failure> {
-    let stdin = std::io::stdin();
-    if !args.force && !stdin.is_terminal() {
-        return Err(Failure::configuration(
-            "standard input is not a terminal, so nothing can be asked; say --force",
-        ));
+pub(crate) async fn run(scene: &Scene, args: &SwitchoverArgs) -> Result<(), Failure> {
+    let mut prompter = scene.prompter("--force");
+    if !args.force && !args.dry_run {
+        prompter.ensure_somebody_answers()?;
     }
-    let document = Document::load(args.config.clone())?;
-    let credentials = document.operator_credentials();
-    let cluster = document.finish(document.cluster(args.cluster.as_deref()))?;
-    let etcd = Etcd::new(cluster.etcd.clone());
-    let view = read_view(&etcd, &cluster).await?;
-
+    let site = scene.site(args.cluster.as_deref(), args.group)?;
+    let view = site.view().await?;
+    if args.dry_run {
+        return forecast::run(&site, &view, args).await;
+    }
     say("Current cluster topology");
-    say(list::render(&view, Format::Pretty, false).trim_end());
-    let request = converse(args, &view, &mut stdin.lock(), &mut std::io::stdout())?;
-    let answer = ask_leader(&view, &request, credentials.as_ref()).await?;
-    if !matches!(answer.status, 200 | 202) {
-        return Err(Failure::Refused(format!(
-            "Switchover failed, details: {}, {}",
-            answer.status,
-            answer.text()
-        )));
-    }
-    // patronictl's time has five decimals.
-    let time = utc_now("%Y-%m-%d %H:%M:%S.%6f");
-    say(format!(
-        "{} {}",
-        time.get(..time.len().saturating_sub(1)).unwrap_or_default(),
-        answer.text()
-    ));
-    let view = read_view(&etcd, &cluster).await?;
-    say(list::render(&view, Format::Pretty, false).trim_end());
+    Site::show(&view);
+    let request = converse(args, &view, &mut prompter)?;
+    carry_out(&site, &view, &request).await?;
+    Site::show(&site.view().await?);
     Ok(())
 }
 
+/// Runs `failover`.
+///
+/// # Errors
+/// As for [`run`].
+pub(crate) async fn failover(scene: &Scene, args: &FailoverArgs) -> Result<(), Failure> {
+    let mut prompter = scene.prompter("--candidate NAME and --force");
+    if !args.force {
+        prompter.ensure_somebody_answers()?;
+    }
+    let site = scene.site(args.cluster.cluster.as_deref(), args.cluster.group)?;
+    let view = site.view().await?;
+    say("Current cluster topology");
+    Site::show(&view);
+    let request = converse_failover(args, &view, &mut prompter)?;
+    carry_out(&site, &view, &request).await?;
+    Site::show(&site.view().await?);
+    Ok(())
+}
+
+fn refused<T>(text: impl Into<String>) -> Result<T, Failure> {
+    Err(Failure::Refused(text.into()))
+}
+
 /// Fills in what the arguments leave open, by asking, and checks the whole against the view.
-pub(crate) fn converse(
-    args: &SwitchoverArgs,
-    view: &View,
-    input: &mut impl BufRead,
-    output: &mut impl Write,
-) -> Result<Request, Failure> {
-    let refused = |text: String| Failure::Refused(format!("Error: {text}"));
+fn converse(args: &SwitchoverArgs, view: &View, prompter: &mut Prompter<'_>) -> Result<Request, Failure> {
     let scope = &view.scope;
     let Some(current) = view.epoch().map(|epoch| epoch.holder.to_string()) else {
-        return Err(refused("This cluster has no leader".to_owned()));
+        return refused("This cluster has no leader");
     };
     let word = match view.leader_member().map(|member| view.shown_role(member)) {
         Some(ShownRole::StandbyLeader) => "Standby Leader",
@@ -87,247 +124,336 @@ pub(crate) fn converse(
     let leader = match &args.leader {
         Some(leader) => leader.clone(),
         None if args.force => current.clone(),
-        None => prompt(&format!("{word} [{current}]: "), input, output)?.unwrap_or_else(|| current.clone()),
+        None => prompter
+            .ask(&format!("{word} [{current}]: "))?
+            .unwrap_or_else(|| current.clone()),
     };
     if leader != current {
-        return Err(refused(format!("Member {leader} is not the leader of cluster {scope}")));
+        return refused(format!("Member {leader} is not the leader of cluster {scope}"));
     }
-    let candidates = candidates(view, &current);
+    let candidates = candidates(view);
     if candidates.is_empty() {
-        return Err(refused("No candidates found to switchover to".to_owned()));
+        return refused("No candidates found to switchover to");
     }
     let candidate = match &args.candidate {
         Some(candidate) => Some(candidate.clone()),
         None if args.force => None,
+        None => prompter.ask(&question_for(&candidates))?,
+    };
+    check_candidate(view, &candidates, candidate.as_deref())?;
+    let scheduled = match &args.scheduled {
+        Some(at) => at.clone(),
+        None if args.force => String::new(),
         None => {
-            let quoted: Vec<String> = candidates.iter().map(|name| format!("'{name}'")).collect();
-            prompt(&format!("Candidate [{}] []: ", quoted.join(", ")), input, output)?
+            let question = format!(
+                "When should the switchover take place (e.g. {} )  [now]: ",
+                when::example()
+            );
+            prompter.ask(&question)?.unwrap_or_default()
         }
     };
-    match &candidate {
-        Some(name) if *name == current => {
-            return Err(refused(format!(
-                "Member {name} is already the leader of cluster {scope}"
-            )));
-        }
-        Some(name) if !candidates.contains(name) => {
-            return Err(refused(format!(
-                "Member {name} does not exist in cluster {scope} or is tagged as nofailover"
-            )));
-        }
-        _ => {}
+    let scheduled_at = when::parse(&scheduled, &TimeZone::system())?;
+    if scheduled_at.is_some() && view.config.value.as_ref().is_some_and(DynamicConfig::is_paused) {
+        return refused("Can't schedule switchover in the paused state");
     }
     if !args.force {
-        let question =
-            format!("Are you sure you want to switchover cluster {scope}, demoting current leader {current}? [y/N]: ");
-        let answer = prompt(&question, input, output)?.unwrap_or_default().to_lowercase();
-        if answer != "y" && answer != "yes" {
-            return Err(refused("Aborting switchover".to_owned()));
+        let demoting = format!("demoting current leader {current}");
+        let (question, aborted) = match &scheduled_at {
+            Some(at) => (
+                format!("Are you sure you want to schedule switchover of cluster {scope} at {at}, {demoting}?"),
+                "Aborting scheduled switchover",
+            ),
+            None => (
+                format!("Are you sure you want to switchover cluster {scope}, {demoting}?"),
+                "Aborting switchover",
+            ),
+        };
+        if !prompter.confirms(&question)? {
+            return refused(aborted);
         }
     }
-    Ok(Request { leader, candidate })
+    Ok(Request {
+        leader: Some(leader),
+        candidate,
+        scheduled_at,
+    })
+}
+
+fn converse_failover(args: &FailoverArgs, view: &View, prompter: &mut Prompter<'_>) -> Result<Request, Failure> {
+    let scope = &view.scope;
+    let candidates = candidates(view);
+    if candidates.is_empty() {
+        return refused("No candidates found to failover to");
+    }
+    let candidate = match &args.candidate {
+        Some(candidate) => Some(candidate.clone()),
+        None if args.force => None,
+        None => prompter.ask(&question_for(&candidates))?,
+    };
+    let Some(candidate) = candidate else {
+        return refused("Failover could be performed only to a specific candidate");
+    };
+    check_candidate(view, &candidates, Some(&candidate))?;
+    let sync = &view.sync.value;
+    let listed = sync.standbys().any(|standby| standby.eq_ignore_ascii_case(&candidate));
+    if sync.is_active() && !listed && !args.force {
+        let question = format!("Are you sure you want to failover to the asynchronous node {candidate}?");
+        if !prompter.confirms(&question)? {
+            return refused("Aborting failover");
+        }
+    }
+    if !args.force {
+        let demoting = view
+            .epoch()
+            .map(|epoch| format!(", demoting current leader {}", epoch.holder));
+        let question = format!(
+            "Are you sure you want to failover cluster {scope}{}?",
+            demoting.unwrap_or_default()
+        );
+        if !prompter.confirms(&question)? {
+            return refused("Aborting failover");
+        }
+    }
+    Ok(Request {
+        leader: None,
+        candidate: Some(candidate),
+        scheduled_at: None,
+    })
+}
+
+fn question_for(candidates: &[String]) -> String {
+    let quoted: Vec<String> = candidates.iter().map(|name| format!("'{name}'")).collect();
+    format!("Candidate [{}] []: ", quoted.join(", "))
+}
+
+fn check_candidate(view: &View, candidates: &[String], candidate: Option<&str>) -> Result<(), Failure> {
+    let scope = &view.scope;
+    match candidate {
+        Some(name) if view.epoch().is_some_and(|epoch| epoch.holder.as_str() == name) => {
+            refused(format!("Member {name} is already the leader of cluster {scope}"))
+        }
+        Some(name) if !candidates.iter().any(|candidate| candidate == name) => refused(format!(
+            "Member {name} does not exist in cluster {scope} or is tagged as nofailover"
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Who may be named: sorted, without the leader and without members that must not lead.
-fn candidates(view: &View, leader: &str) -> Vec<String> {
-    let others = view
-        .members
-        .values()
-        .filter(|member| member.name.as_str() != leader && !member.record.nofailover());
+fn candidates(view: &View) -> Vec<String> {
+    let leader = view.epoch().map(|epoch| &epoch.holder);
+    let others = view.members.values();
+    let others = others.filter(|member| Some(&member.name) != leader && !member.record.nofailover());
     others.map(|member| member.name.to_string()).collect()
 }
 
-/// One question; nothing for an empty answer.
-fn prompt(question: &str, input: &mut impl BufRead, output: &mut impl Write) -> Result<Option<String>, Failure> {
-    let aborted = |_| Failure::Refused("Aborted!".to_owned());
-    write!(output, "{question}")
-        .and_then(|()| output.flush())
-        .map_err(aborted)?;
-    let mut line = String::new();
-    if input.read_line(&mut line).map_err(aborted)? == 0 {
-        return Err(Failure::Refused("Aborted!".to_owned()));
-    }
-    Ok(Some(line.trim().to_owned()).filter(|answer| !answer.is_empty()))
-}
-
-async fn ask_leader(view: &View, request: &Request, credentials: Option<&Credentials>) -> Result<Answer, Failure> {
-    let record = view.leader_member().map(|member| &member.record);
-    let Some(address) = record.and_then(|record| record.api_address()) else {
-        return Err(Failure::Unavailable(format!(
-            "leader {} publishes no REST address",
-            request.leader
-        )));
+/// Asks for it, waits until the new leader takes writes, and says so and how long nobody did.
+///
+/// # Errors
+/// When it was refused, failed, or is not known to have come about.
+pub(crate) async fn carry_out(site: &Site, view: &View, request: &Request) -> Result<(), Failure> {
+    let candidate = request.candidate.as_deref();
+    let candidate = candidate.and_then(|name| view.members.values().find(|member| member.name.as_str() == name));
+    let watch = match request.scheduled_at {
+        None => Some(Watch::begin(site, view, candidate)),
+        Some(_) => None,
     };
-    if record.is_some_and(|record| record.api_url.starts_with("https://")) {
-        return Err(Failure::Unavailable(format!(
-            "{address} speaks https, which this version does not; use patronictl there"
-        )));
-    }
-    let mut body = Map::from_iter([("leader".to_owned(), Value::from(request.leader.as_str()))]);
-    if let Some(candidate) = &request.candidate {
-        body.insert("candidate".to_owned(), Value::from(candidate.as_str()));
-    }
-    let question = Ask {
-        method: hyper::Method::POST,
-        path: "/switchover".to_owned(),
-        json: Some(Value::Object(body)),
-        authorization: credentials.map(basic),
-    };
-    ask(&address, question, REST_TIMEOUT)
-        .await
-        .map_err(|error| http_failure(&address, &error))
-}
-
-fn http_failure(address: &Address, error: &HttpError) -> Failure {
-    match error {
-        HttpError::Timeout(limit) => Failure::TryAgain(format!(
-            "{address} gave no answer within {} s; whether the switchover happened, `pgherd list` tells",
-            limit.as_secs()
-        )),
-        HttpError::Connect { source, .. } => {
-            Failure::Unavailable(format!("connecting to the leader's REST at {address}: {source}"))
-        }
-        HttpError::Protocol(_) => Failure::Unavailable(format!("{address}: {error}")),
-    }
-}
-
-fn basic(credentials: &Credentials) -> String {
-    let Credentials { username, password } = credentials;
-    format!(
-        "Basic {}",
-        base64(format!("{username}:{}", password.as_deref().unwrap_or_default()).as_bytes())
-    )
-}
-
-/// RFC 4648, section 4.
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let byte = |index: usize| u32::from(chunk.get(index).copied().unwrap_or_default());
-        let group = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for place in 0..4 {
-            let sextet = group >> (18 - 6 * place) & 63;
-            let letter = ALPHABET.get(sextet as usize).map_or('=', |letter| char::from(*letter));
-            text.push(if place <= chunk.len() { letter } else { '=' });
+    let mut unheard = Vec::new();
+    // Any member takes it; the leader carries it out soonest.
+    for member in leader_first(view) {
+        match ask(site, view, member, request).await {
+            Ok(answer) => {
+                told(&answer, request)?;
+                return match watch {
+                    Some(watch) => watch.end(site).await,
+                    None => Ok(()),
+                };
+            }
+            Err(NoAnswer { heard: false, why }) => unheard.push(why),
+            Err(NoAnswer { heard: true, why }) => {
+                return Err(Failure::TryAgain(format!(
+                    "{why}; whether the {} happened, `pgherd list` tells",
+                    request.action()
+                )));
+            }
         }
     }
-    text
+    say(format!("{} {}, falling back to DCS", stamp(), unheard.join("; ")));
+    in_store(site, view, request).await
+}
+
+async fn ask(site: &Site, view: &View, member: &Member, request: &Request) -> Result<Answer, NoAnswer> {
+    let limit = 2 * view.timing().loop_wait() + BESIDE_CYCLES;
+    let asked = |path: &str| order(Method::POST, path, Value::Object(request.body()));
+    let answer = site
+        .order(member, asked(&format!("/{}", request.action())), limit)
+        .await;
+    // A Patroni from before there were switchovers.
+    if answer.as_ref().is_ok_and(|answer| answer.status == 501) {
+        return site.ask(member, asked("/failover"), limit).await;
+    }
+    answer
+}
+
+fn told(answer: &Answer, request: &Request) -> Result<(), Failure> {
+    let text = text_of(answer);
+    if matches!(answer.status, 200 | 202) {
+        say(format!("{} {text}", stamp()));
+        return Ok(());
+    }
+    let failed = format!("{} failed, details: {}, {text}", request.title(), answer.status);
+    // It may still come about.
+    Err(if text.ends_with("status unknown") {
+        Failure::TryAgain(failed)
+    } else {
+        Failure::Refused(failed)
+    })
+}
+
+/// Patronictl's time has five decimals.
+fn stamp() -> String {
+    let mut time = utc_now("%Y-%m-%d %H:%M:%S.%6f");
+    time.pop();
+    time
+}
+
+/// Leaves the request where the members look for it: no member that could check it has answered.
+async fn in_store(site: &Site, view: &View, request: &Request) -> Result<(), Failure> {
+    let key = site.keys().of(&Key::Failover);
+    let value = FailoverRequest {
+        leader: request.leader.clone(),
+        member: request.candidate.clone(),
+        scheduled_at: request.scheduled_at.clone(),
+    };
+    let txn = Txn::new()
+        .when(Compare::ModRevision(key.clone(), view.failover.mod_revision))
+        .then(Op::Put {
+            key,
+            value: serde_json::to_string(&value).unwrap_or_default(),
+            lease: 0,
+        });
+    let outcome = site.etcd.txn(&txn, site.budget()).await;
+    match outcome.map_err(|error| site.store_failure(&error))? {
+        outcome if outcome.succeeded => Err(Failure::TryAgain(format!(
+            "no member could be asked, so the {} was left in etcd; `pgherd list` tells what becomes of it",
+            request.action()
+        ))),
+        _ => Err(Failure::TryAgain("another request has just been made".to_owned())),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use pgherd_cluster::key::Keys;
-    use pgherd_cluster::name::Scope;
-    use pgherd_cluster::view::Entry;
+    use serde_json::json;
 
+    use super::super::members::tests::view_with;
     use super::*;
-
-    fn view(leader: Option<&str>) -> View {
-        let scope = Scope::new("batman").expect("a plain name");
-        let keys = Keys::new("service", &scope);
-        let entry = |key: &str, value: &str| Entry {
-            key: format!("{}{key}", keys.prefix()),
-            value: value.to_owned(),
-            create_revision: 1,
-            mod_revision: 1,
-            lease: 0,
-        };
-        let plain = r#"{"conn_url":"postgres://h:1/p","api_url":"http://h:2/patroni"}"#;
-        let never = r#"{"conn_url":"postgres://h:1/p","api_url":"http://h:2/patroni","tags":{"nofailover":true}}"#;
-        let mut entries = vec![
-            entry("members/node2", plain),
-            entry("members/node1", plain),
-            entry("members/node3", plain),
-            entry("members/node4", never),
-        ];
-        entries.extend(leader.map(|leader| entry("leader", leader)));
-        View::from_entries(scope.clone(), &keys, entries, 1)
-    }
+    use crate::args::{ClusterArgs, Group};
 
     fn args(leader: Option<&str>, candidate: Option<&str>, force: bool) -> SwitchoverArgs {
         SwitchoverArgs {
-            config: None,
             leader: leader.map(Into::into),
             candidate: candidate.map(Into::into),
             force,
-            cluster: None,
+            ..SwitchoverArgs::default()
         }
     }
 
     fn talk(args: &SwitchoverArgs, view: &View, answers: &str) -> (String, Result<Request, Failure>) {
         let mut output = Vec::new();
-        let result = converse(args, view, &mut answers.as_bytes(), &mut output);
-        (String::from_utf8(output).expect("text"), result)
+        let result = converse(args, view, &mut Prompter::scripted(answers, &mut output));
+        (without_example(output), result)
+    }
+
+    /// The example of a time is another each minute.
+    fn without_example(output: Vec<u8>) -> String {
+        let text = String::from_utf8(output).expect("text");
+        match text.split_once("(e.g. ") {
+            Some((before, rest)) => format!("{before}(e.g. ...{}", rest.get(16..).unwrap_or_default()),
+            None => text,
+        }
+    }
+
+    fn request(candidate: Option<&str>) -> Request {
+        Request {
+            leader: Some("node3".into()),
+            candidate: candidate.map(Into::into),
+            scheduled_at: None,
+        }
     }
 
     #[test]
     fn the_conversation_is_patronictls() {
-        let (asked, result) = talk(&args(None, None, false), &view(Some("node3")), "\nnode2\ny\n");
+        let view = view_with(Some("node3"), &[]);
+        let (asked, result) = talk(&args(None, None, false), &view, "\nnode2\n\ny\n");
         assert_eq!(
             asked,
             "Primary [node3]: Candidate ['node1', 'node2'] []: \
+             When should the switchover take place (e.g. ... )  [now]: \
              Are you sure you want to switchover cluster batman, demoting current leader node3? [y/N]: "
         );
+        assert_eq!(result, Ok(request(Some("node2"))));
+        let (asked, result) = talk(&args(None, None, false), &view, "\n\n2040-01-01T00:00Z\nyes\n");
+        assert!(
+            asked.ends_with(
+                "Are you sure you want to schedule switchover of cluster batman at 2040-01-01T00:00:00+00:00, \
+                 demoting current leader node3? [y/N]: "
+            ),
+            "{asked}"
+        );
+        let scheduled_at = Some("2040-01-01T00:00:00+00:00".to_owned());
         assert_eq!(
             result,
             Ok(Request {
-                leader: "node3".into(),
-                candidate: Some("node2".into())
+                scheduled_at,
+                ..request(None)
             })
         );
     }
 
     #[test]
     fn force_asks_nothing() {
-        let (asked, result) = talk(&args(None, None, true), &view(Some("node3")), "");
-        assert_eq!(
-            (asked.as_str(), result),
-            (
-                "",
-                Ok(Request {
-                    leader: "node3".into(),
-                    candidate: None
-                })
-            )
-        );
+        let view = view_with(Some("node3"), &[]);
+        let (asked, result) = talk(&args(None, None, true), &view, "");
+        assert_eq!((asked.as_str(), result), ("", Ok(request(None))));
     }
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        let leads = || view(Some("node3"));
+        let leads = || view_with(Some("node3"), &[]);
         for (args, view, answers, expected) in [
             (
                 args(None, None, true),
-                view(None),
+                view_with(None, &[]),
                 "",
-                "Error: This cluster has no leader",
+                "This cluster has no leader",
             ),
             (
                 args(Some("node1"), None, true),
                 leads(),
                 "",
-                "Error: Member node1 is not the leader of cluster batman",
+                "Member node1 is not the leader of cluster batman",
             ),
             (
                 args(None, Some("node3"), true),
                 leads(),
                 "",
-                "Error: Member node3 is already the leader of cluster batman",
+                "Member node3 is already the leader of cluster batman",
             ),
             (
                 args(None, Some("node4"), true),
                 leads(),
                 "",
-                "Error: Member node4 does not exist in cluster batman or is tagged as nofailover",
+                "Member node4 does not exist in cluster batman or is tagged as nofailover",
             ),
+            (args(None, None, false), leads(), "\n\n\nn\n", "Aborting switchover"),
+            (args(None, None, false), leads(), "\n\n\n\n", "Aborting switchover"),
             (
                 args(None, None, false),
                 leads(),
-                "\n\nn\n",
-                "Error: Aborting switchover",
+                "\n\n2040-01-01T00:00Z\n\n",
+                "Aborting scheduled switchover",
             ),
-            (args(None, None, false), leads(), "\n\n\n", "Error: Aborting switchover"),
             (args(None, None, false), leads(), "\n", "Aborted!"),
         ] {
             assert_eq!(
@@ -336,20 +462,73 @@ mod tests {
                 "{args:?}"
             );
         }
+        let paused = view_with(Some("node3"), &[("config", json!({"pause": true}))]);
+        let scheduled = SwitchoverArgs {
+            scheduled: Some("2040-01-01T00:00Z".to_owned()),
+            ..args(None, None, true)
+        };
+        let expected = Failure::Refused("Can't schedule switchover in the paused state".to_owned());
+        assert_eq!(talk(&scheduled, &paused, "").1, Err(expected));
+    }
+
+    fn talk_of_failover(
+        candidate: Option<&str>,
+        force: bool,
+        view: &View,
+        answers: &str,
+    ) -> (String, Result<Request, Failure>) {
+        let args = FailoverArgs {
+            candidate: candidate.map(str::to_owned),
+            force,
+            cluster: ClusterArgs {
+                cluster: None,
+                group: Group::default(),
+            },
+        };
+        let mut output = Vec::new();
+        let result = converse_failover(&args, view, &mut Prompter::scripted(answers, &mut output));
+        (String::from_utf8(output).expect("text"), result)
     }
 
     #[test]
-    fn base64_is_rfc_4648s() {
-        for (text, expected) in [
-            ("", ""),
-            ("f", "Zg=="),
-            ("fo", "Zm8="),
-            ("foo", "Zm9v"),
-            ("foob", "Zm9vYg=="),
-            ("fooba", "Zm9vYmE="),
-            ("foobar", "Zm9vYmFy"),
-        ] {
-            assert_eq!(base64(text.as_bytes()), expected);
-        }
+    fn a_failover_needs_a_candidate_and_a_second_thought_for_an_asynchronous_one() {
+        let view = view_with(Some("node3"), &[]);
+        let wanted = Request {
+            leader: None,
+            ..request(Some("node2"))
+        };
+        let (asked, result) = talk_of_failover(None, false, &view, "node2\ny\n");
+        assert_eq!(
+            asked,
+            "Candidate ['node1', 'node2'] []: \
+             Are you sure you want to failover cluster batman, demoting current leader node3? [y/N]: "
+        );
+        assert_eq!(result, Ok(wanted.clone()));
+        let sync = json!({"leader": "node3", "sync_standby": "node1", "quorum": 0});
+        let synchronous = view_with(Some("node3"), &[("sync", sync)]);
+        let (asked, result) = talk_of_failover(Some("node2"), false, &synchronous, "y\ny\n");
+        assert!(
+            asked.starts_with("Are you sure you want to failover to the asynchronous node node2? [y/N]: "),
+            "{asked}"
+        );
+        assert_eq!(result, Ok(wanted.clone()));
+        assert_eq!(
+            talk_of_failover(Some("node2"), true, &view_with(None, &[]), "").1,
+            Ok(wanted)
+        );
+        let expected = Failure::Refused("Failover could be performed only to a specific candidate".to_owned());
+        assert_eq!(talk_of_failover(None, true, &view, "").1, Err(expected));
+        let (asked, result) = talk_of_failover(Some("node2"), false, &view, "n\n");
+        assert_eq!(result, Err(Failure::Refused("Aborting failover".to_owned())), "{asked}");
+    }
+
+    #[test]
+    fn a_request_says_only_what_was_said() {
+        let body = Value::Object(request(None).body());
+        assert_eq!(body, json!({"leader": "node3"}));
+        assert_eq!(
+            (request(None).action(), request(None).title()),
+            ("switchover", "Switchover")
+        );
     }
 }

@@ -2,14 +2,14 @@
 
 /// A column: its heading, and on which side its cells stand.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Column {
-    pub(crate) heading: &'static str,
+pub(crate) struct Column<'a> {
+    pub(crate) heading: &'a str,
     pub(crate) right: bool,
 }
 
 /// Draws `rows` under `title`, which stands in the top border and is cut where that ends. Rules are drawn between rows as
 /// soon as any cell has several lines.
-pub(crate) fn draw(title: &str, columns: &[Column], rows: &[Vec<String>]) -> String {
+pub(crate) fn draw(title: &str, columns: &[Column<'_>], rows: &[Vec<String>]) -> String {
     let widths: Vec<usize> = columns
         .iter()
         .enumerate()
@@ -37,7 +37,7 @@ pub(crate) fn draw(title: &str, columns: &[Column], rows: &[Vec<String>]) -> Str
     lines.join("\n")
 }
 
-fn width(column: &Column, index: usize, rows: &[Vec<String>]) -> usize {
+fn width(column: &Column<'_>, index: usize, rows: &[Vec<String>]) -> usize {
     let cells = rows
         .iter()
         .filter_map(|row| row.get(index))
@@ -66,7 +66,7 @@ fn titled(rule: &str, title: &str) -> String {
     format!("+{title}{rest}")
 }
 
-fn line<'a>(columns: &[Column], widths: &[usize], cells: impl Iterator<Item = &'a str>) -> String {
+fn line<'a>(columns: &[Column<'_>], widths: &[usize], cells: impl Iterator<Item = &'a str>) -> String {
     let mut line = String::from("|");
     for ((column, width), cell) in columns.iter().zip(widths).zip(cells) {
         let padded = if column.right {
@@ -83,7 +83,7 @@ fn line<'a>(columns: &[Column], widths: &[usize], cells: impl Iterator<Item = &'
 mod tests {
     use super::*;
 
-    const COLUMNS: [Column; 2] = [
+    const COLUMNS: [Column<'static>; 2] = [
         Column {
             heading: "Name",
             right: false,

@@ -8,18 +8,19 @@ mod known;
 mod limits;
 mod locate;
 mod not_yet;
+pub(crate) mod operator;
 mod postgresql;
 pub(crate) mod proxy;
 pub(crate) mod runtime_dir;
 mod section;
 mod value;
 mod watchdog;
-mod yaml;
+pub(crate) mod yaml;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use pgherd_agent::config::{AgentConfig, Credentials};
+use pgherd_agent::config::AgentConfig;
 use pgherd_cluster::etcd::EtcdConfig;
 use pgherd_cluster::key::Keys;
 use pgherd_cluster::name::Scope;
@@ -100,7 +101,11 @@ impl Document {
     /// When there is none, or it cannot be read.
     pub(crate) fn load(named: Option<PathBuf>) -> Result<Self, Failure> {
         let variable = |name: &str| -> Option<OsString> { std::env::var_os(name) };
-        let source = locate::choose(named, variable).map_err(Failure::configuration)?;
+        Self::of_source(locate::choose(named, variable).map_err(Failure::configuration)?)
+    }
+
+    fn of_source(source: Source) -> Result<Self, Failure> {
+        let variable = |name: &str| -> Option<OsString> { std::env::var_os(name) };
         let mut tree = locate::read(&source, variable).map_err(Failure::configuration)?;
         let findings = Findings::default();
         // A configuration that comes whole in one variable lets no other count, as with Patroni.
@@ -163,12 +168,6 @@ impl Document {
     /// The proxy.
     pub(crate) fn proxy(&self) -> Option<ProxySection> {
         proxy::read(&self.root())
-    }
-
-    /// What operators' commands present to a member: `ctl.authentication`, else `restapi.authentication`.
-    pub(crate) fn operator_credentials(&self) -> Option<Credentials> {
-        let of = |section: &str| agent::credentials(&self.root().section(section).section("authentication"));
-        of("ctl").or_else(|| of("restapi"))
     }
 
     /// Adds an error that only the whole shows, such as one port wanted twice.

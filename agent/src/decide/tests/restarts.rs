@@ -1,4 +1,4 @@
-//! Restarts as an operator asks for them, starts that take too long, and standbys that stand still.
+//! Restarts and new copies as an operator asks for them, starts that take too long, and standbys that stand still.
 
 use super::*;
 use crate::jobs::Outcome;
@@ -30,15 +30,19 @@ fn leads() -> Observation {
     }
 }
 
+fn pause(seen: &mut Observation) {
+    let config = json!({"pause": true}).as_object().cloned().unwrap_or_default();
+    Arc::make_mut(&mut seen.view).config.value = Some(DynamicConfig::new(config));
+    (seen.fence_paused, seen.lease_paused) = (true, Some(true));
+}
+
 #[test]
 fn a_leader_is_restarted_after_a_checkpoint_and_keeps_the_key() {
     for paused in [false, true] {
         let mut memory = asked();
         let mut seen = leads();
         if paused {
-            let config = json!({"pause": true}).as_object().cloned().unwrap_or_default();
-            Arc::make_mut(&mut seen.view).config.value = Some(DynamicConfig::new(config));
-            (seen.fence_paused, seen.lease_paused) = (true, Some(true));
+            pause(&mut seen);
         }
         assert_eq!(step(&seen, &memory), Some(Step::Checkpoint { to: name("n1") }));
         ended(&mut memory, JobKind::Checkpoint);
@@ -273,5 +277,58 @@ fn members_whose_keys_have_ended_are_asked_too() {
     assert_eq!(
         memory.addresses.keys().cloned().collect::<Vec<_>>(),
         ["n2", "n3"].map(name)
+    );
+}
+
+/// A standby whose leader takes writes, asked for a new copy.
+fn reinitialized() -> (Observation, Memory) {
+    let memory = Memory {
+        reinitialize_asked_at: Some(NOW),
+        ..Memory::default()
+    };
+    (seen(LeaseSeen::Theirs(epoch("n2"))), memory)
+}
+
+#[test]
+fn who_follows_is_cloned_anew_when_asked_and_is_started_after_it_in_a_pause_too() {
+    for fails in [false, true] {
+        let (mut seen, mut memory) = reinitialized();
+        pause(&mut seen);
+        assert_eq!(step(&seen, &memory), Some(Step::Clone { from: name("n2") }));
+        let outcome = if fails {
+            Err("no room".to_owned())
+        } else {
+            Ok(Outcome::Done)
+        };
+        memory.job_ended(JobKind::Clone, outcome, NOW);
+        assert_eq!(memory.reinitialize_asked_at, None, "it is tried once");
+        seen.postgres = Postgres::Down;
+        let upstream = Some(name("n2"));
+        memory.backoff_until = None;
+        assert_eq!(step(&seen, &memory), Some(Step::StartStandby { upstream }));
+    }
+}
+
+#[test]
+fn who_leads_or_could_lead_is_not_cloned_whatever_was_asked() {
+    let clones = |seen: &Observation, memory: &Memory| matches!(step(seen, memory), Some(Step::Clone { .. }));
+    let (following, mut memory) = reinitialized();
+    assert!(clones(&following, &memory));
+    for lease in [LeaseSeen::Mine(epoch("n1")), LeaseSeen::Free, LeaseSeen::Unknown] {
+        let seen = Observation {
+            lease: lease.clone(),
+            ..following.clone()
+        };
+        assert!(!clones(&seen, &memory), "{lease:?}");
+    }
+    let foreign = Observation {
+        data: DataDir::Foreign(vec!["notes.txt".to_owned()]),
+        ..following.clone()
+    };
+    assert!(!clones(&foreign, &memory), "files that are nobody's data");
+    memory.note(&mut following.clone(), LATER);
+    assert_eq!(
+        memory.reinitialize_asked_at, None,
+        "after a minute nobody expects it any more"
     );
 }

@@ -104,7 +104,7 @@ fn urls(section: &Section<'_>) -> Option<Vec<Endpoint>> {
 }
 
 /// As patronictl reads it: what `ctl` does not say, `restapi` does.
-fn access(root: &Section<'_>, tls: bool) -> AccessConfig {
+pub(crate) fn access(root: &Section<'_>, tls: bool) -> AccessConfig {
     let (ctl, restapi) = (root.section("ctl"), root.section("restapi"));
     let path = |key: &str, other: &str| ctl.text(key).or_else(|| restapi.text(other)).map(PathBuf::from);
     let insecure = ctl.boolean("insecure").unwrap_or(false);
@@ -196,7 +196,7 @@ impl StaticSection {
 }
 
 /// The first line of a passfile that fits, see "The Password File" of libpq.
-fn password_of(lines: &str, host: &Address, database: &str, user: &str) -> Option<String> {
+pub(crate) fn password_of(lines: &str, host: &Address, database: &str, user: &str) -> Option<String> {
     let wanted = [host.host.as_str(), &host.port.to_string(), database, user].map(str::to_owned);
     lines.lines().filter(|line| !line.starts_with('#')).find_map(|line| {
         let fields = fields(line);
