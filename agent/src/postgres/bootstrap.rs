@@ -103,9 +103,7 @@ pub async fn initdb(programs: &Programs, config: &AgentConfig) -> Result<(), Too
 pub async fn by_program(config: &AgentConfig, method: &BootstrapMethod) -> Result<(), ToolError> {
     let place = Place::of(&config.postgresql.data_dir)?;
     let data_dir = place.data_dir();
-    if !method.program.keep_data {
-        place.move_aside(&stamp())?;
-    }
+    place.move_aside(&stamp())?;
     mark(data_dir, Mark::HalfMade)?;
     let told = [
         ("scope", config.scope.to_string()),

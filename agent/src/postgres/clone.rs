@@ -234,13 +234,19 @@ async fn by_program(making: Making<'_>, place: &Place, custom: &CustomMethod) ->
     let run = Run::words(&custom.command)
         .env("PGPASSFILE", making.config.postgresql.pgpass.as_os_str())
         .args(custom.arguments(&told));
-    run.run(CLONE_MAX).await?;
-    if !data_dir.join("PG_VERSION").exists() {
-        return Err(ToolError::NothingMade {
+    let made = run.run(CLONE_MAX).await.map_err(ToolError::from);
+    let made = made.and_then(|()| match data_dir.join("PG_VERSION").exists() {
+        true => Ok(()),
+        false => Err(ToolError::NothingMade {
             method: custom.name.clone(),
             path: data_dir.to_owned(),
-        });
+        }),
+    });
+    if made.is_err() && !custom.keep_data {
+        place.clear()?;
+        unmark(data_dir)?;
     }
+    made?;
     become_standby(data_dir)?;
     forget_recovery(data_dir)?;
     unmark(data_dir)?;
