@@ -176,6 +176,13 @@ async fn make_replica(cluster: &Cluster) -> Result<()> {
     m2.stop().await?;
     m2.wipe().await?;
     m1.stop().await?;
+    // A new backup, with a password that is known: a standby cannot change it.
+    let mut copy = site.command("sh");
+    copy.arg("-c").arg(format!(
+        "rm -r backup/data && cp -a {} backup/data",
+        m1.data_dir().display()
+    ));
+    site.run(copy, SOON).await?.success()?;
     fs::remove_file(site.dir().join("copy.sh.log"))?;
     m2.start().await?;
     eventually("it was made from the backup alone", SOON, async || {

@@ -19,6 +19,11 @@ const START_FAILURES_MAX: u32 = 2;
 pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime, standby_data: bool) -> Decision {
     let cannot_start = memory.start_failures >= START_FAILURES_MAX;
     match &seen.lease {
+        // Nobody can have what is not there yet: another try, by anybody, is all that is left.
+        LeaseSeen::Mine(_) if cannot_start && seen.bootstrap_unfinished => {
+            let why = "PostgreSQL cannot be started; its log says why".to_owned();
+            Decision::act(Reason::BootstrapFailed(why), Step::UndoBootstrap)
+        }
         LeaseSeen::Mine(epoch) if cannot_start => {
             Decision::act(Reason::CannotStart, Step::Release { epoch: epoch.clone() })
         }

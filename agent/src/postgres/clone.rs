@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use super::bootstrap::UNFINISHED_MARKER;
 use super::files;
-use super::place::{Mark, Place, is_foreign, linked_dir, mark, stamp, unmark};
+use super::place::{Mark, Place, close, is_foreign, linked_dir, mark, stamp, unmark};
 use super::programs::{Programs, ToolError, file_error};
 use super::settings::quote;
 use super::sql::{Target, ask_once};
@@ -247,6 +247,7 @@ async fn by_program(making: Making<'_>, place: &Place, custom: &CustomMethod) ->
         unmark(data_dir)?;
     }
     made?;
+    close(data_dir)?;
     become_standby(data_dir)?;
     forget_recovery(data_dir)?;
     unmark(data_dir)?;

@@ -114,12 +114,13 @@ impl Place {
     /// # Errors
     /// When something cannot be moved; nothing is lost then.
     pub fn install(&self, new: &Path, stamp: &str) -> Result<Option<PathBuf>, ToolError> {
-        std::fs::set_permissions(new, std::fs::Permissions::from_mode(0o700)).map_err(file_error("closing", new))?;
+        close(new)?;
         let moved = if self.within {
             let moved = self.move_aside(stamp)?;
             mark(&self.data_dir, Mark::HalfChanged)?;
             move_entries(new, &self.data_dir, |_| true)?;
             std::fs::remove_dir(new).map_err(file_error("removing what is empty now", new))?;
+            close(&self.data_dir)?;
             sync_dir(&self.data_dir)?;
             moved
         } else {
@@ -180,7 +181,7 @@ impl Place {
             mark(&self.data_dir, Mark::HalfChanged)?;
         }
         std::fs::create_dir_all(&aside).map_err(file_error(what, &aside))?;
-        std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(0o700)).map_err(file_error(what, &aside))?;
+        close(&aside)?;
         move_entries(&self.data_dir, &aside, |name| !is_foreign(&name.to_string_lossy()))?;
         sync_dir(&aside)?;
         unmark(&self.data_dir)?;
@@ -350,6 +351,18 @@ fn target_of_link(path: &Path) -> PathBuf {
     }
 }
 
+/// Gives a data directory the mode without which PostgreSQL does not start; that of a mount point is the filesystem's own.
+///
+/// # Errors
+/// When it belongs to somebody else.
+pub fn close(dir: &Path) -> Result<(), ToolError> {
+    let mode = std::fs::metadata(dir).map(|meta| meta.mode() & 0o777);
+    if matches!(mode, Ok(0o700 | 0o750)) {
+        return Ok(());
+    }
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).map_err(file_error("setting mode 0700", dir))
+}
+
 /// A place that is taken again, or that a crash has left.
 fn remove_former(aside: &Path) -> Result<(), ToolError> {
     match std::fs::remove_dir_all(aside) {
@@ -448,6 +461,8 @@ mod tests {
                 place.install(&new, stamp).expect("installed");
                 assert_eq!(version(&data), *stamp);
                 assert!(!new.exists() && marked(&data).is_none());
+                let mode = std::fs::metadata(&data).expect("there").mode() & 0o777;
+                assert_eq!(mode, 0o700, "within: {within}");
             }
             let aside = |stamp: &str| parent.join(format!("{prefix}aside-{stamp}")).exists();
             assert_eq!(
