@@ -449,11 +449,10 @@ impl Memory {
             Step::Withdraw => self.withdrawn = true,
             // Without the failed cluster there is nothing left to undo; the process ends where another try would fail alike.
             Step::UndoBootstrap => {
-                if let Some((why, true)) = self.bootstrap_failed.take() {
-                    self.fatal = Some(format!(
-                        "the new cluster could not be made, and what there was of it was moved aside: {why}"
-                    ));
-                }
+                let unstartable = ("PostgreSQL could not be started".to_owned(), true);
+                let (why, for_good) = self.bootstrap_failed.take().unwrap_or(unstartable);
+                let what = "the new cluster could not be made, and what there was of it was moved aside";
+                self.fatal = for_good.then(|| format!("{what}: {why}"));
             }
             // One that failed after the stop is followed by a start in place, in a pause too.
             Step::ClearRequest => self.handed_over |= self.handover.take().is_some(),

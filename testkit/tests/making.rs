@@ -1,12 +1,14 @@
 //! Clusters and members that operators' own programs make, and what those programs are told.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use pgherd_testkit::config::PREFIX;
 use pgherd_testkit::process::Signal;
-use pgherd_testkit::{Cluster, Member, Postgres, eventually};
+use pgherd_testkit::{Cluster, Member, Postgres, VolumeKind, eventually};
+use rustix::process::geteuid;
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -174,6 +176,13 @@ async fn make_replica(cluster: &Cluster) -> Result<()> {
     m2.stop().await?;
     m2.wipe().await?;
     m1.stop().await?;
+    // A new backup, with a password that is known: a standby cannot change it.
+    let mut copy = site.command("sh");
+    copy.arg("-c").arg(format!(
+        "rm -r backup/data && cp -a {} backup/data",
+        m1.data_dir().display()
+    ));
+    site.run(copy, SOON).await?.success()?;
     fs::remove_file(site.dir().join("copy.sh.log"))?;
     m2.start().await?;
     eventually("it was made from the backup alone", SOON, async || {
@@ -339,6 +348,64 @@ async fn a_bootstrap_that_dies_or_fails_on_the_way_leaves_the_cluster_to_others(
     m1.start().await?;
     let leader = cluster.settled().await?;
     ensure!(leader.name() == "m2" && m1.output().await.contains("moves its own beginnings aside"));
+    cluster.pass();
+    Ok(())
+}
+
+/// Mounting needs root, and a kernel that has loop devices. Elsewhere this test shows nothing.
+fn may_mount() -> bool {
+    let possible = geteuid().is_root() && Path::new("/dev/loop-control").exists();
+    if !possible {
+        println!("skipped: filesystems of one's own need root and loop devices");
+    }
+    possible
+}
+
+/// What is kept of former data within a data directory.
+fn kept_within(data_dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut kept = Vec::new();
+    for entry in fs::read_dir(data_dir)? {
+        let path = entry?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        if name.is_some_and(|name| name.starts_with("pgherd-aside-")) {
+            kept.push(path);
+        }
+    }
+    Ok(kept)
+}
+
+#[tokio::test]
+#[ignore = "long: filesystems of their own, and a clone over former data"]
+async fn a_data_directory_that_is_a_mount_point_changes_its_contents_and_keeps_the_former_ones() -> Result<()> {
+    if !may_mount() {
+        return Ok(());
+    }
+    let cluster = Cluster::builder()
+        .members(2)
+        .volumes(VolumeKind::Disk)
+        .dcs(json!({"postgresql": {"use_pg_rewind": false}}))
+        .prepare()
+        .await?;
+    let mount = |member: &Member| member.data_dir().parent().map(Path::to_owned).context("a parent");
+    for member in cluster.members() {
+        member.alter_config(json!({"postgresql": {"data_dir": mount(member)?}}))?;
+        member.start().await?;
+    }
+    cluster.start_proxy().await?;
+    let former = cluster.settled().await?;
+    former
+        .sql("CREATE TABLE kept AS SELECT generate_series(1, 1000) AS n")
+        .await?;
+    former.kill_everything().await?;
+    cluster.next_leader(former.name()).await?;
+    former.start().await?;
+    let leader = cluster.settled().await?;
+    ensure!(leader.name() != former.name() && former.sql("SELECT count(*) FROM kept").await? == "1000");
+    let kept = kept_within(&mount(former)?)?;
+    ensure!(
+        kept.len() == 1 && kept.iter().all(|kept| kept.join("PG_VERSION").exists()),
+        "{kept:?}"
+    );
     cluster.pass();
     Ok(())
 }

@@ -16,7 +16,9 @@ use pgherd_cluster::etcd::{Compare, Op, Txn};
 use pgherd_cluster::key::Key;
 use pgherd_keeper::protocol::{PostmasterSignal, Refusal, RequestKind};
 
-use self::keys::{ask_release, clear_request, initialize, name_successor, release_key, say_stopped, withdraw};
+use self::keys::{
+    ask_release, clear_request, give_up_initialize, initialize, name_successor, release_key, say_stopped,
+};
 use crate::agent::{drop_work, start_work};
 use crate::executor::{Slot, Topic};
 use crate::host::Request;
@@ -74,7 +76,7 @@ async fn perform(sim: &Shared, member: usize, seen: &Observation, step: Step) ->
             return Ok(Acted::Settling);
         }
         Step::Withdraw => {
-            withdraw(sim, member).await?;
+            give_up_initialize(sim, member).await?;
             return Ok(Acted::Settling);
         }
         Step::Bid(guards) => return bid(sim, member, guards).await,

@@ -74,10 +74,7 @@ impl Cycle {
         }
         match step {
             Step::ClaimBootstrap => return self.claim_bootstrap(seen).await,
-            Step::Initialize => {
-                self.initialize(seen).await?;
-                return Ok(Acted::Settling);
-            }
+            Step::Initialize => return self.initialize(seen).await.map(|()| Acted::Settling),
             Step::Withdraw => return withdraw(&self.context).await.map(|()| Acted::Settling),
             Step::UndoBootstrap => return self.undo_bootstrap(seen).await,
             Step::Discard => self.discard()?,

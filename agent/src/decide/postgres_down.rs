@@ -22,6 +22,11 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime, standby
     }
     let cannot_start = memory.start_failures >= START_FAILURES_MAX;
     match &seen.lease {
+        // Nobody can have what is not there yet: another try, by anybody, is all that is left.
+        LeaseSeen::Mine(_) if cannot_start && seen.bootstrap_unfinished => {
+            let why = "PostgreSQL cannot be started; its log says why".to_owned();
+            Decision::act(Reason::BootstrapFailed(why), Step::UndoBootstrap)
+        }
         LeaseSeen::Mine(epoch) if cannot_start => {
             Decision::act(Reason::CannotStart, Step::Release { epoch: epoch.clone() })
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::clone::{file_name, forget_recovery};
 use super::files;
-use super::place::{Mark, Place, linked_dir, mark, stamp, unmark};
+use super::place::{Mark, Place, close, linked_dir, mark, stamp, unmark};
 use super::programs::{Programs, ToolError, file_error};
 use super::settings::{push_setting, quote, value_text};
 use super::sql::{Target, identifier, literal, tell_in_order};
@@ -103,9 +103,7 @@ pub async fn initdb(programs: &Programs, config: &AgentConfig) -> Result<(), Too
 pub async fn by_program(config: &AgentConfig, method: &BootstrapMethod) -> Result<(), ToolError> {
     let place = Place::of(&config.postgresql.data_dir)?;
     let data_dir = place.data_dir();
-    if !method.program.keep_data {
-        place.move_aside(&stamp())?;
-    }
+    place.move_aside(&stamp())?;
     mark(data_dir, Mark::HalfMade)?;
     let told = [
         ("scope", config.scope.to_string()),
@@ -119,6 +117,7 @@ pub async fn by_program(config: &AgentConfig, method: &BootstrapMethod) -> Resul
             path: data_dir.to_owned(),
         });
     }
+    close(data_dir)?;
     if !method.keep_existing_recovery_conf {
         for signal in ["standby.signal", "recovery.signal"] {
             files::remove_if_there(&data_dir.join(signal))?;
@@ -138,7 +137,8 @@ pub async fn by_program(config: &AgentConfig, method: &BootstrapMethod) -> Resul
 fn complete(data_dir: &Path) -> Result<(), ToolError> {
     for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
         let path = data_dir.join(name);
-        if !path.exists() && !(name == "postgresql.conf" && data_dir.join("postgresql.base.conf").exists()) {
+        let kept_as_base = name == "postgresql.conf" && data_dir.join("postgresql.base.conf").exists();
+        if !path.exists() && !kept_as_base {
             files::write_whole(&path, "# The backup had none.\n", 0o600)?;
         }
     }

@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use super::bootstrap::UNFINISHED_MARKER;
 use super::files;
-use super::place::{Mark, Place, is_foreign, linked_dir, mark, stamp, unmark};
+use super::place::{Mark, Place, close, is_foreign, linked_dir, mark, stamp, unmark};
 use super::programs::{Programs, ToolError, file_error};
 use super::settings::quote;
 use super::sql::{Target, ask_once};
@@ -240,13 +240,20 @@ async fn by_program(making: Making<'_>, place: &Place, custom: &CustomMethod) ->
     let run = Run::words(&custom.command)
         .env("PGPASSFILE", making.config.postgresql.pgpass.as_os_str())
         .args(custom.arguments(&told));
-    run.run(CLONE_MAX).await?;
-    if !data_dir.join("PG_VERSION").exists() {
-        return Err(ToolError::NothingMade {
+    let made = run.run(CLONE_MAX).await.map_err(ToolError::from);
+    let made = made.and_then(|()| match data_dir.join("PG_VERSION").exists() {
+        true => Ok(()),
+        false => Err(ToolError::NothingMade {
             method: custom.name.clone(),
             path: data_dir.to_owned(),
-        });
+        }),
+    });
+    if made.is_err() && !custom.keep_data {
+        place.clear()?;
+        unmark(data_dir)?;
     }
+    made?;
+    close(data_dir)?;
     become_standby(data_dir)?;
     forget_recovery(data_dir)?;
     unmark(data_dir)?;

@@ -19,6 +19,8 @@ use super::programs::{ToolError, file_error};
 pub const STAMP_DIGITS: usize = 12;
 /// How many directories that were moved aside are kept, the newest ones.
 const ASIDE_MAX: usize = 2;
+/// Where what is half made is moved.
+const HALF_MADE: &str = "half-made";
 /// The name of a mark.
 const MARK: &str = "pgherd-unfinished";
 
@@ -112,12 +114,13 @@ impl Place {
     /// # Errors
     /// When something cannot be moved; nothing is lost then.
     pub fn install(&self, new: &Path, stamp: &str) -> Result<Option<PathBuf>, ToolError> {
-        std::fs::set_permissions(new, std::fs::Permissions::from_mode(0o700)).map_err(file_error("closing", new))?;
+        close(new)?;
         let moved = if self.within {
             let moved = self.move_aside(stamp)?;
             mark(&self.data_dir, Mark::HalfChanged)?;
             move_entries(new, &self.data_dir, |_| true)?;
             std::fs::remove_dir(new).map_err(file_error("removing what is empty now", new))?;
+            close(&self.data_dir)?;
             sync_dir(&self.data_dir)?;
             moved
         } else {
@@ -141,16 +144,14 @@ impl Place {
     }
 
     /// Moves what is there aside, and leaves the place empty. Says where it went, if anything was there. What a program has
-    /// half made is removed: two tries of it would push out what was there before.
+    /// half made has a place of its own, which only the next such thing takes: two of them would push out what was there
+    /// before.
     ///
     /// # Errors
     /// When it cannot be moved.
     pub fn move_aside(&self, stamp: &str) -> Result<Option<PathBuf>, ToolError> {
         let what = "moving the data directory aside";
-        if marked(&self.data_dir) == Some(Mark::HalfMade) {
-            self.remove_entries()?;
-            return Ok(None);
-        }
+        let half_made = marked(&self.data_dir) == Some(Mark::HalfMade);
         let Ok(entries) = std::fs::read_dir(&self.data_dir) else {
             return Ok(None);
         };
@@ -160,22 +161,38 @@ impl Place {
         if !occupied {
             return Ok(None);
         }
+        let name = if half_made {
+            format!("{OURS}{HALF_MADE}")
+        } else {
+            format!("aside-{stamp}")
+        };
         if !self.within {
-            let aside = beside(&self.data_dir, &format!("aside-{stamp}"));
+            let aside = beside(&self.data_dir, &name);
+            if half_made {
+                remove_former(&aside)?;
+            }
             std::fs::rename(&self.data_dir, &aside).map_err(file_error(what, &self.data_dir))?;
             return Ok(Some(aside));
         }
-        mark(&self.data_dir, Mark::HalfChanged)?;
-        let aside = self.data_dir.join(format!("{OURS}aside-{stamp}"));
+        let aside = self.data_dir.join(format!("{OURS}{}", name.trim_start_matches(OURS)));
+        if half_made {
+            remove_former(&aside)?;
+        } else {
+            mark(&self.data_dir, Mark::HalfChanged)?;
+        }
         std::fs::create_dir_all(&aside).map_err(file_error(what, &aside))?;
-        std::fs::set_permissions(&aside, std::fs::Permissions::from_mode(0o700)).map_err(file_error(what, &aside))?;
+        close(&aside)?;
         move_entries(&self.data_dir, &aside, |name| !is_foreign(&name.to_string_lossy()))?;
         sync_dir(&aside)?;
         unmark(&self.data_dir)?;
         Ok(Some(aside))
     }
 
-    fn remove_entries(&self) -> Result<(), ToolError> {
+    /// Removes what a program that has just failed has half made.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn clear(&self) -> Result<(), ToolError> {
         let Ok(entries) = std::fs::read_dir(&self.data_dir) else {
             return Ok(());
         };
@@ -334,6 +351,28 @@ fn target_of_link(path: &Path) -> PathBuf {
     }
 }
 
+/// Gives a data directory the mode without which PostgreSQL does not start; that of a mount point is the filesystem's own.
+///
+/// # Errors
+/// When it belongs to somebody else.
+pub fn close(dir: &Path) -> Result<(), ToolError> {
+    let mode = std::fs::metadata(dir).map(|meta| meta.mode() & 0o777);
+    if matches!(mode, Ok(0o700 | 0o750)) {
+        return Ok(());
+    }
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).map_err(file_error("setting mode 0700", dir))
+}
+
+/// A place that is taken again, or that a crash has left.
+fn remove_former(aside: &Path) -> Result<(), ToolError> {
+    match std::fs::remove_dir_all(aside) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(file_error("removing what was half made before", aside)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn move_entries(from: &Path, to: &Path, wanted: impl Fn(&OsStr) -> bool) -> Result<(), ToolError> {
     let entries = std::fs::read_dir(from).map_err(file_error("reading", from))?;
     for entry in entries {
@@ -422,6 +461,8 @@ mod tests {
                 place.install(&new, stamp).expect("installed");
                 assert_eq!(version(&data), *stamp);
                 assert!(!new.exists() && marked(&data).is_none());
+                let mode = std::fs::metadata(&data).expect("there").mode() & 0o777;
+                assert_eq!(mode, 0o700, "within: {within}");
             }
             let aside = |stamp: &str| parent.join(format!("{prefix}aside-{stamp}")).exists();
             assert_eq!(
@@ -447,8 +488,11 @@ mod tests {
     }
 
     #[test]
-    fn what_was_half_made_goes_and_what_was_half_changed_is_kept() {
-        for (what, kept) in [(Mark::HalfMade, false), (Mark::HalfChanged, true)] {
+    fn what_was_half_made_and_what_was_half_changed_are_kept_apart() {
+        for (what, name) in [
+            (Mark::HalfMade, "data.pgherd-half-made"),
+            (Mark::HalfChanged, "data.aside-1"),
+        ] {
             let dir = tempfile::tempdir().expect("a temporary directory");
             let data = dir_with(dir.path(), "data", "15");
             mark(&data, what).expect("marked");
@@ -457,7 +501,8 @@ mod tests {
             let place = Place::of(&data).expect("looked at");
             let new = dir_with(dir.path(), "n", "16");
             let aside = place.install(&new, "1").expect("installed");
-            assert_eq!(aside.map(|aside| version(&aside)), kept.then(|| "15".to_owned()));
+            assert_eq!(aside, Some(dir.path().join(name)));
+            assert_eq!(version(&dir.path().join(name)), "15");
             assert_eq!((version(&data).as_str(), marked(&data)), ("16", None));
         }
     }

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::methods::Scripts;
 use super::run::Run;
 use super::told::Event;
 use crate::context::Context;
@@ -77,7 +78,9 @@ impl Executor {
         loop {
             tokio::select! {
                 biased;
-                Some((event, role)) = self.calls.recv() => self.begin(&context, event, role).await,
+                Some((event, role)) = self.calls.recv() => {
+                    self.begin(&context.scripts(), context.config.scope.as_str(), event, role).await;
+                }
                 Some(_) = self.reload.join_next() => {}
                 Some(_) = self.other.join_next() => {}
                 () = stop.cancelled() => break,
@@ -88,12 +91,11 @@ impl Executor {
         }
     }
 
-    async fn begin(&mut self, context: &Context, event: Event, role: Role) {
+    async fn begin(&mut self, scripts: &Scripts, scope: &str, event: Event, role: Role) {
         let slot = match event {
             Event::OnReload => &mut self.reload,
             Event::OnStart | Event::OnStop | Event::OnRestart | Event::OnRoleChange => &mut self.other,
         };
-        let scripts = context.scripts();
         let Some(words) = scripts.callbacks.get(&event) else {
             return;
         };
@@ -101,20 +103,65 @@ impl Executor {
             tracing::warn!("{event}: the callback before it still runs, and is killed");
         }
         slot.shutdown().await;
-        let run = Run::words(words)
-            .arg(event.as_str())
-            .arg(role.as_str())
-            .arg(context.config.scope.as_str());
-        tracing::info!(
-            "calling {} {event} {} {}",
-            run.name(),
-            role.as_str(),
-            context.config.scope
-        );
+        let run = Run::words(words).arg(event.as_str()).arg(role.as_str()).arg(scope);
+        tracing::info!("calling {} {event} {} {scope}", run.name(), role.as_str());
         slot.spawn(async move {
             if let Err(error) = run.run(CALLBACK_MAX).await {
                 tracing::warn!("{event}: {error}");
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Waits until the file has this text.
+    async fn wait_for(file: &std::path::Path, wanted: &str) {
+        let arrived = async {
+            while std::fs::read_to_string(file).unwrap_or_default() != wanted {
+                tokio::task::yield_now().await;
+            }
+        };
+        let arrived = tokio::time::timeout(Duration::from_secs(30), arrived).await;
+        assert!(arrived.is_ok(), "{:?}, not {wanted:?}", std::fs::read_to_string(file));
+    }
+
+    #[tokio::test]
+    async fn a_newer_callback_ends_an_older_one_and_those_of_reloads_are_apart() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let log = dir.path().join("log");
+        let hook = format!(
+            "sh -c 'echo $* >> {0}; sleep 600; echo survived >> {0}' x",
+            log.display()
+        );
+        let callbacks = json!({"callbacks": {
+            "on_start": hook, "on_reload": hook, "on_role_change": hook,
+        }});
+        let (scripts, findings) = Scripts::read(callbacks.as_object().expect("a map"));
+        assert!(findings.is_empty(), "{findings:?}");
+        let (_callbacks, mut executor) = Callbacks::new();
+        executor.begin(&scripts, "c", Event::OnStart, Role::Replica).await;
+        wait_for(&log, "on_start replica c\n").await;
+        executor.begin(&scripts, "c", Event::OnReload, Role::Replica).await;
+        wait_for(&log, "on_start replica c\non_reload replica c\n").await;
+        assert_eq!((executor.reload.len(), executor.other.len()), (1, 1));
+        assert!(
+            executor.other.try_join_next().is_none(),
+            "a reload ended another's callback"
+        );
+        executor.begin(&scripts, "c", Event::OnRoleChange, Role::Primary).await;
+        wait_for(
+            &log,
+            "on_start replica c\non_reload replica c\non_role_change primary c\n",
+        )
+        .await;
+        assert_eq!((executor.reload.len(), executor.other.len()), (1, 1));
+        // What is not configured changes nothing.
+        executor.begin(&scripts, "c", Event::OnStop, Role::Primary).await;
+        assert_eq!(executor.other.len(), 1);
     }
 }

@@ -143,7 +143,7 @@ pub(super) async fn say_stopped(sim: &Shared, member: usize) {
 }
 
 /// Deletes the initialize key of a cluster that was not finished: one that is bound to this member's lease.
-pub(super) async fn withdraw(sim: &Shared, member: usize) -> Result<(), Undone> {
+pub(super) async fn give_up_initialize(sim: &Shared, member: usize) -> Result<(), Undone> {
     let key = sim.with(|world| world.key(&Key::Initialize));
     let lease = sim.with(|world| world.agent(member).and_then(|agent| agent.core.state().lease));
     let Some(lease) = lease else { return Ok(()) };

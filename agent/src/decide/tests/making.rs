@@ -165,6 +165,23 @@ fn a_cluster_that_could_not_be_made_is_ended_undone_and_then_told() {
 }
 
 #[test]
+fn a_new_cluster_whose_server_does_not_start_is_undone_and_does_not_keep_others_from_making_one() {
+    let down = Observation {
+        bootstrap_unfinished: true,
+        postgres: Postgres::Down,
+        data: data(ControlState::ShutDown, false),
+        ..seen(LeaseSeen::Mine(epoch("n1")))
+    };
+    let mut memory = Memory {
+        start_failures: 2,
+        ..Memory::default()
+    };
+    assert_eq!(step(&down, &memory), Some(Step::UndoBootstrap));
+    memory.performed(&Step::UndoBootstrap);
+    assert!(memory.fatal.is_some());
+}
+
+#[test]
 fn beginnings_that_another_member_has_overtaken_are_moved_aside_and_nothing_else_is() {
     let other = |unfinished| {
         let down = Observation {
