@@ -60,6 +60,8 @@ pub struct Memory {
     pub stands_still: Option<(Lsn, u32)>,
     /// Under which holding of a leader this member was last cloned: what a clone did not cure, another does not either.
     pub cloned_under: Option<Epoch>,
+    /// Under which holding of a leader our data was last rewound, or was tried to be.
+    pub rewound_under: Option<Epoch>,
     /// The epoch under which our primary has been proven to take writes.
     pub proven: Option<Epoch>,
     /// The keeper's name for the holding that was last seen.
@@ -405,6 +407,7 @@ impl Memory {
                 self.sync_sent = Some(*revision);
             }
             Step::Clone { .. } => self.cloned_under.clone_from(&self.last_epoch),
+            Step::Rewind { leader } => self.rewound_under = Some(leader.clone()),
             Step::Release { .. } => self.gave_way_at = Some(now),
             Step::Adopt => self.ending_since = None,
             // Its lease was in hand: what is ended while it starts is left to somebody else.
@@ -428,7 +431,6 @@ impl Memory {
     /// A step has been performed whole.
     pub fn performed(&mut self, step: &Step) {
         match step {
-            Step::ClaimBootstrap => self.claimed = true,
             // One that failed after the stop is followed by a start in place, in a pause too.
             Step::ClearRequest => self.handed_over |= self.handover.take().is_some(),
             Step::HandTo { .. } => {
@@ -508,7 +510,7 @@ impl Memory {
 
     fn done(&mut self, kind: JobKind) {
         match kind {
-            JobKind::Clone => {
+            JobKind::Clone | JobKind::Rewind => {
                 self.start_failures = 0;
                 self.stands_still = None;
                 self.rejoin = None; // What was compared is not there any more.
@@ -534,6 +536,8 @@ impl Memory {
             JobKind::Initdb | JobKind::Clone | JobKind::StartStandby | JobKind::CheckRejoin => {
                 self.backoff_until = Some(now + BACKOFF);
             }
+            // What is left is copied anew, at once.
+            JobKind::Rewind => {}
             JobKind::Promote | JobKind::Checkpoint | JobKind::Stop | JobKind::Confirm | JobKind::Poll => {}
         }
         // A standby whose start failed on what it has may have what the leader has not.

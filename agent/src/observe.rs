@@ -85,6 +85,7 @@ pub async fn observe(context: &Context, known: &Known) -> Result<Observation, To
         last_held: known.last_held.clone(),
         job: known.job,
         upstream: known.upstream.clone(),
+        rewinds: context.divergence().use_pg_rewind,
         nofailover: me.nofailover(),
         failover_priority: me.failover_priority(),
         stopping: instance.stopping,

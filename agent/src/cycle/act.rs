@@ -18,7 +18,7 @@ use crate::decide::{Step, gives_no_deadline, is_writable, upstream_address};
 use crate::jobs::{Job, JobError, clear_request, hand_to, release_key, reload_if_changed};
 use crate::keeper::OrderError;
 use crate::lease::{BidGuards, BidLoss};
-use crate::observation::{LeaseSeen, Observation};
+use crate::observation::{LeaseSeen, Observation, Rejoin};
 use crate::postgres::{DataDir, Upstream};
 use crate::sync::SyncStep;
 
@@ -120,6 +120,7 @@ impl Cycle {
             Step::Initdb
             | Step::Clone { .. }
             | Step::CloneRemote
+            | Step::Rewind { .. }
             | Step::StartStandbyLeader
             | Step::CheckRemote { .. }
             | Step::StartPrimary
@@ -140,11 +141,32 @@ impl Cycle {
         Ok(())
     }
 
+    /// Whether the configuration orders that the data which is about to be copied anew is not kept.
+    fn removes_diverged(&self, seen: &Observation) -> bool {
+        let orders = self.context.divergence();
+        let leader = seen.view.epoch();
+        let failed = leader.is_some() && self.memory.rewound_under.as_ref() == leader;
+        let diverged = matches!(&self.memory.rejoin, Some((asked, Rejoin::Diverged)) if Some(asked) == leader);
+        let ordered = if failed {
+            orders.remove_on_rewind_failure
+        } else {
+            orders.remove_on_diverged_timelines
+        };
+        diverged && ordered
+    }
+
     /// The long work that a step is, if it is any.
     fn job_of(&mut self, seen: &Observation, step: &Step) -> Option<Job> {
         Some(match step {
             Step::Initdb => Job::Initdb,
-            Step::Clone { from } => Job::Clone(from.clone()),
+            Step::Clone { from } => Job::Clone {
+                from: from.clone(),
+                remove: self.removes_diverged(seen),
+            },
+            Step::Rewind { leader } => {
+                self.known.writable = false;
+                Job::Rewind(leader.holder.clone())
+            }
             Step::CloneRemote => Job::CloneRemote(seen.standby_cluster.clone()?),
             Step::CheckRemote { epoch } => Job::CheckRemote(epoch.clone(), seen.standby_cluster.clone()?),
             Step::StartStandbyLeader => {
@@ -358,6 +380,7 @@ impl Cycle {
             .iter()
             .any(|entry| entry.value.is_empty() && entry.lease == lease)
         {
+            self.memory.claimed = true;
             let Some(section) = seen.standby_cluster.clone() else {
                 self.start(Job::Initdb);
                 return Ok(Acted::Started);

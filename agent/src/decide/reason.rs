@@ -30,6 +30,10 @@ pub enum Reason {
     Cloning(MemberName),
     /// Its data holds what the leader's does not: it is cloned anew.
     Diverged(MemberName),
+    /// Its data holds what the leader's does not: it is rewound.
+    Rewinding(MemberName),
+    /// It is to be rewound, once the leader has written its first checkpoint.
+    WaitingForCheckpoint(MemberName),
     /// Its history is the leader's, and yet it neither streams nor moves: it is cloned anew.
     CannotFollow(MemberName),
     /// Starts with the data that it has.
@@ -195,6 +199,10 @@ impl fmt::Display for Reason {
             Self::Initializing => f.write_str("writes the cluster's first keys"),
             Self::Cloning(from) => write!(f, "has no data and is cloned from {from}"),
             Self::Diverged(from) => write!(f, "has data that {from} has not, and is cloned anew"),
+            Self::Rewinding(leader) => write!(f, "has data that {leader} has not, and is rewound"),
+            Self::WaitingForCheckpoint(leader) => {
+                write!(f, "is to be rewound, and waits for the first checkpoint of {leader}")
+            }
             Self::CannotFollow(leader) => write!(
                 f,
                 "has the history of {leader} and neither streams from it nor moves: is cloned anew"
@@ -318,6 +326,7 @@ impl fmt::Display for JobKind {
             Self::Confirm => "asking who has received the last checkpoint",
             Self::Poll => "asking the other members",
             Self::CheckRejoin => "asking the leader for its history",
+            Self::Rewind => "rewinding",
         })
     }
 }

@@ -29,7 +29,14 @@ pub enum Job {
     /// Run initdb.
     Initdb,
     /// Clone from a member.
-    Clone(MemberName),
+    Clone {
+        /// Which.
+        from: MemberName,
+        /// Whether what is there is removed first, and not moved aside.
+        remove: bool,
+    },
+    /// Rewind to where our data fits a member's.
+    Rewind(MemberName),
     /// Copy the data of another cluster.
     CloneRemote(StandbyCluster),
     /// Start as standby of another cluster.
@@ -125,7 +132,8 @@ impl Job {
     pub const fn kind(&self) -> JobKind {
         match self {
             Self::Initdb => JobKind::Initdb,
-            Self::Clone(_) | Self::CloneRemote(_) => JobKind::Clone,
+            Self::Clone { .. } | Self::CloneRemote(_) => JobKind::Clone,
+            Self::Rewind(_) => JobKind::Rewind,
             Self::StartPrimary(_) => JobKind::StartPrimary,
             Self::StartStandby(_) | Self::StartStandbyLeader(_) => JobKind::StartStandby,
             Self::Promote(_) => JobKind::Promote,
@@ -145,7 +153,8 @@ impl Job {
         let context = &*context;
         match self {
             Self::Initdb => make::initdb(context).await,
-            Self::Clone(from) => make::clone(context, &from).await,
+            Self::Clone { from, remove } => make::clone(context, &from, remove).await,
+            Self::Rewind(leader) => rejoin::rewind(context, &leader).await,
             Self::CloneRemote(section) => make::clone_remote(context, section).await,
             Self::StartStandbyLeader(section) => serve::start_standby(context, Some(Upstream::Remote(section))).await,
             Self::CheckRemote(epoch, section) => rejoin::check_remote(context, epoch, section).await,

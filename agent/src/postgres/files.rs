@@ -73,9 +73,7 @@ pub fn install(new: &Path, data_dir: &Path, stamp: &str) -> Result<Option<PathBu
     let mut moved = None;
     let occupied = std::fs::read_dir(data_dir).is_ok_and(|mut entries| entries.next().is_some());
     if occupied {
-        let aside = beside(data_dir, &format!("aside-{stamp}"));
-        std::fs::rename(data_dir, &aside).map_err(file_error("moving the data directory aside", data_dir))?;
-        moved = Some(aside);
+        moved = Some(move_aside(data_dir, data_dir, stamp)?);
     }
     std::fs::set_permissions(new, std::fs::Permissions::from_mode(0o700)).map_err(file_error("closing", new))?;
     // A rename onto an empty directory replaces it.
@@ -90,7 +88,28 @@ pub fn install(new: &Path, data_dir: &Path, stamp: &str) -> Result<Option<PathBu
     Ok(moved)
 }
 
-fn sync_parent(path: &Path) -> Result<(), ToolError> {
+/// Moves a directory aside that stood for `data_dir`, where the oldest of its like go. Says where it went.
+///
+/// # Errors
+/// When it cannot be moved.
+pub fn set_aside(from: &Path, data_dir: &Path, stamp: &str) -> Result<PathBuf, ToolError> {
+    let aside = move_aside(from, data_dir, stamp)?;
+    sync_parent(data_dir)?;
+    bound_asides(data_dir);
+    Ok(aside)
+}
+
+fn move_aside(from: &Path, data_dir: &Path, stamp: &str) -> Result<PathBuf, ToolError> {
+    let aside = beside(data_dir, &format!("aside-{stamp}"));
+    std::fs::rename(from, &aside).map_err(file_error("moving the data directory aside", from))?;
+    Ok(aside)
+}
+
+/// Makes the names in the directory of `path` survive a power cut.
+///
+/// # Errors
+/// When the directory cannot be flushed.
+pub fn sync_parent(path: &Path) -> Result<(), ToolError> {
     let parent = path.parent().unwrap_or(Path::new("/"));
     std::fs::File::open(parent)
         .and_then(|dir| dir.sync_all())

@@ -5,6 +5,7 @@ pub mod clone;
 pub mod control;
 pub mod files;
 pub mod programs;
+pub mod rewind;
 pub mod settings;
 pub mod sql;
 pub mod upstream;

@@ -367,7 +367,8 @@ fn push_setting(conf: &mut String, name: &str, value: &str) {
     conf.push_str(&format!("{name} = '{value}'\n"));
 }
 
-fn value_text(value: &Value) -> String {
+/// A value as PostgreSQL reads it.
+pub(crate) fn value_text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Bool(true) => "on".to_owned(),

@@ -33,6 +33,7 @@ fn local(parameters: Value) -> PostgresConfig {
         parameters: parameters.as_object().cloned().unwrap_or_default(),
         pg_hba: None,
         pg_ident: None,
+        divergence: crate::config::DivergenceConfig::default(),
         start_timeout: Duration::from_secs(60),
     }
 }
