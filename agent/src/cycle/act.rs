@@ -426,7 +426,9 @@ impl Cycle {
         if !follows_another {
             configured.shift_remove("standby_cluster");
         }
-        let value = Value::Object(first_config(&configured)).to_string();
+        // An etcd that was emptied gets back what it had.
+        let remembered = self.known.last_config.as_ref().map(|config| config.document().clone());
+        let value = Value::Object(remembered.unwrap_or_else(|| first_config(&configured))).to_string();
         let txn = Txn::new()
             .when(Compare::Absent(key.clone()))
             .then(Op::Put { key, value, lease: 0 });
