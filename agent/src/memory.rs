@@ -406,7 +406,7 @@ impl Memory {
             Step::Sync(SyncStep::WriteSync { revision, .. } | SyncStep::DeleteSync { revision }) => {
                 self.sync_sent = Some(*revision);
             }
-            Step::Clone { .. } => self.cloned_under.clone_from(&self.last_epoch),
+            Step::Clone { .. } | Step::CloneRemote => self.cloned_under.clone_from(&self.last_epoch),
             Step::Rewind { leader } => self.rewound_under = Some(leader.clone()),
             Step::Release { .. } => self.gave_way_at = Some(now),
             Step::Adopt => self.ending_since = None,
