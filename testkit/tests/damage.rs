@@ -1,13 +1,52 @@
-//! What is left of a cluster when something else than a member was damaged: its store.
+//! Damage that no member has done: a store that was emptied, and a log that is gone.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use pgherd_testkit::config::PREFIX;
-use pgherd_testkit::{Cluster, eventually};
+use pgherd_testkit::{Cluster, Member, eventually};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(60);
+
+/// The files in the log's directory.
+fn log_files(member: &Member) -> Result<Vec<String>> {
+    let entries = std::fs::read_dir(member.data_dir().join("pg_wal"))?.flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    Ok(names.filter(|name| name.len() == 24).collect())
+}
+
+#[tokio::test]
+#[ignore = "long: a member finds out that what it lacks is gone"]
+async fn a_replica_whose_log_is_gone_from_everywhere_is_copied_anew() -> Result<()> {
+    let postgresql = json!({"use_slots": false, "parameters": {"wal_keep_size": 0, "min_wal_size": "32MB"}});
+    let cluster = Cluster::builder()
+        .members(2)
+        .dcs(json!({"postgresql": postgresql}))
+        .start()
+        .await?;
+    let leader = cluster.settled().await?;
+    let replica = *cluster.others(leader.name()).first().context("two members")?;
+    replica.kill_everything().await?;
+    let needed = leader.sql("SELECT pg_walfile_name(pg_current_wal_lsn())").await?;
+    eventually("what the replica needs is gone", SOON, async || {
+        let session = leader.client().await?;
+        session.rows("CREATE TABLE IF NOT EXISTS told (n int)", SOON).await?;
+        session.rows("INSERT INTO told VALUES (1)", SOON).await?;
+        session.rows("SELECT pg_switch_wal()", SOON).await?;
+        session.rows("CHECKPOINT", SOON).await?;
+        let files = log_files(leader)?;
+        ensure!(!files.contains(&needed), "{needed} is still there");
+        Ok(())
+    })
+    .await?;
+    replica.start().await?;
+    cluster.settled().await?;
+    let says = replica.output().await;
+    ensure!(says.contains("is cloned anew"), "it does not say so: {says}");
+    cluster.pass();
+    Ok(())
+}
 
 async fn value(cluster: &Cluster, key: &str) -> Result<String> {
     let entry = cluster.etcd().entry(&format!("{PREFIX}{key}")).await?;

@@ -49,6 +49,7 @@ async fn rows(member: &Member, text: &str) -> Result<String> {
 }
 
 #[tokio::test]
+#[ignore = "long: two leaders are lost one after the other"]
 async fn a_former_leader_that_went_its_own_way_is_rewound_and_one_that_cannot_be_is_copied() -> Result<()> {
     let archive = json!({"archive_mode": "on", "archive_command": "mkdir -p ../archive && cp %p ../archive/%f"});
     let dcs = json!({"postgresql": {"parameters": archive}});
