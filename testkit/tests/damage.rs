@@ -69,7 +69,7 @@ async fn an_etcd_that_was_emptied_gets_back_what_it_had_and_no_data_is_replaced(
     let (system_id, config) = (value(&cluster, "initialize").await?, value(&cluster, "config").await?);
     let directories = || -> Result<Vec<u64>> {
         use std::os::unix::fs::MetadataExt;
-        let inode = |dir: std::path::PathBuf| Ok(std::fs::metadata(dir)?.ino());
+        let inode = |dir: std::path::PathBuf| -> Result<u64> { Ok(std::fs::metadata(dir)?.ino()) };
         cluster
             .members()
             .iter()
