@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pgherd_cluster::etcd::EtcdConfig;
 use pgherd_cluster::name::{MemberName, Scope};
-use pgherd_cluster::record::Address;
+use pgherd_cluster::record::{Address, DynamicConfig};
 use pgherd_cluster::timing::LeaseTiming;
 use pgherd_keeper::protocol::{WatchdogDriver, WatchdogMode, WatchdogSettings};
 use serde_json::{Map, Value};
@@ -161,6 +161,48 @@ pub struct PostgresConfig {
     pub scripts: Map<String, Value>,
     /// How long a start may take before it is given up.
     pub start_timeout: Duration,
+    /// What becomes of data that holds what the leader's does not; wins over the dynamic configuration.
+    pub divergence: DivergenceConfig,
+}
+
+/// What becomes of data that holds what the leader's does not. Nothing is what the dynamic configuration says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DivergenceConfig {
+    /// Whether it is rewound; it is copied anew otherwise.
+    pub use_pg_rewind: Option<bool>,
+    /// Whether it is removed, and not moved aside, once a rewind has failed.
+    pub remove_on_rewind_failure: Option<bool>,
+    /// Whether it is removed, and not moved aside, where it is not rewound.
+    pub remove_on_diverged_timelines: Option<bool>,
+}
+
+impl DivergenceConfig {
+    /// What is said in the section `postgresql` of the dynamic configuration, under what is said here. Each is off unless
+    /// it is said to be on.
+    #[must_use]
+    pub fn over(self, dynamic: &DynamicConfig) -> Divergence {
+        let section = dynamic.postgresql();
+        let says = |own: Option<bool>, name: &str| own.unwrap_or_else(|| crate::record::is_set(&section, name));
+        Divergence {
+            use_pg_rewind: says(self.use_pg_rewind, "use_pg_rewind"),
+            remove_on_rewind_failure: says(self.remove_on_rewind_failure, "remove_data_directory_on_rewind_failure"),
+            remove_on_diverged_timelines: says(
+                self.remove_on_diverged_timelines,
+                "remove_data_directory_on_diverged_timelines",
+            ),
+        }
+    }
+}
+
+/// What becomes of data that holds what the leader's does not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Divergence {
+    /// See [`DivergenceConfig`].
+    pub use_pg_rewind: bool,
+    /// See [`DivergenceConfig`].
+    pub remove_on_rewind_failure: bool,
+    /// See [`DivergenceConfig`].
+    pub remove_on_diverged_timelines: bool,
 }
 
 /// A user and its password.

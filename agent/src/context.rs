@@ -9,7 +9,7 @@ use pgherd_cluster::source::ViewHandle;
 use pgherd_cluster::timing::LeaseTiming;
 use pgherd_cluster::view::View;
 
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, Divergence};
 use crate::keeper::Keeper;
 use crate::lease::Lease;
 use crate::postgres::Programs;
@@ -97,6 +97,12 @@ impl Context {
     #[must_use]
     pub fn budget(&self) -> Budget {
         Budget::new(self.timing().retry_timeout(), self.etcd.endpoint_count())
+    }
+
+    /// What becomes of data that holds what the leader's does not.
+    #[must_use]
+    pub fn divergence(&self) -> Divergence {
+        self.config.postgresql.divergence.over(&self.dynamic())
     }
 
     /// The dynamic configuration, empty while there is none.

@@ -188,6 +188,9 @@ impl Cycle {
     /// Carries facts over from cycle to cycle.
     fn take_note(&mut self, seen: &mut Observation) {
         self.known.data = Some(seen.data.clone());
+        if let Some(config) = &seen.view.config.value {
+            self.known.last_config = Some(config.clone());
+        }
         if let Some(held) = &self.context.lease.state().borrow().holding {
             self.known.last_held = Some(held.epoch.clone());
         }

@@ -160,13 +160,19 @@ impl Keeper {
     ///
     /// # Errors
     /// When the keeper refuses, as it does for a writable start without a deadline ahead.
-    pub async fn start(&self, writable: bool, program: PathBuf, args: Vec<OsString>) -> Result<(), OrderError> {
+    pub async fn start(
+        &self,
+        writable: bool,
+        program: PathBuf,
+        args: Vec<OsString>,
+        env: Vec<(OsString, OsString)>,
+    ) -> Result<(), OrderError> {
         let before = self.state.borrow().clone();
         self.link.send(&Request::Start(Start {
             writable,
             program,
             args,
-            env: Vec::new(),
+            env,
         }))?;
         self.wait(ANSWER_MAX, RequestKind::Start, &before, |instance| {
             instance.starts > before.starts

@@ -60,6 +60,8 @@ pub struct Memory {
     pub stands_still: Option<(Lsn, u32)>,
     /// Under which holding of a leader this member was last cloned: what a clone did not cure, another does not either.
     pub cloned_under: Option<Epoch>,
+    /// Under which holding of a leader our data was last rewound, or was tried to be.
+    pub rewound_under: Option<Epoch>,
     /// The epoch under which our primary has been proven to take writes.
     pub proven: Option<Epoch>,
     /// The keeper's name for the holding that was last seen.
@@ -421,7 +423,8 @@ impl Memory {
             Step::Sync(SyncStep::WriteSync { revision, .. } | SyncStep::DeleteSync { revision }) => {
                 self.sync_sent = Some(*revision);
             }
-            Step::Clone { .. } => self.cloned_under.clone_from(&self.last_epoch),
+            Step::Clone { .. } | Step::CloneRemote => self.cloned_under.clone_from(&self.last_epoch),
+            Step::Rewind { leader } => self.rewound_under = Some(leader.clone()),
             Step::ClaimBootstrap => self.withdrawn = false,
             Step::Release { .. } => self.gave_way_at = Some(now),
             Step::Adopt => self.ending_since = None,
@@ -536,7 +539,7 @@ impl Memory {
 
     fn done(&mut self, kind: JobKind) {
         match kind {
-            JobKind::Clone => {
+            JobKind::Clone | JobKind::Rewind => {
                 self.clone_failures = 0;
                 self.start_failures = 0;
                 self.stands_still = None;
@@ -578,7 +581,9 @@ impl Memory {
             JobKind::Initdb | JobKind::CustomBootstrap | JobKind::StartStandby | JobKind::CheckRejoin => {
                 self.backoff_until = Some(now + BACKOFF);
             }
-            JobKind::PrePromote
+            // What a rewind has left is copied anew, at once.
+            JobKind::Rewind
+            | JobKind::PrePromote
             | JobKind::Promote
             | JobKind::Checkpoint
             | JobKind::Stop

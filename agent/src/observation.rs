@@ -63,6 +63,8 @@ pub struct Observation {
     pub upstream: Option<Upstream>,
     /// The cluster that this one follows; nothing for an ordinary one.
     pub standby_cluster: Option<StandbyCluster>,
+    /// Whether data that holds what the leader's does not is rewound rather than copied anew.
+    pub rewinds: bool,
     /// Whether this member may never lead.
     pub nofailover: bool,
     /// This member's rank among equals in an election.
@@ -167,6 +169,8 @@ pub enum JobKind {
     Poll,
     /// Asking the leader whether our data can follow it.
     CheckRejoin,
+    /// Taking back what the leader has not.
+    Rewind,
 }
 
 impl JobKind {

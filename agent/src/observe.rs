@@ -30,6 +30,8 @@ pub struct Known {
     pub last_held: Option<Epoch>,
     /// Whether the running server came up writable or was promoted.
     pub writable: bool,
+    /// The last dynamic configuration: an etcd that was emptied has forgotten it.
+    pub last_config: Option<DynamicConfig>,
     /// What the data directory was last seen to hold; it does not change while a postmaster runs on it.
     pub data: Option<DataDir>,
 }
@@ -65,7 +67,7 @@ pub async fn observe(context: &Context, known: &Known) -> Result<Observation, To
         server_hangs_since: health.server_hangs_since(instance.postmaster),
         disk_fails_since: health.disk_fails_since,
         sync: sync_seen(context, &view, &postgres),
-        standby_cluster: followed(&view, &data, &context.config.bootstrap.dcs),
+        standby_cluster: followed(&view, &data, &context.config.bootstrap.dcs, known),
         view,
         lease,
         data_dir: data_dir.clone(),
@@ -88,6 +90,7 @@ pub async fn observe(context: &Context, known: &Known) -> Result<Observation, To
         last_held: known.last_held.clone(),
         job: known.job,
         upstream: known.upstream.clone(),
+        rewinds: context.divergence().use_pg_rewind,
         nofailover: me.nofailover(),
         failover_priority: me.failover_priority(),
         stopping: instance.stopping,
@@ -96,11 +99,17 @@ pub async fn observe(context: &Context, known: &Known) -> Result<Observation, To
 
 /// The cluster that this one follows. While there is neither a configuration nor data, what would become the first
 /// configuration says so: whoever makes the cluster makes a standby cluster then.
-fn followed(view: &View, data: &DataDir, first: &serde_json::Map<String, serde_json::Value>) -> Option<StandbyCluster> {
+fn followed(
+    view: &View,
+    data: &DataDir,
+    first: &serde_json::Map<String, serde_json::Value>,
+    known: &Known,
+) -> Option<StandbyCluster> {
     match (&view.config.value, data) {
         (Some(config), _) => config.standby_cluster(),
         (None, DataDir::Empty) => DynamicConfig::new(first.clone()).standby_cluster(),
-        (None, DataDir::Cluster { .. } | DataDir::Foreign(_)) => None,
+        // What the cluster was before etcd forgot it, it is still.
+        (None, DataDir::Cluster { .. } | DataDir::Foreign(_)) => known.last_config.as_ref()?.standby_cluster(),
     }
 }
 

@@ -185,7 +185,8 @@ async fn a_standby_cluster_goes_on_without_etcd_and_a_source_that_went_its_own_w
     let (source, follower) = pair().await?;
     let primary = source.settled().await?;
     let leader = standing_by(&follower, primary, 2).await?;
-    let started = started_at(leader).await?;
+    let other = *follower.others(leader.name()).first().context("two members")?;
+    let started = (started_at(leader).await?, started_at(other).await?);
     follower.etcd().freeze_member(0).await?;
     eventually("the lease is over", LEASE_IS_OVER, async || {
         let answer = leader.get("/standby_leader").await?;
@@ -195,8 +196,14 @@ async fn a_standby_cluster_goes_on_without_etcd_and_a_source_that_went_its_own_w
     .await?;
     tell(primary, 1, follower.members()).await?;
     follower.etcd().thaw_member(0).await?;
+    standing_by(&follower, primary, 2).await?;
+    let now = (started_at(leader).await?, started_at(other).await?);
+    ensure!(now == started, "PostgreSQL was ended");
+
+    // Emptied, it gets back what the members know of the cluster.
+    follower.etcd().ctl(&["del", "--prefix", ""]).await?.success()?;
     let leader = standing_by(&follower, primary, 2).await?;
-    ensure!(started_at(leader).await? == started, "PostgreSQL was ended");
+    tell(primary, 5, follower.members()).await?;
 
     // Promoted while the source goes on: two clusters, each with what the other has not.
     configure(leader, json!({"standby_cluster": null})).await?;

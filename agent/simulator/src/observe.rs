@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pgherd_agent::keeper::Instance;
 use pgherd_agent::observation::{LeaseSeen, Observation, Postgres, SyncSeen, WatchdogSeen};
 use pgherd_agent::observe::lease_seen;
 use pgherd_agent::postgres::{Control, DataDir};
@@ -29,21 +30,7 @@ pub(crate) async fn observe(sim: &Shared, member: usize) -> Option<Observation> 
         let data = known.unwrap_or_else(|| inspect(world.server(member)));
         Some((instance, data))
     })?;
-    let early = sim.with(|world| world.is_planted(Planted::ReleaseWhileBackendLives));
-    let postgres = match (instance.postmaster, instance.left) {
-        (None, left) if early || !left => Postgres::Down,
-        (None, _) => Postgres::Ending,
-        (Some(_), _) => match status(sim, member).await {
-            Some(server) => Postgres::Running(Box::new(server)),
-            None => Postgres::Silent {
-                writable: sim.with(|world| {
-                    world
-                        .agent(member)
-                        .is_some_and(|agent| agent.known.writable || agent.instance.armed)
-                }),
-            },
-        },
-    };
+    let postgres = look(sim, member, &instance).await;
     let now = sim.clock(member);
     sim.with(|world| {
         let me = world.name(member).clone();
@@ -92,11 +79,31 @@ pub(crate) async fn observe(sim: &Shared, member: usize) -> Option<Observation> 
             last_held: agent.known.last_held.clone(),
             job: agent.work.as_ref().map(|work| work.kind),
             upstream: agent.known.upstream.clone(),
+            rewinds: false,
             nofailover: false,
             failover_priority: 1,
             stopping: instance.stopping,
         })
     })
+}
+
+/// PostgreSQL, as the keeper and SQL tell.
+async fn look(sim: &Shared, member: usize, instance: &Instance) -> Postgres {
+    let early = sim.with(|world| world.is_planted(Planted::ReleaseWhileBackendLives));
+    match (instance.postmaster, instance.left) {
+        (None, left) if early || !left => Postgres::Down,
+        (None, _) => Postgres::Ending,
+        (Some(_), _) => match status(sim, member).await {
+            Some(server) => Postgres::Running(Box::new(server)),
+            None => Postgres::Silent {
+                writable: sim.with(|world| {
+                    world
+                        .agent(member)
+                        .is_some_and(|agent| agent.known.writable || agent.instance.armed)
+                }),
+            },
+        },
+    }
 }
 
 /// The data directory, as the control file tells.

@@ -18,7 +18,7 @@ use crate::decide::{Step, gives_no_deadline, is_writable, upstream_address};
 use crate::jobs::{Job, JobError, clear_request, hand_to, release_key, reload_if_changed, withdraw};
 use crate::keeper::OrderError;
 use crate::lease::{BidGuards, BidLoss};
-use crate::observation::{LeaseSeen, Observation};
+use crate::observation::{LeaseSeen, Observation, Rejoin};
 use crate::postgres::place::{Place, stamp, unmark};
 use crate::postgres::{DataDir, Upstream};
 use crate::sync::SyncStep;
@@ -52,7 +52,10 @@ const RELEASE_MAX: Duration = Duration::from_secs(1);
 impl Cycle {
     pub(super) async fn act(&mut self, seen: &Observation, step: Step) -> Acted {
         self.memory.stepped(&step, Boottime::now());
-        if matches!(step, Step::End | Step::Stop | Step::Clone { .. }) {
+        if matches!(
+            step,
+            Step::End | Step::Stop | Step::Clone { .. } | Step::CloneRemote | Step::Rewind { .. }
+        ) {
             self.told.order_stop();
         }
         match self.try_act(seen, step.clone()).await {
@@ -125,6 +128,7 @@ impl Cycle {
             | Step::Clone { .. }
             | Step::Restore
             | Step::CloneRemote
+            | Step::Rewind { .. }
             | Step::StartStandbyLeader
             | Step::CheckRemote { .. }
             | Step::StartPrimary
@@ -146,13 +150,37 @@ impl Cycle {
         Ok(())
     }
 
+    /// Whether the configuration orders that the data which is about to be copied anew is not kept.
+    fn removes_diverged(&self, seen: &Observation) -> bool {
+        let orders = self.context.divergence();
+        let leader = seen.view.epoch();
+        let failed = leader.is_some() && self.memory.rewound_under.as_ref() == leader;
+        let diverged = matches!(&self.memory.rejoin, Some((asked, Rejoin::Diverged)) if Some(asked) == leader);
+        let ordered = if failed {
+            orders.remove_on_rewind_failure
+        } else {
+            orders.remove_on_diverged_timelines
+        };
+        diverged && ordered
+    }
+
     /// The long work that a step is, if it is any.
     fn job_of(&mut self, seen: &Observation, step: &Step) -> Option<Job> {
         Some(match step {
             Step::Initdb => Job::Initdb,
-            Step::Clone { from } => Job::Clone(Some(from.clone())),
-            Step::Restore => Job::Clone(None),
+            Step::Clone { from } => Job::Clone {
+                from: Some(from.clone()),
+                remove: self.removes_diverged(seen),
+            },
+            Step::Restore => Job::Clone {
+                from: None,
+                remove: false,
+            },
             Step::PrePromote(epoch) => Job::PrePromote(epoch.clone()),
+            Step::Rewind { leader } => {
+                self.known.writable = false;
+                Job::Rewind(leader.holder.clone())
+            }
             Step::CloneRemote => Job::CloneRemote(seen.standby_cluster.clone()?),
             Step::CheckRemote { epoch } => Job::CheckRemote(epoch.clone(), seen.standby_cluster.clone()?),
             Step::StartStandbyLeader => {
@@ -413,7 +441,9 @@ impl Cycle {
         if !follows_another {
             configured.shift_remove("standby_cluster");
         }
-        let value = Value::Object(first_config(&configured)).to_string();
+        // An etcd that was emptied gets back what it had.
+        let remembered = self.known.last_config.as_ref().map(|config| config.document().clone());
+        let value = Value::Object(remembered.unwrap_or_else(|| first_config(&configured))).to_string();
         let txn = Txn::new()
             .when(Compare::Absent(key.clone()))
             .then(Op::Put { key, value, lease: 0 });

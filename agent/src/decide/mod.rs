@@ -85,6 +85,11 @@ pub enum Step {
         /// Its holding.
         leader: Epoch,
     },
+    /// Take back what the leader has not, by pg_rewind.
+    Rewind {
+        /// The leader's holding.
+        leader: Epoch,
+    },
     /// Bid for the leader key.
     Bid(BidGuards),
     /// Promote the standby.

@@ -84,7 +84,7 @@ fn in_recovery(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
         LeaseSeen::Free if asked_for => standby::decide(seen, memory, now),
         LeaseSeen::Theirs(_) => match standby::decide(seen, memory, now) {
             Decision {
-                step: Some(Step::Clone { .. } | Step::CloneRemote),
+                step: Some(Step::Clone { .. } | Step::CloneRemote | Step::Rewind { .. }),
                 ..
             } => Decision::wait(Reason::Paused),
             decision => decision,

@@ -123,10 +123,7 @@ fn rejoin(seen: &Observation, memory: &Memory, leader: &Epoch, now: Boottime) ->
     }
     match &memory.rejoin {
         Some((asked, verdict)) if verdict.fits() && asked == leader => start_standby(Some(leader), memory, now),
-        Some((asked, Rejoin::Diverged)) if asked == leader => {
-            let from = super::data::source(seen, memory, &name);
-            Decision::act(Reason::Diverged(name), Step::Clone { from })
-        }
+        Some((asked, Rejoin::Diverged)) if asked == leader => super::standby::diverged(seen, memory, leader, now),
         _ => Decision::act(
             Reason::WaitingForLeader(name),
             Step::CheckRejoin { leader: leader.clone() },

@@ -38,6 +38,10 @@ pub enum Reason {
     PrePromoteRefuses,
     /// Its data holds what the leader's does not: it is cloned anew.
     Diverged(MemberName),
+    /// Its data holds what the leader's does not: it is rewound.
+    Rewinding(MemberName),
+    /// It is to be rewound, once the leader has written its first checkpoint.
+    WaitingForCheckpoint(MemberName),
     /// Its history is the leader's, and yet it neither streams nor moves: it is cloned anew.
     CannotFollow(MemberName),
     /// An operator asked for a new copy of the leader's data.
@@ -213,6 +217,10 @@ impl fmt::Display for Reason {
                 f.write_str("pre_promote refuses: gives the lease up, and leaves it to others for one ttl")
             }
             Self::Diverged(from) => write!(f, "has data that {from} has not, and is cloned anew"),
+            Self::Rewinding(leader) => write!(f, "has data that {leader} has not, and is rewound"),
+            Self::WaitingForCheckpoint(leader) => {
+                write!(f, "is to be rewound, and waits for the first checkpoint of {leader}")
+            }
             Self::CannotFollow(leader) => write!(
                 f,
                 "has the history of {leader} and neither streams from it nor moves: is cloned anew"
@@ -339,6 +347,7 @@ impl fmt::Display for JobKind {
             Self::Confirm => "asking who has received the last checkpoint",
             Self::Poll => "asking the other members",
             Self::CheckRejoin => "asking the leader for its history",
+            Self::Rewind => "rewinding",
         })
     }
 }

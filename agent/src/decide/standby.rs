@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
-use pgherd_cluster::name::MemberName;
 use pgherd_cluster::view::Epoch;
 
 use super::{
@@ -81,7 +80,7 @@ fn following(seen: &Observation, memory: &Memory, leader: &Epoch, now: Boottime)
     }
     // It does not stream. While the leader is up, one question tells whether it ever can.
     match (&memory.rejoin, seen.view.ready_leader()) {
-        (Some((asked, Rejoin::Diverged)), Some(_)) if asked == leader => clone_or_wait(seen, memory, now, name),
+        (Some((asked, Rejoin::Diverged)), Some(_)) if asked == leader => diverged(seen, memory, leader, now),
         (Some((asked, verdict)), _) if verdict.fits() && asked == leader && !verdict_is_old(memory, now) => {
             Decision::wait_for(Reason::NotStreaming(name), SOON)
         }
@@ -109,10 +108,23 @@ fn verdict_is_old(memory: &Memory, now: Boottime) -> bool {
         .is_none_or(|asked_at| now.since(asked_at) > REJOIN_AGAIN)
 }
 
-fn clone_or_wait(seen: &Observation, memory: &Memory, now: Boottime, from: MemberName) -> Decision {
+/// Our data holds what the leader's does not. It is rewound once under each holding of a leader, and copied anew where that
+/// is not wanted, or did not help.
+pub(super) fn diverged(seen: &Observation, memory: &Memory, leader: &Epoch, now: Boottime) -> Decision {
     if backing_off(memory, now) {
         return Decision::wait_for(Reason::BackingOff, SOON);
     }
-    let source = data::source(seen, memory, &from);
-    Decision::act(Reason::Diverged(from), Step::Clone { from: source })
+    let from = leader.holder.clone();
+    // pg_rewind takes the word of a primary only.
+    let rewinds = seen.rewinds && seen.standby_cluster.is_none();
+    if !rewinds || memory.rewound_under.as_ref() == Some(leader) {
+        let source = data::source(seen, memory, &from);
+        return Decision::act(Reason::Diverged(from), Step::Clone { from: source });
+    }
+    // Before that, its control file says that it is still on the timeline that we share.
+    let record = seen.view.members.get(&from).map(|member| &member.record);
+    if record.is_some_and(|record| record.checkpoint_after_promote == Some(false)) {
+        return Decision::wait_for(Reason::WaitingForCheckpoint(from), SOON);
+    }
+    Decision::act(Reason::Rewinding(from), Step::Rewind { leader: leader.clone() })
 }

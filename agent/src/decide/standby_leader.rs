@@ -60,7 +60,8 @@ pub(super) fn decide(
     match &memory.rejoin {
         Some((asked, Rejoin::Diverged)) if asked == epoch && seen.is_paused() => wait(Reason::Paused),
         Some((asked, Rejoin::Diverged)) if asked == epoch && backing_off(memory, now) => wait(Reason::BackingOff),
-        Some((asked, Rejoin::Diverged)) if asked == epoch => {
+        // What a copy did not cure, another does not either.
+        Some((asked, Rejoin::Diverged)) if asked == epoch && memory.cloned_under.as_ref() != Some(epoch) => {
             Decision::act(Reason::RemoteDiverged(source(section)), Step::CloneRemote)
         }
         Some((asked, _)) if asked == epoch && !is_old(memory, now) => wait(silent()),

@@ -146,6 +146,7 @@ fn seen(lease: LeaseSeen) -> Observation {
         sync: SyncSeen::default(),
         last_held: Some(epoch("n1")),
         job: None,
+        rewinds: false,
         nofailover: false,
         failover_priority: 1,
         request_due: true,

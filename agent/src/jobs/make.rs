@@ -10,7 +10,8 @@ use super::{JobError, Outcome, handover};
 use crate::context::Context;
 use crate::decide::upstream_address;
 use crate::postgres::clone::{Making, make_replica};
-use crate::postgres::{DataDir, Upstream, bootstrap, control};
+use crate::postgres::place::Place;
+use crate::postgres::{DataDir, Upstream, bootstrap, control, rewind};
 
 /// Runs initdb. When it fails, another member may be able to.
 pub(super) async fn initdb(context: &Context) -> Result<Outcome, JobError> {
@@ -38,7 +39,7 @@ pub(super) async fn custom_bootstrap(context: &Context) -> Result<Outcome, JobEr
 }
 
 /// Copies while an old data directory, if there is one, stays where it is until the copy is whole.
-pub(super) async fn clone(context: &Context, from: Option<&MemberName>) -> Result<Outcome, JobError> {
+pub(super) async fn clone(context: &Context, from: Option<&MemberName>, remove: bool) -> Result<Outcome, JobError> {
     let source = match from {
         Some(from) => {
             let source = upstream_address(&context.view(), from);
@@ -48,21 +49,28 @@ pub(super) async fn clone(context: &Context, from: Option<&MemberName>) -> Resul
         }
         None => None,
     };
-    replace(context, source).await
+    replace(context, source, remove).await
 }
 
 /// The same from the cluster that this one follows.
 pub(super) async fn clone_remote(context: &Context, section: StandbyCluster) -> Result<Outcome, JobError> {
-    replace(context, Some(Upstream::Remote(section))).await
+    replace(context, Some(Upstream::Remote(section)), false).await
 }
 
-async fn replace(context: &Context, source: Option<Upstream>) -> Result<Outcome, JobError> {
+async fn replace(context: &Context, source: Option<Upstream>, remove: bool) -> Result<Outcome, JobError> {
     // What is to be replaced must not run; a former leader's server has ended long before, a standby's has not.
     if context.keeper.instance().borrow().postmaster.is_some() {
         handover::before_stop(context).await;
     }
     context.keeper.end().await?;
     context.keeper.disarm().await?;
+    let data_dir = &context.config.postgresql.data_dir;
+    rewind::retire(data_dir)?;
+    if remove {
+        // The configuration orders that no copy of data that diverged is kept.
+        tracing::warn!(data_dir = %data_dir.display(), "removing the data directory, as postgresql.remove_data_directory_on_* orders");
+        Place::of(data_dir)?.remove()?;
+    }
     let scripts = match &source {
         Some(Upstream::Remote(section)) => context.scripts_of(section),
         Some(Upstream::Member(_)) | None => context.scripts(),

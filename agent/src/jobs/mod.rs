@@ -31,8 +31,15 @@ pub enum Job {
     Initdb,
     /// Run the operator's own program that makes a cluster.
     CustomBootstrap,
-    /// Make a replica from a member's data, or from a backup alone.
-    Clone(Option<MemberName>),
+    /// Make a replica.
+    Clone {
+        /// From which member's data; from a backup alone when from none.
+        from: Option<MemberName>,
+        /// Whether what is there is removed first, and not moved aside.
+        remove: bool,
+    },
+    /// Rewind to where our data fits a member's.
+    Rewind(MemberName),
     /// Copy the data of another cluster.
     CloneRemote(StandbyCluster),
     /// Start as standby of another cluster.
@@ -140,7 +147,8 @@ impl Job {
         match self {
             Self::Initdb => JobKind::Initdb,
             Self::CustomBootstrap => JobKind::CustomBootstrap,
-            Self::Clone(_) | Self::CloneRemote(_) => JobKind::Clone,
+            Self::Clone { .. } | Self::CloneRemote(_) => JobKind::Clone,
+            Self::Rewind(_) => JobKind::Rewind,
             Self::StartPrimary(_) => JobKind::StartPrimary,
             Self::StartStandby(_) | Self::StartStandbyLeader(_) => JobKind::StartStandby,
             Self::PrePromote(_) => JobKind::PrePromote,
@@ -162,7 +170,8 @@ impl Job {
         match self {
             Self::Initdb => make::initdb(context).await,
             Self::CustomBootstrap => make::custom_bootstrap(context).await,
-            Self::Clone(from) => make::clone(context, from.as_ref()).await,
+            Self::Clone { from, remove } => make::clone(context, from.as_ref(), remove).await,
+            Self::Rewind(leader) => rejoin::rewind(context, &leader).await,
             Self::CloneRemote(section) => make::clone_remote(context, section).await,
             Self::StartStandbyLeader(section) => serve::start_standby(context, Some(Upstream::Remote(section))).await,
             Self::CheckRemote(epoch, section) => rejoin::check_remote(context, epoch, section).await,

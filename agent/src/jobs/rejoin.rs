@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pgherd_cluster::name::{Lsn, Timeline};
+use pgherd_cluster::name::{Lsn, MemberName, Timeline};
 use pgherd_cluster::record::StandbyCluster;
 use pgherd_cluster::view::Epoch;
 
@@ -11,8 +11,10 @@ use crate::context::Context;
 use crate::decide::upstream_address;
 use crate::observation::Rejoin;
 use crate::postgres::control::inspect;
+use crate::postgres::place::Place;
+use crate::postgres::settings::value_text;
 use crate::postgres::sql::{Target, ask_once, history_file, identify};
-use crate::postgres::{Control, ControlState, DataDir, Upstream};
+use crate::postgres::{Control, ControlState, DataDir, Upstream, rewind};
 use crate::status::WalStatus;
 
 const ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -68,6 +70,35 @@ async fn check_upstream(context: &Context, asked_as: Epoch, upstream: &Upstream)
     }
     let file = history_file(programs, &place, user, theirs.timeline).await?;
     compare(context, asked_as, &History::parse(theirs.timeline, &file)).await
+}
+
+/// Takes back what the leader has not. What is left of a failure is copied anew.
+pub(super) async fn rewind(context: &Context, leader: &MemberName) -> Result<Outcome, JobError> {
+    let source = upstream_address(&context.view(), leader).ok_or_else(|| JobError::NoSuchMember(leader.clone()))?;
+    let (programs, config) = (&context.programs, &context.config);
+    let data_dir = &config.postgresql.data_dir;
+    Place::of(data_dir)?
+        .require_movable("pg_rewind's work, which needs a data directory that can be moved meanwhile: copying anew")?;
+    if context.keeper.instance().borrow().postmaster.is_some() {
+        super::handover::stop(context).await?;
+    }
+    context.keeper.disarm().await?;
+    rewind::recover(programs, data_dir).await?;
+    let (dynamic, local) = (context.dynamic().parameters(), &config.postgresql.parameters);
+    let says = |name: &str| {
+        local
+            .get(name)
+            .or_else(|| dynamic.get(name))
+            .map(value_text)
+            .unwrap_or_default()
+    };
+    let command = says("archive_command");
+    if matches!(says("archive_mode").as_str(), "on" | "always" | "true" | "yes" | "1") && !command.is_empty() {
+        rewind::archive_ready(data_dir, &command).await;
+    }
+    let rewound = rewind::rewind(programs, config, &source, !says("restore_command").is_empty()).await?;
+    tracing::info!(%leader, rewound, "our data fits the leader's");
+    Ok(Outcome::Done)
 }
 
 /// Compares what is here with a history.

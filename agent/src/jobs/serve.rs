@@ -200,7 +200,12 @@ async fn launch(context: &Context, upstream: Option<&Upstream>, writable: bool) 
     let arguments = settings.arguments(dir).into_iter().map(OsString::from).collect();
     context
         .keeper
-        .start(writable, context.programs.path("postgres"), arguments)
+        .start(
+            writable,
+            context.programs.path("postgres"),
+            arguments,
+            reused_number(dir),
+        )
         .await?;
     Ok(())
 }
@@ -229,6 +234,29 @@ fn remove_dead_locks(data_dir: &Path) -> Result<(), ToolError> {
         }
     }
     files::remove_if_there(&lock)
+}
+
+/// The number in a lock file that was left may be that of another process by now, as in a container that begins with small
+/// numbers again: PostgreSQL would take that for a server. It does not, of a process that is said to be its grandparent, and
+/// looks at the shared memory all the same. The keeper has found no process of the instance left.
+fn reused_number(data_dir: &Path) -> Vec<(OsString, OsString)> {
+    let text = std::fs::read_to_string(data_dir.join("postmaster.pid")).unwrap_or_default();
+    let pid = text.lines().next().unwrap_or_default().trim().trim_start_matches('-');
+    let Ok(number) = pid.parse::<u32>() else {
+        return Vec::new();
+    };
+    // A server's working directory is its data directory. Whose cannot be read is another user's, and no server of this one.
+    let cwd = std::fs::read_link(format!("/proc/{number}/cwd"));
+    let is_server = cwd.is_ok_and(|cwd| data_dir.canonicalize().is_ok_and(|dir| dir == cwd));
+    let lives = Path::new("/proc").join(pid).exists();
+    if !lives || is_server {
+        return Vec::new();
+    }
+    tracing::info!(
+        pid,
+        "the lock file that was left names another process, which is no server"
+    );
+    vec![("PG_GRANDPARENT_PID".into(), pid.into())]
 }
 
 /// Whether a process has ended and nobody has asked how.
@@ -397,6 +425,30 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+
+    #[test]
+    fn a_number_that_another_process_has_by_now_is_told_to_postgresql() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let write = |pid: u32| std::fs::write(dir.path().join("postmaster.pid"), format!("{pid}\n")).expect("written");
+        assert!(reused_number(dir.path()).is_empty(), "no lock file");
+        let mut server = Command::new("sleep")
+            .arg("60")
+            .current_dir(dir.path())
+            .spawn()
+            .expect("a process");
+        write(server.id());
+        assert!(
+            reused_number(dir.path()).is_empty(),
+            "one that works in the data directory is a server"
+        );
+        server.kill().expect("ended");
+        server.wait().expect("buried");
+        assert!(reused_number(dir.path()).is_empty(), "nobody has the number");
+        let own = std::process::id();
+        write(own);
+        let told = vec![("PG_GRANDPARENT_PID".into(), own.to_string().into())];
+        assert_eq!(reused_number(dir.path()), told);
+    }
 
     #[test]
     fn both_locks_of_an_unburied_server_go_and_those_of_others_stay() {

@@ -7,6 +7,7 @@ pub mod files;
 pub mod forecast;
 pub mod place;
 pub mod programs;
+pub mod rewind;
 pub mod settings;
 pub mod sql;
 pub mod upstream;

@@ -212,6 +212,46 @@ impl Place {
         Ok(())
     }
 
+    /// Refuses what needs the whole directory to be renamed where it cannot be.
+    ///
+    /// # Errors
+    /// Where the data directory is a mount point, or its parent is not ours to write.
+    pub fn require_movable(&self, what: &'static str) -> Result<(), ToolError> {
+        if !self.within {
+            return Ok(());
+        }
+        let source = std::io::Error::from(ErrorKind::Unsupported);
+        Err(file_error(what, &self.data_dir)(source))
+    }
+
+    /// Moves a directory aside that stood for the data directory, where the oldest of its like go. Says where it went.
+    ///
+    /// # Errors
+    /// When it cannot be moved.
+    pub fn set_aside(&self, from: &Path, stamp: &str) -> Result<PathBuf, ToolError> {
+        let aside = beside(&self.data_dir, &format!("aside-{stamp}"));
+        std::fs::rename(from, &aside).map_err(file_error("moving aside", from))?;
+        sync_dir(self.data_dir.parent().unwrap_or(Path::new("/")))?;
+        self.bound_asides();
+        Ok(aside)
+    }
+
+    /// Removes what is there, on the configuration's order only.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn remove(&self) -> Result<(), ToolError> {
+        if self.within {
+            return self.clear();
+        }
+        match std::fs::remove_dir_all(&self.data_dir) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(file_error("removing the data directory", &self.data_dir)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Deletes the oldest copies beyond the bound. A copy that cannot be deleted is only in the way of nobody.
     pub fn bound_asides(&self) {
         let name = self.data_dir.file_name().and_then(OsStr::to_str);

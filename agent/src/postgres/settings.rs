@@ -367,6 +367,7 @@ pub(crate) fn push_setting(conf: &mut String, name: &str, value: &str) {
     conf.push_str(&format!("{name} = '{value}'\n"));
 }
 
+/// A value as PostgreSQL reads it.
 pub(crate) fn value_text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),

@@ -34,6 +34,7 @@ fn local(parameters: Value) -> PostgresConfig {
         pg_hba: None,
         pg_ident: None,
         scripts: Map::new(),
+        divergence: crate::config::DivergenceConfig::default(),
         start_timeout: Duration::from_secs(60),
     }
 }

@@ -83,7 +83,7 @@ impl Facts {
     pub fn of(seen: &Observation, memory: &Memory) -> Self {
         let (starts, makes) = match seen.job {
             Some(JobKind::StartPrimary | JobKind::StartStandby | JobKind::Promote) => (true, false),
-            Some(JobKind::Initdb | JobKind::CustomBootstrap | JobKind::Clone) => (false, true),
+            Some(JobKind::Initdb | JobKind::CustomBootstrap | JobKind::Clone | JobKind::Rewind) => (false, true),
             Some(
                 JobKind::PrePromote
                 | JobKind::Checkpoint

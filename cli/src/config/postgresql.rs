@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use pgherd_agent::config::{Credentials, PostgresConfig};
+use pgherd_agent::config::{Credentials, DivergenceConfig, PostgresConfig};
 use pgherd_agent::scripts::Scripts;
 use pgherd_cluster::record::Address;
 use serde_json::{Map, Value};
@@ -35,6 +35,11 @@ pub(crate) fn read(root: &Section<'_>, runtime_dir: Option<&Path>) -> Option<Pos
         .integer("pg_ctl_timeout", 1)
         .map(seconds)
         .unwrap_or(Duration::from_secs(60));
+    let divergence = DivergenceConfig {
+        use_pg_rewind: section.boolean("use_pg_rewind"),
+        remove_on_rewind_failure: section.boolean("remove_data_directory_on_rewind_failure"),
+        remove_on_diverged_timelines: section.boolean("remove_data_directory_on_diverged_timelines"),
+    };
     let database = section.text("database").unwrap_or_else(|| "postgres".to_owned());
     let bin_dir = section.text("bin_dir").map(Into::into);
     let pgpass = section.text("pgpass").map(|file| absolute(&section, "pgpass", &file));
@@ -63,6 +68,7 @@ pub(crate) fn read(root: &Section<'_>, runtime_dir: Option<&Path>) -> Option<Pos
         pg_ident,
         scripts,
         start_timeout,
+        divergence,
     })
 }
 

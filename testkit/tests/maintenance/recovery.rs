@@ -94,6 +94,10 @@ async fn a_former_leader_that_wrote_on_alone_comes_back_without_that_and_with_wh
     ensure!(leader.name() == next.name(), "{leader:?} leads");
     let tables = "SELECT to_regclass('written_alone') IS NULL AND to_regclass('written_later') IS NOT NULL";
     ensure!(former.sql(tables).await? == "t", "it has its own past");
+    ensure!(
+        former.output().await.contains("and is rewound"),
+        "it was copied, and not rewound"
+    );
     let (_, report) = load.end(&cluster, "former leader that wrote on alone", fault).await?;
     report.ensure_lost_only_within(ON_THEIR_WAY)?;
     cluster.pass();

@@ -55,10 +55,10 @@ proptest! {
         job in any_job(),
         data in any_data(),
         (stopping, nofailover, unfinished, failed, diverged, armed) in any::<(bool, bool, bool, bool, bool, bool)>(),
-        (follows, restarts) in any::<(bool, bool)>(),
+        (follows, restarts, rewinds) in any::<(bool, bool, bool)>(),
     ) {
         let base = seen(lease.clone());
-        let seen = Observation { postgres: postgres.clone(), job, data: data.clone(), stopping, nofailover, bootstrap_unfinished: unfinished, armed, ..base };
+        let seen = Observation { postgres: postgres.clone(), job, data: data.clone(), stopping, nofailover, bootstrap_unfinished: unfinished, armed, rewinds, ..base };
         let seen = if follows { super::standby_clusters::following(seen) } else { seen };
         let verdict = if diverged { Rejoin::Diverged } else { Rejoin::Follows };
         let memory = Memory {
@@ -88,6 +88,9 @@ proptest! {
             Some(Step::Clone { .. }) => {
                 prop_assert_eq!(&lease, &LeaseSeen::Theirs(epoch("n2")));
                 prop_assert!(diverged || data == DataDir::Empty);
+            }
+            Some(Step::Rewind { .. }) => {
+                prop_assert!(rewinds && diverged && !follows && lease == LeaseSeen::Theirs(epoch("n2")));
             }
             Some(Step::CloneRemote) => prop_assert!(follows && diverged && lease == LeaseSeen::Mine(epoch("n1"))),
             Some(Step::Bid(_)) => prop_assert!(lease == LeaseSeen::Free && !nofailover || unfinished),

@@ -38,6 +38,56 @@ fn a_former_leader_asks_before_it_joins_another() {
 }
 
 #[test]
+fn data_that_diverged_is_rewound_once_after_the_leaders_first_checkpoint_and_then_copied() {
+    let diverged = |memory: Memory| Memory {
+        rejoin: Some((epoch("n2"), Rejoin::Diverged)),
+        ..memory
+    };
+    let down = Observation {
+        postgres: Postgres::Down,
+        data: data(ControlState::InProduction, false),
+        rewinds: true,
+        ..seen(LeaseSeen::Theirs(epoch("n2")))
+    };
+    let wal = WalStatus::Standby {
+        received: Lsn(100),
+        replayed: Lsn(100),
+        replayed_at: None,
+        paused: false,
+        latest_end: None,
+    };
+    let standby = Observation {
+        postgres: server(wal, None),
+        rewinds: true,
+        ..seen(LeaseSeen::Theirs(epoch("n2")))
+    };
+    for seen in [down, standby] {
+        let rewind = Some(Step::Rewind { leader: epoch("n2") });
+        assert_eq!(step(&seen, &diverged(Memory::default())), rewind);
+        let clone = Some(Step::Clone { from: name("n2") });
+        let rewound = |under| {
+            diverged(Memory {
+                rewound_under: Some(epoch(under)),
+                ..Memory::default()
+            })
+        };
+        assert_eq!(step(&seen, &rewound("n2")), clone);
+        assert_eq!(step(&seen, &rewound("n3")), rewind, "that was another leader");
+        let young = with_view(seen.clone(), |view| {
+            if let Some(member) = view.members.get_mut(&name("n2")) {
+                member.record.checkpoint_after_promote = Some(false);
+            }
+        });
+        assert_eq!(
+            reason(&young, &diverged(Memory::default())),
+            Reason::WaitingForCheckpoint(name("n2"))
+        );
+        let unwanted = Observation { rewinds: false, ..seen };
+        assert_eq!(step(&unwanted, &diverged(Memory::default())), clone);
+    }
+}
+
+#[test]
 fn nothing_is_cloned_from_a_leader_that_does_not_take_writes() {
     let promoting = |seen: Observation| {
         with_view(seen, |view| {

@@ -164,6 +164,11 @@ fn a_standby_leader_that_does_not_stream_asks_whether_it_can_and_is_copied_when_
     };
     assert_eq!(step(&silent(), &told(Rejoin::Follows)), None);
     assert_eq!(step(&silent(), &told(Rejoin::Diverged)), Some(Step::CloneRemote));
+    let copied = Memory {
+        cloned_under: Some(epoch("n1")),
+        ..told(Rejoin::Diverged)
+    };
+    assert_eq!(step(&silent(), &copied), None);
     let old = Memory {
         rejoin_asked_at: Some(NOW - Duration::from_secs(6)),
         ..told(Rejoin::Waits)

@@ -1,0 +1,247 @@
+//! pg_rewind, and what has to come before it.
+//!
+//! While pg_rewind works, what it works on is half one thing and half another, and its control file does not say so. It is
+//! therefore not in the data directory's place meanwhile: whatever ends it, nothing is there that could be started.
+
+use std::ffi::OsStr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use pgherd_cluster::record::Address;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::control::{ControlState, DataDir, inspect};
+use super::files;
+use super::place::{Place, stamp};
+use super::programs::{Programs, ToolError, file_error};
+use crate::config::AgentConfig;
+
+/// A recovery of much log, and a rewind over much data, take hours; this only keeps a stuck one from waiting for ever.
+const WORK_MAX: Duration = Duration::from_secs(24 * 3600);
+/// The archive may be slow, and a segment that it does not take is no reason to wait.
+const ARCHIVE_MAX: Duration = Duration::from_secs(300);
+
+/// Where the data lies while pg_rewind works on it.
+#[must_use]
+pub fn workplace(data_dir: &Path) -> PathBuf {
+    files::beside(data_dir, "pgherd-rewind")
+}
+
+/// Brings data that was not stopped in order to its end, by a server for one session: pg_rewind takes no other.
+///
+/// # Errors
+/// When it does not get there; what was to be recovered is still as much to be recovered then.
+pub async fn recover(programs: &Programs, data_dir: &Path) -> Result<(), ToolError> {
+    let DataDir::Cluster { control, .. } = inspect(programs, data_dir).await? else {
+        return Ok(());
+    };
+    if matches!(control.state, ControlState::ShutDown | ControlState::ShutDownInRecovery) {
+        return Ok(());
+    }
+    if data_dir.join("backup_label").exists() {
+        return Err(ToolError::Unexpected {
+            program: "recovery".to_owned(),
+            what: "the data is a copy that was never brought to its end".to_owned(),
+        });
+    }
+    // Such a server knows no standby mode.
+    files::remove_if_there(&data_dir.join("standby.signal"))?;
+    files::remove_if_there(&data_dir.join("recovery.signal"))?;
+    let dir = data_dir.display().to_string();
+    // What it writes itself is on no timeline that anybody follows, and must not get into the archive.
+    let args = [
+        "--single",
+        "-D",
+        &dir,
+        "-c",
+        "archive_mode=on",
+        "-c",
+        "archive_command=false",
+        "template1",
+    ];
+    tracing::info!("recovering what was not stopped in order, before it is rewound");
+    programs.run("postgres", &args, &[], WORK_MAX).await.map(|_| ())
+}
+
+/// Archives what was ready to be when the server ended, in its order: pg_rewind removes it, and whoever restores a backup may
+/// need it. The first failure ends it, and is not worth more than a warning.
+pub async fn archive_ready(data_dir: &Path, command: &str) {
+    let status_dir = data_dir.join("pg_wal").join("archive_status");
+    let Ok(entries) = std::fs::read_dir(&status_dir) else {
+        return;
+    };
+    let ready = |entry: std::fs::DirEntry| {
+        let name = entry.file_name().into_string().ok()?;
+        name.strip_suffix(".ready").map(str::to_owned)
+    };
+    let mut segments: Vec<String> = entries.flatten().filter_map(ready).collect();
+    segments.sort();
+    for segment in segments {
+        let archived = archive(data_dir, command, &segment).await;
+        let done = |()| {
+            let (before, after) = (format!("{segment}.ready"), format!("{segment}.done"));
+            std::fs::rename(status_dir.join(before), status_dir.join(after)).map_err(file_error("marking", &status_dir))
+        };
+        if let Err(error) = archived.and_then(done) {
+            tracing::warn!(segment, "archiving before the rewind: {}", error.chain());
+            return;
+        }
+        tracing::info!(segment, "archived before the rewind");
+    }
+}
+
+async fn archive(data_dir: &Path, command: &str, segment: &str) -> Result<(), ToolError> {
+    let program = || "archive_command".to_owned();
+    let path = format!("pg_wal/{segment}");
+    let child = Command::new("sh")
+        .arg("-c")
+        .arg(archive_text(command, &path, segment))
+        .current_dir(data_dir)
+        .stdin(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .status();
+    let limit = ARCHIVE_MAX;
+    let status = timeout(limit, child).await.map_err(|_| ToolError::Timeout {
+        program: program(),
+        limit,
+    })?;
+    let status = status.map_err(|source| ToolError::Spawn {
+        program: program(),
+        source,
+    })?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(ToolError::Failed {
+        program: program(),
+        said: status.to_string(),
+    })
+}
+
+/// An archive command with its placeholders filled in, as PostgreSQL does it.
+fn archive_text(command: &str, path: &str, segment: &str) -> String {
+    let mut text = String::new();
+    let mut rest = command.chars();
+    while let Some(next) = rest.next() {
+        if next != '%' {
+            text.push(next);
+            continue;
+        }
+        match rest.next() {
+            Some('p') => text.push_str(path),
+            Some('f') => text.push_str(segment),
+            Some('%') => text.push('%'),
+            Some(other) => text.extend(['%', other]),
+            None => text.push('%'),
+        }
+    }
+    text
+}
+
+/// Rewinds what lies in the data directory to where it fits `source`, a primary. The server is stopped and its data recovered.
+/// Says whether there was anything to rewind.
+///
+/// # Errors
+/// When pg_rewind says that it cannot be done, nothing has changed. When it fails half-way, the data is moved aside, and none
+/// is left in its place.
+pub async fn rewind(
+    programs: &Programs,
+    config: &AgentConfig,
+    source: &Address,
+    from_archive: bool,
+) -> Result<bool, ToolError> {
+    let data_dir = &config.postgresql.data_dir;
+    let place = workplace(data_dir);
+    retire(data_dir)?;
+    let tried = run(programs, config, source, (data_dir, from_archive), true).await?;
+    if tried.contains("no rewind required") {
+        files::write_whole(&data_dir.join("standby.signal"), "", 0o600)?;
+        return Ok(false);
+    }
+    std::fs::rename(data_dir, &place).map_err(file_error("moving the data directory to be rewound", data_dir))?;
+    files::sync_dir(data_dir.parent().unwrap_or(Path::new("/")))?;
+    if let Err(error) = run(programs, config, source, (&place, from_archive), false).await {
+        retire(data_dir)?;
+        return Err(error);
+    }
+    files::remove_if_there(&place.join("promote"))?;
+    files::write_whole(&place.join("standby.signal"), "", 0o600)?;
+    std::fs::set_permissions(&place, std::fs::Permissions::from_mode(0o700)).map_err(file_error("closing", &place))?;
+    std::fs::rename(&place, data_dir).map_err(file_error("moving the rewound data into place", data_dir))?;
+    files::sync_dir(data_dir.parent().unwrap_or(Path::new("/")))?;
+    Ok(true)
+}
+
+/// Moves aside what a rewind that was cut off has left.
+///
+/// # Errors
+/// When it cannot be moved.
+pub fn retire(data_dir: &Path) -> Result<(), ToolError> {
+    let place = workplace(data_dir);
+    if !place.exists() {
+        return Ok(());
+    }
+    let aside = Place::of(data_dir)?.set_aside(&place, &stamp())?;
+    tracing::warn!(aside = %aside.display(), "what a rewind has left half done was moved aside");
+    Ok(())
+}
+
+async fn run(
+    programs: &Programs,
+    config: &AgentConfig,
+    source: &Address,
+    (target, from_archive): (&Path, bool),
+    dry: bool,
+) -> Result<String, ToolError> {
+    let postgresql = &config.postgresql;
+    let user = postgresql.rewind.as_ref().unwrap_or(&postgresql.superuser);
+    let quote = super::settings::quote;
+    let server = format!(
+        "dbname={} user={} host={} port={} application_name={} sslmode=prefer connect_timeout=5 keepalives_idle=5 \
+         keepalives_interval=2 keepalives_count=3 tcp_user_timeout=10000",
+        quote(&postgresql.database),
+        quote(&user.username),
+        quote(&source.host),
+        source.port,
+        quote(config.name.as_str()),
+    );
+    let mut args = vec![
+        format!("--target-pgdata={}", target.display()),
+        format!("--source-server={server}"),
+    ];
+    args.extend(from_archive.then(|| "--restore-target-wal".to_owned()));
+    args.extend(dry.then(|| "--dry-run".to_owned()));
+    let password = user.password.clone().unwrap_or_default();
+    let env: [(&str, &OsStr); 1] = [("PGPASSWORD", OsStr::new(&password))];
+    let output = programs.run("pg_rewind", &args, &env, WORK_MAX).await?;
+    let said = [output.stdout, output.stderr].concat();
+    Ok(String::from_utf8_lossy(&said).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placeholders_of_an_archive_command_are_postgresqls() {
+        let text = archive_text("cp %p /archive/%f; echo 100%% %x %", "pg_wal/0001", "0001");
+        assert_eq!(text, "cp pg_wal/0001 /archive/0001; echo 100% %x %");
+    }
+
+    #[tokio::test]
+    async fn what_was_ready_is_archived_in_order_until_one_fails() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let status = dir.path().join("pg_wal/archive_status");
+        std::fs::create_dir_all(&status).expect("made");
+        for segment in ["03", "01", "02"] {
+            std::fs::write(status.join(format!("{segment}.ready")), "").expect("written");
+        }
+        archive_ready(dir.path(), "test %f != 03 && echo %p >> archived").await;
+        let archived = std::fs::read_to_string(dir.path().join("archived")).expect("readable");
+        assert_eq!(archived, "pg_wal/01\npg_wal/02\n");
+        let left = |name: &str| status.join(name).exists();
+        assert!(left("01.done") && left("02.done") && left("03.ready") && !left("01.ready"));
+    }
+}
