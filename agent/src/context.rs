@@ -14,6 +14,7 @@ use crate::keeper::Keeper;
 use crate::lease::Lease;
 use crate::postgres::Programs;
 use crate::postgres::sql::{Sql, Target};
+use crate::slots::Board;
 use crate::sync::SyncNames;
 use crate::vigil::Vigil;
 
@@ -35,6 +36,10 @@ pub struct Context {
     pub lease: Lease,
     /// SQL on our own server.
     pub sql: Sql,
+    /// The same for the care of slots, which the loop does not wait for.
+    pub slot_sql: Sql,
+    /// What the parts of this member tell each other of slots.
+    pub slots: Arc<Board>,
     /// What the probes of PostgreSQL and its disk find, and whether the loop turns.
     pub vigil: Vigil,
     /// What `synchronous_standby_names` is written as; the user's own parameters while it is nothing.
@@ -84,21 +89,24 @@ impl Context {
     }
 }
 
-/// How our own server is reached: by TCP, at the first address that it listens on.
+/// How our own server is reached.
 #[must_use]
 pub fn local_target(config: &AgentConfig) -> Target {
+    let postgresql = &config.postgresql;
+    Target::new(&local_address(config), &postgresql.database, &postgresql.superuser)
+}
+
+/// Where our own server is reached: by TCP, at the first address that it listens on.
+#[must_use]
+pub fn local_address(config: &AgentConfig) -> Address {
     let postgresql = &config.postgresql;
     let host = match postgresql.listen_addresses.first().map(String::as_str) {
         None | Some("*" | "0.0.0.0" | "") => "127.0.0.1".to_owned(),
         Some("::") => "::1".to_owned(),
         Some(address) => address.to_owned(),
     };
-    Target::new(
-        &Address {
-            host,
-            port: postgresql.port,
-        },
-        &postgresql.database,
-        &postgresql.superuser,
-    )
+    Address {
+        host,
+        port: postgresql.port,
+    }
 }

@@ -22,6 +22,7 @@ pub mod restart;
 pub mod slots;
 pub mod status;
 pub mod sync;
+pub mod topology;
 pub mod vigil;
 
 mod run;

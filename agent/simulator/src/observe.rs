@@ -84,6 +84,8 @@ pub(crate) async fn observe(sim: &Shared, member: usize) -> Option<Observation> 
             job: agent.work.as_ref().map(|work| work.kind),
             upstream: agent.known.upstream.clone(),
             nofailover: false,
+            place: pgherd_agent::topology::Place::default(),
+            lacks_slots: Vec::new(),
             failover_priority: 1,
             stopping: instance.stopping,
         })

@@ -9,6 +9,7 @@ use super::*;
 use crate::observation::{Peer, Poll, Rejoin, SyncSeen, WatchdogSeen};
 use crate::postgres::{Control, ControlState};
 use crate::status::{CommitWaiting, ServerStatus};
+use crate::topology::Place;
 
 mod elections;
 mod handovers;
@@ -16,6 +17,7 @@ mod pauses;
 mod property;
 mod rejoining;
 mod restarts;
+mod sources;
 
 const NOW: Boottime = Boottime::from_nanos(100_000_000_000);
 
@@ -93,16 +95,19 @@ fn server(wal: WalStatus, replication_state: Option<&str>) -> Postgres {
     }))
 }
 
-fn standby_at(position: u64) -> Postgres {
+fn standby_wal(position: u64) -> WalStatus {
     let lsn = Lsn(position);
-    let wal = WalStatus::Standby {
+    WalStatus::Standby {
         received: lsn,
         replayed: lsn,
         replayed_at: None,
         paused: false,
         latest_end: None,
-    };
-    server(wal, Some("streaming"))
+    }
+}
+
+fn standby_at(position: u64) -> Postgres {
+    server(standby_wal(position), Some("streaming"))
 }
 
 fn primary() -> Postgres {
@@ -142,6 +147,8 @@ fn seen(lease: LeaseSeen) -> Observation {
         last_held: Some(epoch("n1")),
         job: None,
         nofailover: false,
+        place: Place::default(),
+        lacks_slots: Vec::new(),
         failover_priority: 1,
         request_due: true,
         stopping: false,

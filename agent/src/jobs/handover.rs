@@ -34,6 +34,7 @@ pub(super) async fn checkpoint(context: &Context) -> Result<Outcome, JobError> {
 /// Stops PostgreSQL in order and waits until all of it has ended.
 pub(super) async fn stop(context: &Context) -> Result<Outcome, JobError> {
     context.sql.disconnect().await;
+    context.slot_sql.disconnect().await;
     context.keeper.signal(PostmasterSignal::StopFast)?;
     if context.keeper.wait_ended(STOP_MAX).await.is_err() {
         tracing::warn!("PostgreSQL did not stop within {} s: ending it", STOP_MAX.as_secs());

@@ -31,6 +31,8 @@ pub struct Inputs<'a> {
     pub floors: Option<&'a Control>,
     /// What commits wait for, while that is ours to say.
     pub sync_names: Option<&'a SyncNames>,
+    /// Whether the standby must say which rows it still needs, for a logical slot here or below.
+    pub feedback: bool,
 }
 
 /// A rendered configuration.
@@ -258,6 +260,9 @@ fn render_conf(inputs: Inputs<'_>, controlled: &[(String, String)]) -> String {
     if let Some(names) = inputs.sync_names {
         parameters.insert(SYNC_NAMES.to_owned(), names.to_string());
     }
+    if inputs.feedback {
+        parameters.insert("hot_standby_feedback".to_owned(), "on".to_owned());
+    }
     parameters.extend(controlled.iter().cloned());
 
     let data_dir = &inputs.postgresql.data_dir;
@@ -287,7 +292,7 @@ fn render_conf(inputs: Inputs<'_>, controlled: &[(String, String)]) -> String {
             .map(|upstream| conninfo(inputs, upstream))
             .unwrap_or_default(),
     );
-    let slot = if inputs.upstream.is_some() && use_slots(inputs.dynamic) {
+    let slot = if inputs.upstream.is_some() && inputs.dynamic.use_slots() {
         inputs.name.slot_name()
     } else {
         String::new()
@@ -295,12 +300,6 @@ fn render_conf(inputs: Inputs<'_>, controlled: &[(String, String)]) -> String {
     push_setting(&mut conf, "primary_slot_name", &slot);
     push_setting(&mut conf, "recovery_target_timeline", "latest");
     conf
-}
-
-/// Whether members have physical slots: dynamic only, on unless switched off.
-#[must_use]
-pub fn use_slots(dynamic: &DynamicConfig) -> bool {
-    !matches!(dynamic.postgresql().get("use_slots"), Some(Value::Bool(false)))
 }
 
 fn conninfo(inputs: Inputs<'_>, upstream: &Address) -> String {

@@ -58,6 +58,7 @@ use self::switchover::Action;
 use crate::config::Credentials;
 use crate::lease::Vouches;
 use crate::restart::Order;
+use crate::slots::Board;
 use crate::status::MemberStatus;
 use crate::vigil::Vigil;
 
@@ -96,6 +97,8 @@ pub struct ApiParts {
     pub vouches: Vouches,
     /// What tells whether the loop hangs.
     pub vigil: Vigil,
+    /// What a leader without etcd says of its slots goes here.
+    pub slots: Arc<Board>,
 }
 
 /// The interface of one member.
@@ -109,6 +112,7 @@ pub struct Api {
     orders: mpsc::Sender<Order>,
     vouches: Vouches,
     vigil: Vigil,
+    slots: Arc<Board>,
     subscribers: Arc<Semaphore>,
     /// Nanoseconds of the [`Boottime`] since when the source of the view fails; 0 while it does not.
     failing_since: AtomicU64,
@@ -128,6 +132,7 @@ impl Api {
             orders: parts.orders,
             vouches: parts.vouches,
             vigil: parts.vigil,
+            slots: parts.slots,
             subscribers: Arc::new(Semaphore::new(SUBSCRIBERS_MAX)),
             failing_since: AtomicU64::new(0),
         }

@@ -22,13 +22,6 @@ const NOT_YET: &[(&str, &str, When, &str)] = &[
         When::Set,
         "the cluster starts as an ordinary one",
     ),
-    ("bootstrap.dcs", "slots", When::Set, "no permanent slots are made"),
-    (
-        "bootstrap.dcs",
-        "ignore_slots",
-        When::Set,
-        "only the slots of members are managed",
-    ),
     ("bootstrap", "method", When::Set, "initdb is used"),
     ("bootstrap", "post_bootstrap", When::Set, "it is not run"),
     ("bootstrap", "post_init", When::Set, "it is not run"),
