@@ -125,7 +125,12 @@ impl Cycle {
             Ok(Done::Round(Ok(round))) => self.round_done(round),
             Ok(Done::Round(Err(error))) => {
                 self.slots.looking = false;
-                tracing::warn!("looking after the slots: {}", error.chain());
+                // A server that is about to stop refuses connections before it is gone.
+                if self.known.job.is_none() {
+                    self.context
+                        .slots
+                        .complain("looking after the slots", "", &error.chain());
+                }
             }
             Ok(Done::Work(report)) => return self.work_done(report),
             Err(defect) => {

@@ -122,7 +122,7 @@ impl Board {
     }
 
     /// Says what is wrong with a slot, not more often than once in a while.
-    fn complain(&self, what: &str, slot: &str, why: &str) {
+    pub(crate) fn complain(&self, what: &str, slot: &str, why: &str) {
         let now = Boottime::now();
         let mut complaints = lock(&self.complaints);
         complaints.retain(|_, said_at| now.since(*said_at) < SAID_AGAIN);
