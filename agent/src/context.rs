@@ -15,6 +15,7 @@ use crate::lease::Lease;
 use crate::postgres::Programs;
 use crate::postgres::sql::{Sql, Target};
 use crate::scripts::{Callbacks, Scripts};
+use crate::slots::Board;
 use crate::sync::SyncNames;
 use crate::vigil::Vigil;
 
@@ -36,6 +37,10 @@ pub struct Context {
     pub lease: Lease,
     /// SQL on our own server.
     pub sql: Sql,
+    /// The same for the care of slots, which the loop does not wait for.
+    pub slot_sql: Sql,
+    /// What the parts of this member tell each other of slots.
+    pub slots: Arc<Board>,
     /// What the probes of PostgreSQL and its disk find, and whether the loop turns.
     pub vigil: Vigil,
     /// The operator's callbacks.
@@ -112,6 +117,13 @@ impl Context {
     }
 }
 
+/// How our own server is asked.
+#[must_use]
+pub fn local_target(config: &AgentConfig) -> Target {
+    let postgresql = &config.postgresql;
+    Target::new(&local_address(config), &postgresql.database, &postgresql.superuser)
+}
+
 /// Where our own server is reached: by TCP, at the first address that it listens on.
 #[must_use]
 pub fn local_address(config: &AgentConfig) -> Address {
@@ -125,11 +137,4 @@ pub fn local_address(config: &AgentConfig) -> Address {
         host,
         port: postgresql.port,
     }
-}
-
-/// How our own server is asked.
-#[must_use]
-pub fn local_target(config: &AgentConfig) -> Target {
-    let postgresql = &config.postgresql;
-    Target::new(&local_address(config), &postgresql.database, &postgresql.superuser)
 }

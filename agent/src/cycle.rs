@@ -2,6 +2,7 @@
 
 mod act;
 mod restart;
+mod slots;
 mod upkeep;
 
 use std::sync::Arc;
@@ -13,12 +14,14 @@ use pgherd_cluster::name::MemberName;
 use pgherd_cluster::record::{PgState, Role};
 use pgherd_cluster::source::SourceHealth;
 use pgherd_cluster::view::{Epoch, View};
+use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
 pub use self::act::Left;
 use self::restart::Orders;
+use self::slots::SlotCare;
 use self::upkeep::Upkeep;
 use crate::context::Context;
 use crate::decide::{Decision, Reason, decide, published_role};
@@ -50,6 +53,7 @@ pub struct Cycle {
     job: JoinSet<(JobKind, Result<Outcome, JobError>)>,
     checkpoint: JoinSet<Option<Epoch>>,
     upkeep: Upkeep,
+    slots: SlotCare,
     orders: Orders,
     order: mpsc::Receiver<Order>,
     status: Arc<watch::Sender<Arc<MemberStatus>>>,
@@ -68,6 +72,8 @@ enum Woken {
     Job(Result<(JobKind, Result<Outcome, JobError>), JoinError>),
     /// The first checkpoint of a holding is done.
     Checkpointed(Option<Epoch>),
+    /// A piece of the care of slots is done.
+    Slots(Result<slots::Done, JoinError>),
     /// Somebody waits for a fresh status.
     Refresh(Refresh),
     /// An operator's order.
@@ -105,6 +111,7 @@ impl Cycle {
             job: JoinSet::new(),
             checkpoint: JoinSet::new(),
             upkeep: Upkeep::default(),
+            slots: SlotCare::default(),
             orders: Orders::default(),
             order,
             status,
@@ -251,7 +258,7 @@ impl Cycle {
             },
             holding: holding(&seen.lease, &lease, now),
             watchdog_failed: seen.watchdog == WatchdogSeen::Unusable,
-            tags: self.context.config.tags.clone(),
+            tags: told_tags(&self.context.config.tags, seen),
             system_id,
             dcs_last_seen: dcs_last_seen(&lease, now),
             next_cycle_at: now + self.context.timing().loop_wait(),
@@ -276,6 +283,7 @@ impl Cycle {
                 Some(ended) = self.job.join_next() => Woken::Job(ended),
                 Some(Ok(epoch)) = self.checkpoint.join_next() => Woken::Checkpointed(epoch),
                 () = before.changed(&context) => Woken::Fact,
+                Some(done) = self.slots.ended() => Woken::Slots(done),
                 Some(refresh) = self.refresh.recv() => Woken::Refresh(refresh),
                 Some(order) = self.order.recv() => Woken::Order(order),
                 () = sleep_until(until) => Woken::Fact,
@@ -293,6 +301,11 @@ impl Cycle {
                 Woken::Checkpointed(epoch) => {
                     self.memory.checkpointed = epoch.or(self.memory.checkpointed.take());
                     return;
+                }
+                Woken::Slots(done) => {
+                    if self.slots_done(done) {
+                        return;
+                    }
                 }
                 Woken::Refresh(refresh) => self.answer(refresh).await,
                 Woken::Order(order) => return self.take_order(order).await,
@@ -327,6 +340,7 @@ impl Cycle {
     fn start(&mut self, job: Job) {
         let kind = job.kind();
         self.known.job = Some(kind);
+        self.slots.make_way(&self.context, kind);
         let context = Arc::clone(&self.context);
         self.job.spawn(async move { (kind, job.run(context).await) });
     }
@@ -378,6 +392,15 @@ impl Cycle {
             }
         });
     }
+}
+
+/// Who may not lead for want of slots is passed over by whoever chooses.
+fn told_tags(tags: &Map<String, Value>, seen: &Observation) -> Map<String, Value> {
+    let mut tags = tags.clone();
+    if !seen.lacks_slots.is_empty() {
+        tags.insert("nofailover".to_owned(), Value::Bool(true));
+    }
+    tags
 }
 
 fn holding(lease: &LeaseSeen, state: &LeaseState, now: Boottime) -> Option<Holding> {

@@ -8,6 +8,7 @@ pub mod core;
 mod memo;
 mod thread;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
@@ -24,6 +25,7 @@ pub use self::core::{BidLoss, VouchRefusal, Voucher};
 pub use self::memo::Resumed;
 use self::thread::{Command, Thread};
 use crate::keeper::Keeper;
+use crate::slots::Board;
 use crate::status::Holding;
 use crate::vigil::Vigil;
 
@@ -123,6 +125,8 @@ pub struct LeaseParts {
     pub authorization: Option<String>,
     /// What tells whether the loop still decides.
     pub vigil: Vigil,
+    /// Where the slots of this leader are, for those that are asked to vouch.
+    pub slots: Arc<Board>,
 }
 
 /// The loop's handle on the renewal thread.

@@ -23,6 +23,7 @@ pub mod scripts;
 pub mod slots;
 pub mod status;
 pub mod sync;
+pub mod topology;
 pub mod vigil;
 
 mod run;

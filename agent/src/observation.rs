@@ -11,6 +11,7 @@ use pgherd_cluster::view::{Epoch, View};
 use crate::postgres::{DataDir, Upstream};
 use crate::status::ServerStatus;
 use crate::sync::{CommitLevel, Sender, SyncNames, SyncSettings};
+use crate::topology::Place;
 
 /// Everything that one decision looks at.
 #[derive(Clone, Debug)]
@@ -67,6 +68,10 @@ pub struct Observation {
     pub rewinds: bool,
     /// Whether this member may never lead.
     pub nofailover: bool,
+    /// What its tags say of whom it streams from.
+    pub place: Place,
+    /// The leader's failover slots that are not here, where a member without them may not lead.
+    pub lacks_slots: Vec<String>,
     /// This member's rank among equals in an election.
     pub failover_priority: i64,
     /// Whether the requested switchover's time has come.

@@ -1,8 +1,10 @@
 //! Gathers an [`Observation`]: everything in parallel, each answer with a deadline, and "unknown" is an answer.
 
+use std::collections::BTreeSet;
+
 use pgherd_cluster::clock::{Boottime, wall_now};
 use pgherd_cluster::name::MemberName;
-use pgherd_cluster::record::{DynamicConfig, FailoverRequest, MemberRecord, StandbyCluster};
+use pgherd_cluster::record::{DynamicConfig, FailoverRequest, FailoverSlots, StandbyCluster};
 use pgherd_cluster::source::SourceHealth;
 use pgherd_cluster::view::{Epoch, View};
 
@@ -16,8 +18,11 @@ use crate::postgres::bootstrap::UNFINISHED_MARKER;
 use crate::postgres::control::inspect;
 use crate::postgres::settings::user_names;
 use crate::postgres::{DataDir, ToolError, Upstream};
+use crate::record::own_tags;
+use crate::slots::plan::lacking;
 use crate::status::WalSender;
 use crate::sync::{CommitLevel, Sender, StandbyName, SyncNames, SyncRank, SyncSettings};
+use crate::topology::Place;
 
 /// What the loop knows that no question tells.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +37,8 @@ pub struct Known {
     pub writable: bool,
     /// The last dynamic configuration: an etcd that was emptied has forgotten it.
     pub last_config: Option<DynamicConfig>,
+    /// The failover slots that were last seen here.
+    pub failover_slots: BTreeSet<String>,
     /// What the data directory was last seen to hold; it does not change while a postmaster runs on it.
     pub data: Option<DataDir>,
 }
@@ -59,8 +66,9 @@ pub async fn observe(context: &Context, known: &Known) -> Result<Observation, To
     let state = context.lease.state().borrow().clone();
     let now = Boottime::now();
     let lease = lease_seen(&view, in_touch, &state, &instance, &context.config.name, now);
-    let me = as_record(context);
+    let me = own_tags(&context.config);
     let scripts = context.scripts();
+    let lacks_slots = lacks_slots(&view, known);
     Ok(Observation {
         me: context.config.name.clone(),
         request_due: view.failover.value.as_ref().is_none_or(is_due),
@@ -92,6 +100,8 @@ pub async fn observe(context: &Context, known: &Known) -> Result<Observation, To
         upstream: known.upstream.clone(),
         rewinds: context.divergence().use_pg_rewind,
         nofailover: me.nofailover(),
+        place: Place::of(&me),
+        lacks_slots,
         failover_priority: me.failover_priority(),
         stopping: instance.stopping,
     })
@@ -180,11 +190,13 @@ fn watchdog_seen(context: &Context, instance: &Instance) -> WatchdogSeen {
     }
 }
 
-fn as_record(context: &Context) -> MemberRecord {
-    MemberRecord {
-        tags: context.config.tags.clone(),
-        ..MemberRecord::new(String::new(), String::new())
+/// Until it has looked at its own slots, a standby has none.
+fn lacks_slots(view: &View, known: &Known) -> Vec<String> {
+    let required = view.config.value.as_ref().map(DynamicConfig::failover_slots) == Some(FailoverSlots::Require);
+    if known.writable || !required {
+        return Vec::new();
     }
+    lacking(&view.status.pgherd.failover_slots, &known.failover_slots)
 }
 
 fn is_due(request: &FailoverRequest) -> bool {

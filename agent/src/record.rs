@@ -79,6 +79,15 @@ pub fn published_tags(tags: &Map<String, Value>) -> Map<String, Value> {
     kept.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
+/// A record with nothing but this member's own tags.
+#[must_use]
+pub fn own_tags(config: &AgentConfig) -> MemberRecord {
+    MemberRecord {
+        tags: config.tags.clone(),
+        ..MemberRecord::new(String::new(), String::new())
+    }
+}
+
 /// Where our REST interface is, as others are told.
 #[must_use]
 pub fn api_url(config: &AgentConfig) -> String {
@@ -102,6 +111,10 @@ pub fn member_record(
     record.version = Some(PATRONI_VERSION.to_owned());
     record.pgherd = Some(VERSION.to_owned());
     record.tags = published_tags(&config.tags);
+    if !seen.lacks_slots.is_empty() {
+        // Whoever chooses a next leader, of whatever kind, passes over it.
+        record.tags.insert("nofailover".to_owned(), Value::Bool(true));
+    }
     if seen.stopping && seen.view.sync.value.lists(&seen.me) {
         // The leader is to choose another before commits begin to wait for nobody.
         record.tags.insert("nosync".to_owned(), Value::Bool(true));
@@ -139,6 +152,17 @@ pub fn leader_status(
     last_seen: &mut BTreeMap<String, Boottime>,
     now: Boottime,
 ) -> Status {
+    let config = view.config.value.clone().unwrap_or_default();
+    let keep = config.member_slots_ttl();
+    if keep.is_zero() {
+        // Nobody has a slot but where it streams from.
+        last_seen.clear();
+        return Status {
+            optime: Some(position),
+            slots,
+            ..Status::default()
+        };
+    }
     slots.insert(own.slot_name(), position);
     let streams = view.members.values().filter(|member| !member.record.tag("nostream"));
     for slot in streams.map(|member| member.name.slot_name()).chain([own.slot_name()]) {
@@ -148,12 +172,14 @@ pub fn leader_status(
     for slot in &view.status.retain_slots {
         last_seen.entry(slot.clone()).or_insert(now);
     }
-    let keep = view.config.value.clone().unwrap_or_default().member_slots_ttl();
     last_seen.retain(|_, seen_at| now.since(*seen_at) <= keep);
+    let permanent = config.permanent_slots().slots;
+    let retained = last_seen.keys().filter(|name| !permanent.contains_key(*name));
     Status {
         optime: Some(position),
         slots,
-        retain_slots: last_seen.keys().cloned().collect(),
+        retain_slots: retained.cloned().collect(),
+        ..Status::default()
     }
 }
 
@@ -266,5 +292,24 @@ mod tests {
         let without = View::empty(Scope::new("c").expect("a plain name"));
         let status = leader_status(&name("n1"), Lsn(5), BTreeMap::new(), &without, &mut last_seen, at(1811));
         assert_eq!(status.retain_slots, ["n1"]);
+    }
+
+    #[test]
+    fn without_a_time_for_members_slots_only_the_permanent_ones_are_told_of() {
+        let mut view = View::empty(Scope::new("c").expect("a plain name"));
+        let told = |view: &View| {
+            let slots = BTreeMap::from([("perm".to_owned(), Lsn(3))]);
+            let mut last_seen = BTreeMap::from([("perm".to_owned(), Boottime::default())]);
+            let status = leader_status(&name("n1"), Lsn(5), slots, view, &mut last_seen, Boottime::default());
+            (status.slots.into_keys().collect::<Vec<_>>(), status.retain_slots)
+        };
+        let config = |text: &str| pgherd_cluster::record::DynamicConfig::parse(text);
+        view.config.value = Some(config(r#"{"slots": {"perm": null}}"#));
+        assert_eq!(
+            told(&view),
+            (vec!["n1".to_owned(), "perm".to_owned()], vec!["n1".to_owned()])
+        );
+        view.config.value = Some(config(r#"{"slots": {"perm": null}, "member_slots_ttl": 0}"#));
+        assert_eq!(told(&view), (vec!["perm".to_owned()], vec![]));
     }
 }

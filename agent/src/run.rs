@@ -31,6 +31,7 @@ use crate::postgres::sql::{Replication, Sql};
 use crate::rest::{Api, ApiParts, serve};
 use crate::restart::Order;
 use crate::scripts::{Callbacks, Executor};
+use crate::slots::Board;
 use crate::status::{Holding, MemberStatus};
 use crate::vigil::{Turns, Vigil};
 
@@ -161,6 +162,7 @@ async fn wire(
     let turns = Arc::new(Turns::default());
     turns.note(Boottime::now());
     let vigil = Vigil { health, turns };
+    let slots = Arc::new(Board::default());
     let parts = LeaseParts {
         etcd: etcd.clone(),
         keys: keys.clone(),
@@ -168,6 +170,7 @@ async fn wire(
         keeper: keeper.clone(),
         authorization,
         vigil: vigil.clone(),
+        slots: Arc::clone(&slots),
     };
     let lease = Lease::start(config.name.clone(), parts, resumed).map_err(|source| AgentError::Io {
         what: "starting the lease's thread".to_owned(),
@@ -178,6 +181,8 @@ async fn wire(
         callbacks,
         programs: Programs::new(config.postgresql.bin_dir.clone()),
         sql: Sql::new(local_target(&config), replication_of(&config)),
+        slot_sql: Sql::new(local_target(&config), replication_of(&config)),
+        slots,
         vigil,
         sync_names: Mutex::new(written_names(&config.postgresql.data_dir)),
         config,
@@ -207,6 +212,7 @@ fn api_of(
         orders,
         vouches: context.lease.vouches(),
         vigil: context.vigil.clone(),
+        slots: Arc::clone(&context.slots),
     })
 }
 

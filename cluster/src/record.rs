@@ -7,6 +7,7 @@ mod address;
 mod config;
 mod history;
 mod member;
+mod slots;
 mod standby_cluster;
 mod words;
 
@@ -19,6 +20,7 @@ pub use self::address::Address;
 pub use self::config::DynamicConfig;
 pub use self::history::{History, HistoryEntry};
 pub use self::member::MemberRecord;
+pub use self::slots::{FailoverSlots, IgnoredSlot, PermanentSlot, PermanentSlots};
 pub use self::standby_cluster::StandbyCluster;
 pub use self::words::{PgState, Role};
 use crate::name::{Lsn, MemberName};
@@ -35,6 +37,23 @@ pub struct Status {
     /// Slots to keep for members that were here lately.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub retain_slots: Vec<String>,
+    /// What Patroni's readers pass over.
+    #[serde(skip_serializing_if = "OurStatus::is_empty")]
+    pub pgherd: OurStatus,
+}
+
+/// What a leader of ours says in `status` beside Patroni's fields.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OurStatus {
+    /// The logical slots that PostgreSQL itself is to copy to the standbys.
+    #[serde(default)]
+    pub failover_slots: Vec<String>,
+}
+
+impl OurStatus {
+    fn is_empty(&self) -> bool {
+        self.failover_slots.is_empty()
+    }
 }
 
 impl Status {
@@ -64,6 +83,9 @@ impl Status {
                 .and_then(|value| serde_json::from_value(value).ok())
                 .unwrap_or_default(),
             retain_slots: field("retain_slots")
+                .and_then(|value| serde_json::from_value(value).ok())
+                .unwrap_or_default(),
+            pgherd: field("pgherd")
                 .and_then(|value| serde_json::from_value(value).ok())
                 .unwrap_or_default(),
         }

@@ -54,7 +54,7 @@ fn start(cluster: &Cluster) -> Result<[Daemon; 2]> {
     ])
 }
 
-/// The operator's part: slots for decoding stay on the member that they were made on, also while it does not lead.
+/// The operator's part: a slot that is not a permanent one is gone with its leader.
 async fn make_slot(leader: &Member) -> Result<()> {
     let make = format!("SELECT pg_create_logical_replication_slot('{SLOT}', 'test_decoding')");
     eventually("there is a slot", SOON, async || {

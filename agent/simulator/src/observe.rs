@@ -81,6 +81,8 @@ pub(crate) async fn observe(sim: &Shared, member: usize) -> Option<Observation> 
             upstream: agent.known.upstream.clone(),
             rewinds: false,
             nofailover: false,
+            place: pgherd_agent::topology::Place::default(),
+            lacks_slots: Vec::new(),
             failover_priority: 1,
             stopping: instance.stopping,
         })

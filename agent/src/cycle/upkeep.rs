@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::key::Key;
-use pgherd_cluster::name::MemberName;
 use pgherd_cluster::record::{MemberRecord, Role, Status};
 use pgherd_cluster::source::SourceHealth;
 use pgherd_cluster::timing::LeaseTiming;
@@ -20,21 +19,20 @@ use crate::observation::{LeaseSeen, Observation, Postgres};
 use crate::postgres::DataDir;
 use crate::record::{api_url, history_of, leader_status, member_record};
 use crate::scripts::Scripts;
-use crate::slots;
 use crate::status::WalStatus;
 use crate::sync::SyncNames;
+use crate::topology::needs_feedback;
 
 /// What was last written, so that it is written again only when it differs.
 #[derive(Default)]
 pub(super) struct Upkeep {
     record: Option<(MemberRecord, i64, Boottime)>,
     status: Option<(Status, Boottime)>,
-    slots_seen: BTreeMap<String, Boottime>,
-    members_seen: Vec<MemberName>,
-    config_revision: Option<i64>,
+    pub(super) slots_seen: BTreeMap<String, Boottime>,
+    /// Of the dynamic configuration, and whether the standby says which rows it needs.
+    config_revision: Option<(i64, bool)>,
     timing: Option<LeaseTiming>,
     memo: Resumed,
-    standby_slots_dropped: bool,
     failsafe: Option<(Option<u64>, Option<Vec<Voucher>>)>,
     failsafe_sent: Option<failsafe::Sent>,
     /// The names that the standbys were made to answer for, and whether every process surely had them by then.
@@ -62,9 +60,9 @@ impl Cycle {
         let Postgres::Running(server) = &seen.postgres else {
             return;
         };
+        self.look_after_slots(seen);
         match (&server.wal, &seen.lease) {
             (WalStatus::Primary { location }, LeaseSeen::Mine(epoch)) if self.memory.proven.as_ref() == Some(epoch) => {
-                self.upkeep.standby_slots_dropped = false;
                 if self.memory.checkpointed.as_ref() != Some(epoch) && self.checkpoint.is_empty() {
                     self.first_checkpoint(epoch.clone()); // The last try failed; members that rewind wait for it.
                 }
@@ -74,15 +72,8 @@ impl Cycle {
                 }
             }
             (WalStatus::Standby { .. }, LeaseSeen::Mine(_)) if seen.standby_cluster.is_some() => {
-                self.upkeep.standby_slots_dropped = false;
                 if in_touch && seen.job.is_none() {
                     self.publish_leader(seen, server.wal.position()).await;
-                }
-            }
-            (WalStatus::Standby { .. }, LeaseSeen::Theirs(_)) if !self.upkeep.standby_slots_dropped => {
-                match slots::drop_on_standby(&self.context).await {
-                    Ok(()) => self.upkeep.standby_slots_dropped = true,
-                    Err(error) => tracing::warn!("dropping old slots: {}", error.chain()),
                 }
             }
             _ => {}
@@ -121,7 +112,8 @@ impl Cycle {
     }
 
     fn reload_configuration(&mut self, seen: &Observation) {
-        let revision = seen.view.config.mod_revision;
+        let feedback = needs_feedback(&seen.view, &seen.me, &seen.place);
+        let revision = (seen.view.config.mod_revision, feedback);
         let known = self.upkeep.config_revision == Some(revision);
         if known || seen.job.is_some() || !matches!(seen.postgres, Postgres::Running(_)) {
             return;
@@ -185,21 +177,14 @@ impl Cycle {
         let period = self.context.timing().loop_wait();
         let written_lately = self.upkeep.status.as_ref();
         let written_lately = written_lately.is_some_and(|(_, at)| now.since(*at) + SLACK < period);
-        // A member that has just come finds its slot the sooner it is made.
-        let members: Vec<MemberName> = seen.view.members.keys().cloned().collect();
-        if written_lately && members == self.upkeep.members_seen {
+        if written_lately {
             return;
         }
-        self.upkeep.members_seen = members;
-        let slots = match slots::ensure(&self.context).await {
-            Ok(slots) => slots,
-            Err(error) => {
-                tracing::warn!("looking after the slots: {}", error.chain());
-                BTreeMap::new()
-            }
-        };
         let own = &self.context.config.name;
-        let status = leader_status(own, position, slots, &seen.view, &mut self.upkeep.slots_seen, now);
+        // Until it has looked, what the leader before it said of them is the best there is.
+        let slots = self.slots.told().unwrap_or_else(|| seen.view.status.slots.clone());
+        let mut status = leader_status(own, position, slots, &seen.view, &mut self.upkeep.slots_seen, now);
+        status.pgherd.failover_slots = self.known.failover_slots.iter().cloned().collect();
         if self.upkeep.status.as_ref().is_none_or(|(last, _)| *last != status) {
             let value = serde_json::to_string(&status).unwrap_or_default();
             if let Err(error) = self
@@ -330,7 +315,7 @@ impl Cycle {
 const ANSWER_AGAIN: Duration = Duration::from_secs(1);
 
 /// A period that is over within this is over: a timer never fires early, but a cycle may begin a moment before it.
-const SLACK: Duration = Duration::from_millis(100);
+pub(super) const SLACK: Duration = Duration::from_millis(100);
 
 fn without_positions(record: &MemberRecord) -> MemberRecord {
     MemberRecord {

@@ -21,11 +21,8 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Deci
         return Decision::wait(Reason::PostgresSilent);
     };
     let config = seen.view.config.value.clone().unwrap_or_default();
-    if seen.nofailover {
-        return Decision::wait(Reason::MayNotLead);
-    }
-    if seen.watchdog == WatchdogSeen::Unusable {
-        return Decision::wait(Reason::WatchdogUnusable);
+    if let Some(reason) = forbidden(seen) {
+        return Decision::wait(reason);
     }
     if let Some(reason) = bound_not_to_bid(seen, memory, now) {
         return Decision::wait_for(reason, SOON);
@@ -87,6 +84,17 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Deci
         return Decision::wait_for(reason, SOON);
     }
     bid(seen)
+}
+
+/// What keeps this member from leading, whoever else could.
+fn forbidden(seen: &Observation) -> Option<Reason> {
+    if seen.nofailover {
+        return Some(Reason::MayNotLead);
+    }
+    if !seen.lacks_slots.is_empty() {
+        return Some(Reason::LacksSlots(seen.lacks_slots.clone()));
+    }
+    (seen.watchdog == WatchdogSeen::Unusable).then_some(Reason::WatchdogUnusable)
 }
 
 /// A leader whose PostgreSQL did not come up has given its key up for somebody else: it goes last, while there is somebody,

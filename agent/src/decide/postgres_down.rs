@@ -6,6 +6,7 @@ use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::view::Epoch;
 
 use super::election::has_given_way;
+use super::standby::source_of;
 use super::{Decision, Reason, SOON, Step, abandon, backing_off, guards};
 use crate::memory::Memory;
 use crate::observation::{LeaseSeen, Observation, Peer, Rejoin, WatchdogSeen};
@@ -33,7 +34,7 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime, standby
         LeaseSeen::Mine(epoch) if super::leader::disk_is_lost(seen, now) => {
             Decision::act(Reason::DiskFails, Step::Release { epoch: epoch.clone() })
         }
-        LeaseSeen::Mine(_) if standby_data => start_standby(None, memory, now),
+        LeaseSeen::Mine(_) if standby_data => start_standby(seen, None, memory, now),
         LeaseSeen::Mine(_) if seen.bootstrap_unfinished => Decision::act(Reason::Bootstrapping, Step::StartPrimary),
         LeaseSeen::Mine(epoch) => {
             let release = Step::Release { epoch: epoch.clone() };
@@ -55,11 +56,11 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime, standby
             win_anew(seen, memory, epoch, *lease, now)
         }
         LeaseSeen::Stale { epoch, lease } => abandon(epoch, *lease),
-        LeaseSeen::Theirs(leader) if standby_data => start_standby(Some(leader), memory, now),
+        LeaseSeen::Theirs(leader) if standby_data => start_standby(seen, Some(leader), memory, now),
         LeaseSeen::Theirs(leader) => rejoin(seen, memory, leader, now),
         // The member that makes the cluster has nobody to ask.
         LeaseSeen::Free if seen.bootstrap_unfinished => Decision::act(Reason::Bidding, Step::Bid(guards(&seen.view))),
-        LeaseSeen::Free => start_standby(None, memory, now),
+        LeaseSeen::Free => start_standby(seen, None, memory, now),
         // Our deadline has passed while etcd could not be reached, and the key may still keep the others from leading.
         // An agent that has just begun only has not heard of etcd yet.
         LeaseSeen::Unknown if !standby_data && memory.last_leader.as_ref() == Some(&seen.me) => match &seen.last_held {
@@ -68,7 +69,7 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime, standby
             }
             Some(_) | None => Decision::wait(Reason::StoreUnreachable),
         },
-        LeaseSeen::Unknown if standby_data => start_standby(None, memory, now),
+        LeaseSeen::Unknown if standby_data => start_standby(seen, None, memory, now),
         LeaseSeen::Unknown => Decision::wait(Reason::StoreUnreachable),
     }
 }
@@ -104,11 +105,11 @@ fn may_lead(seen: &Observation, now: Boottime) -> bool {
         && super::election::not_ours_to_lead(seen).is_none()
 }
 
-fn start_standby(leader: Option<&Epoch>, memory: &Memory, now: Boottime) -> Decision {
+fn start_standby(seen: &Observation, leader: Option<&Epoch>, memory: &Memory, now: Boottime) -> Decision {
     if backing_off(memory, now) {
         return Decision::wait_for(Reason::BackingOff, SOON);
     }
-    let upstream = leader.map(|leader| leader.holder.clone());
+    let upstream = leader.and_then(|leader| source_of(seen, leader));
     Decision::act(Reason::StartingStandby, Step::StartStandby { upstream })
 }
 
@@ -122,7 +123,7 @@ fn rejoin(seen: &Observation, memory: &Memory, leader: &Epoch, now: Boottime) ->
         return Decision::wait_for(Reason::BackingOff, SOON);
     }
     match &memory.rejoin {
-        Some((asked, verdict)) if verdict.fits() && asked == leader => start_standby(Some(leader), memory, now),
+        Some((asked, verdict)) if verdict.fits() && asked == leader => start_standby(seen, Some(leader), memory, now),
         Some((asked, Rejoin::Diverged)) if asked == leader => super::standby::diverged(seen, memory, leader, now),
         _ => Decision::act(
             Reason::WaitingForLeader(name),

@@ -112,6 +112,10 @@ pub enum Reason {
     PrimaryAlive(MemberName),
     /// Its tags say so.
     MayNotLead,
+    /// The leader had failover slots that are not here, and the configuration requires them.
+    LacksSlots(Vec<String>),
+    /// Takes its log from the archive, as its tags say.
+    FollowingArchive,
     /// A switchover names another member.
     LeavesItTo(MemberName),
     /// A switchover's former leader comes last.
@@ -262,6 +266,12 @@ impl fmt::Display for Reason {
             Self::NotSynchronous => f.write_str("nobody leads, and it is not in the synchronous set"),
             Self::NotInFailsafe => f.write_str("nobody leads, and the failsafe list does not name it"),
             Self::PrimaryAlive(name) => write!(f, "nobody holds the lease, but {name} still runs a primary"),
+            Self::LacksSlots(names) => write!(
+                f,
+                "nobody leads, and it lacks the failover slots {}, which pgherd.failover_slots requires",
+                names.join(", ")
+            ),
+            Self::FollowingArchive => f.write_str("takes its log from the archive (nostream)"),
             Self::MayNotLead => f.write_str("nobody leads, and its tags forbid it to"),
             Self::LeavesItTo(candidate) => write!(f, "nobody leads: leaves it to {candidate}, which was asked for"),
             Self::FormerLeaderWaits => f.write_str("nobody leads: it just handed over and waits for the others"),

@@ -3,6 +3,7 @@
 
 use pgherd_cluster::clock::Boottime;
 
+use super::standby::source_of;
 use super::{Decision, Reason, Step, synchronous};
 use crate::memory::{Memory, RestartStage};
 use crate::observation::{LeaseSeen, Observation, Postgres};
@@ -14,7 +15,7 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime, standby
         // One that is to follow another cluster does not come up as primary.
         LeaseSeen::Mine(_) if !standby_data && seen.standby_cluster.is_none() => None,
         LeaseSeen::Mine(_) if standby_data && seen.standby_cluster.is_some() => None,
-        LeaseSeen::Theirs(leader) if standby_data => Some(leader.holder.clone()),
+        LeaseSeen::Theirs(leader) if standby_data => source_of(seen, leader),
         // Nobody's order is worth more than a lease that is lost or free, or a promotion that is due.
         _ => return None,
     };

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
+use pgherd_cluster::name::MemberName;
 use pgherd_cluster::view::Epoch;
 
 use super::{
@@ -11,6 +12,7 @@ use super::{
 use crate::memory::Memory;
 use crate::observation::{LeaseSeen, Observation, Postgres, Rejoin};
 use crate::postgres::Upstream;
+use crate::topology::source;
 
 /// How long a standby may take to stream after it was found to fit, before that is asked again.
 const REJOIN_AGAIN: Duration = Duration::from_secs(5);
@@ -60,7 +62,9 @@ fn promote(seen: &Observation, memory: &Memory, epoch: &Epoch, now: Boottime) ->
 const STANDS_STILL_MAX: u32 = 6;
 
 fn following(seen: &Observation, memory: &Memory, leader: &Epoch, now: Boottime) -> Decision {
-    let name = leader.holder.clone();
+    let Some(name) = source_of(seen, leader) else {
+        return from_the_archive(seen, memory, leader, now);
+    };
     let Some(address) = upstream_address(&seen.view, &name) else {
         return Decision::wait_for(Reason::WaitingForLeader(name), SOON);
     };
@@ -75,8 +79,9 @@ fn following(seen: &Observation, memory: &Memory, leader: &Epoch, now: Boottime)
     }
     // Two timelines may have one number and one beginning, and a segment that it lacks may be gone: what its history says
     // is then not all. Whoever moves, by replay or from an archive, is not meant.
-    if stands_still(seen, memory, leader) && !backing_off(memory, now) {
-        return Decision::act(Reason::CannotFollow(name.clone()), Step::Clone { from: name });
+    let from = leader.holder.clone();
+    if stands_still(seen, memory, leader, &name) && !backing_off(memory, now) {
+        return Decision::act(Reason::CannotFollow(name), Step::Clone { from });
     }
     // It does not stream. While the leader is up, one question tells whether it ever can.
     match (&memory.rejoin, seen.view.ready_leader()) {
@@ -91,13 +96,34 @@ fn following(seen: &Observation, memory: &Memory, leader: &Epoch, now: Boottime)
     }
 }
 
-fn stands_still(seen: &Observation, memory: &Memory, leader: &Epoch) -> bool {
+/// Whom this member streams from while `leader` leads; nobody where its tags say so.
+pub(super) fn source_of(seen: &Observation, leader: &Epoch) -> Option<MemberName> {
+    source(&seen.view, &seen.me, &seen.place, &leader.holder)
+}
+
+/// It stands still whenever nothing is archived, and that says nothing. Whether its data fits is asked once per leader.
+fn from_the_archive(seen: &Observation, memory: &Memory, leader: &Epoch, now: Boottime) -> Decision {
+    if seen.upstream.is_some() {
+        return Decision::act(Reason::FollowingArchive, Step::Follow { upstream: None });
+    }
+    match (&memory.rejoin, seen.view.ready_leader()) {
+        (Some((asked, Rejoin::Diverged)), Some(_)) if asked == leader => diverged(seen, memory, leader, now),
+        (Some((asked, verdict)), _) if verdict.fits() && asked == leader => Decision::wait(Reason::FollowingArchive),
+        (_, Some(_)) if !backing_off(memory, now) => {
+            Decision::act(Reason::FollowingArchive, Step::CheckRejoin { leader: leader.clone() })
+        }
+        _ => Decision::wait_for(Reason::FollowingArchive, SOON),
+    }
+}
+
+/// A source that is no further itself has nothing to send, and a clone would not change that.
+fn stands_still(seen: &Observation, memory: &Memory, leader: &Epoch, from: &MemberName) -> bool {
     if memory.cloned_under.as_ref() == Some(leader) {
         return false;
     }
-    let leaders = seen.view.members.get(&leader.holder);
-    let leaders = leaders.and_then(|member| member.record.xlog_location);
-    let behind = |(at, count)| count >= STANDS_STILL_MAX && leaders.is_some_and(|leaders| leaders > at);
+    let sources = seen.view.members.get(from);
+    let sources = sources.and_then(|member| member.record.xlog_location);
+    let behind = |(at, count)| count >= STANDS_STILL_MAX && sources.is_some_and(|sources| sources > at);
     memory.stands_still.is_some_and(behind) && seen.view.ready_leader().is_some() && !seen.is_paused()
 }
 

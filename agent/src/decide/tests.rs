@@ -9,6 +9,7 @@ use super::*;
 use crate::observation::{Peer, Poll, Rejoin, SyncSeen, WatchdogSeen};
 use crate::postgres::{Control, ControlState, Upstream};
 use crate::status::{CommitWaiting, ServerStatus};
+use crate::topology::Place;
 
 mod elections;
 mod handovers;
@@ -17,6 +18,7 @@ mod pauses;
 mod property;
 mod rejoining;
 mod restarts;
+mod sources;
 mod standby_clusters;
 
 const NOW: Boottime = Boottime::from_nanos(100_000_000_000);
@@ -95,16 +97,19 @@ fn server(wal: WalStatus, replication_state: Option<&str>) -> Postgres {
     }))
 }
 
-fn standby_at(position: u64) -> Postgres {
+fn standby_wal(position: u64) -> WalStatus {
     let lsn = Lsn(position);
-    let wal = WalStatus::Standby {
+    WalStatus::Standby {
         received: lsn,
         replayed: lsn,
         replayed_at: None,
         paused: false,
         latest_end: None,
-    };
-    server(wal, Some("streaming"))
+    }
+}
+
+fn standby_at(position: u64) -> Postgres {
+    server(standby_wal(position), Some("streaming"))
 }
 
 fn primary() -> Postgres {
@@ -148,6 +153,8 @@ fn seen(lease: LeaseSeen) -> Observation {
         job: None,
         rewinds: false,
         nofailover: false,
+        place: Place::default(),
+        lacks_slots: Vec::new(),
         failover_priority: 1,
         request_due: true,
         stopping: false,

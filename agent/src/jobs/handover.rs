@@ -55,6 +55,7 @@ pub(super) async fn before_stop(context: &Context) {
 pub(super) async fn stop(context: &Context) -> Result<Outcome, JobError> {
     before_stop(context).await;
     context.sql.disconnect().await;
+    context.slot_sql.disconnect().await;
     context.keeper.signal(PostmasterSignal::StopFast)?;
     if context.keeper.wait_ended(STOP_MAX).await.is_err() {
         tracing::warn!("PostgreSQL did not stop within {} s: ending it", STOP_MAX.as_secs());

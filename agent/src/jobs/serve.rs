@@ -19,9 +19,11 @@ use crate::postgres::clone::write_pgpass;
 use crate::postgres::control::inspect;
 use crate::postgres::settings::{Inputs, Settings};
 use crate::postgres::{Control, DataDir, ToolError, Upstream, files};
+use crate::record::own_tags;
 use crate::scripts::Run;
 use crate::slots;
 use crate::status::{ServerStatus, WalStatus};
+use crate::topology::{Place, needs_feedback};
 
 /// How often a standby that is being promoted is asked; every one of these is part of an outage.
 const ASK_PROMOTED_EVERY: Duration = Duration::from_millis(10);
@@ -50,8 +52,12 @@ pub fn configure(
     let dir = &postgresql.data_dir;
     let dynamic = context.dynamic();
     let sync_names = context.sync_names();
+    let place = Place::of(&own_tags(&context.config));
+    let feeds = needs_feedback(&context.view(), &context.config.name, &place);
     let inputs = Inputs {
         sync_names: sync_names.as_ref(),
+        // Without it PostgreSQL does not copy slots by itself either.
+        feedback: feeds || slots::syncs_by_itself(&dynamic, postgresql),
         scope: &context.config.scope,
         name: &context.config.name,
         postgresql,
@@ -168,8 +174,12 @@ pub(super) async fn start_standby(context: &Context, upstream: Option<Upstream>)
     files::remove_if_there(&dir.join("promote"))?;
     // A deadline that is still in force would end the standby when it passes.
     context.keeper.disarm().await?;
+    let view = context.view();
+    if let Some(leader) = view.epoch().filter(|_| matches!(upstream, Some(Upstream::Member(_)))) {
+        slots::bring(context, &leader.holder).await;
+    }
     launch(context, upstream.as_ref(), false).await?;
-    wait_until(
+    let started = wait_until(
         context,
         "did not answer",
         ASK_STARTED_EVERY,
@@ -177,7 +187,11 @@ pub(super) async fn start_standby(context: &Context, upstream: Option<Upstream>)
         |_| true,
         Nudge::WhenUp,
     )
-    .await?;
+    .await;
+    if let Err(JobError::ServerEnded) = started {
+        context.slots.take_back(dir)?;
+    }
+    started?;
     Ok(Outcome::Done)
 }
 
@@ -193,9 +207,13 @@ async fn launch(context: &Context, upstream: Option<&Upstream>, writable: bool) 
         DataDir::Cluster { control, .. } => Some(control),
         DataDir::Empty | DataDir::Foreign(_) => None,
     };
+    context.slot_sql.disconnect().await;
     // What is restored recovers as a standby does, before it takes writes.
     let recovers = !writable || dir.join("recovery.signal").exists();
     let (settings, _) = configure(context, upstream, floors.as_ref().filter(|_| recovers))?;
+    if !writable {
+        context.slots.place(dir, &settings)?;
+    }
     remove_dead_locks(dir)?;
     let arguments = settings.arguments(dir).into_iter().map(OsString::from).collect();
     context
@@ -280,6 +298,9 @@ pub(super) async fn promote(context: &Context, epoch: Epoch) -> Result<Outcome, 
             ));
         }
         // Any signal of this kind promotes while the file is there, so it must not outlive a promotion that is given up.
+        if context.slots.is_at_work() {
+            slots::end_work(&local_target(&context.config)).await;
+        }
         let file = context.config.postgresql.data_dir.join("promote");
         files::write_whole(&file, "", 0o600)?;
         context.keeper.signal(PostmasterSignal::Promote)?;
@@ -310,8 +331,11 @@ async fn settle(context: &Context, epoch: Epoch) -> Result<Outcome, JobError> {
         return Ok(failed);
     }
     context.sql.prove_writable().await?;
-    if let Err(error) = slots::ensure(context).await {
-        tracing::warn!(%error, "not all slots could be made yet; the next cycle tries again");
+    if let Err(error) = slots::round(context, slots::seat_of_new_leader(context, &epoch).await?).await {
+        tracing::warn!(
+            error = error.chain(),
+            "not all slots could be made yet; the next round tries again"
+        );
     }
     Ok(Outcome::Proven(epoch))
 }

@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep_until};
 use super::core::{Answer, Ask, BidLoss, Input, KeySeen, LeaseCore, Output, VouchRefusal, Voucher};
 use super::{AskedBy, BidGuards, LeaseParts, LeaseState};
 use crate::keeper::Arming;
+use crate::slots::Board;
 use crate::vigil::Vigil;
 
 /// What the loop and the REST interface ask of the thread.
@@ -69,6 +70,7 @@ pub(super) struct Thread {
     /// For other members' guarded requests.
     authorization: Option<String>,
     vigil: Vigil,
+    slots: Arc<Board>,
     /// Requests to etcd and to members; each ends by itself.
     work: JoinSet<Input>,
 }
@@ -88,6 +90,7 @@ impl Thread {
             bid: None,
             authorization: parts.authorization,
             vigil: parts.vigil,
+            slots: parts.slots,
             work: JoinSet::new(),
         }
     }
@@ -264,11 +267,14 @@ impl Thread {
         let view = self.view.load();
         let record = view.members.get(&epoch.holder).map(|member| member.record.clone());
         let record = record.unwrap_or_else(|| MemberRecord::new(String::new(), String::new()));
+        // Newer than what the store was last told; a leader that has just begun has not looked yet.
+        let mut slots = view.status.slots.clone();
+        slots.extend(self.slots.kept());
         serde_json::json!({
             "name": epoch.holder,
             "conn_url": record.conn_url,
             "api_url": record.api_url,
-            "slots": view.status.slots,
+            "slots": slots,
             "pgherd": {
                 "create_revision": epoch.create_revision,
                 "lease": self.core.state().lease,

@@ -98,6 +98,15 @@ pub enum ToolError {
 }
 
 impl ToolError {
+    /// What the server said no with, where it did.
+    #[must_use]
+    pub fn sqlstate(&self) -> Option<&str> {
+        match self {
+            Self::Sql { source, .. } => source.code().map(tokio_postgres::error::SqlState::code),
+            _ => None,
+        }
+    }
+
     /// The error with its causes, on one line.
     #[must_use]
     pub fn chain(&self) -> String {

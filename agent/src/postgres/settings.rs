@@ -32,6 +32,8 @@ pub struct Inputs<'a> {
     pub floors: Option<&'a Control>,
     /// What commits wait for, while that is ours to say.
     pub sync_names: Option<&'a SyncNames>,
+    /// Whether the standby must say which rows it still needs, for a logical slot here or below.
+    pub feedback: bool,
 }
 
 /// A rendered configuration.
@@ -259,6 +261,9 @@ fn render_conf(inputs: Inputs<'_>, controlled: &[(String, String)]) -> String {
     if let Some(names) = inputs.sync_names {
         parameters.insert(SYNC_NAMES.to_owned(), names.to_string());
     }
+    if inputs.feedback {
+        parameters.insert("hot_standby_feedback".to_owned(), "on".to_owned());
+    }
     parameters.extend(controlled.iter().cloned());
 
     let data_dir = &inputs.postgresql.data_dir;
@@ -286,7 +291,7 @@ fn render_conf(inputs: Inputs<'_>, controlled: &[(String, String)]) -> String {
         .map(|place| conninfo(inputs, place))
         .unwrap_or_default();
     push_setting(&mut conf, "primary_conninfo", &conninfo);
-    let slot = if place.is_some() && use_slots(inputs.dynamic) {
+    let slot = if place.is_some() && inputs.dynamic.use_slots() {
         slot_name(inputs)
     } else {
         String::new()
@@ -322,12 +327,6 @@ fn slot_name(inputs: Inputs<'_>) -> String {
 /// A name as Patroni makes a slot's name of it.
 fn slot_text(name: &str) -> String {
     MemberName::new(name).map_or_else(|_| name.to_lowercase(), |name| name.slot_name())
-}
-
-/// Whether members have physical slots: dynamic only, on unless switched off.
-#[must_use]
-pub fn use_slots(dynamic: &DynamicConfig) -> bool {
-    !matches!(dynamic.postgresql().get("use_slots"), Some(Value::Bool(false)))
 }
 
 fn conninfo(inputs: Inputs<'_>, place: &str) -> String {

@@ -52,6 +52,7 @@ fn render(
 ) -> (Settings, Vec<String>) {
     Settings::render(Inputs {
         sync_names: None,
+        feedback: false,
         scope: &Scope::new("batman").expect("a plain name"),
         name: &MemberName::new("n1").expect("a plain name"),
         postgresql: &local(local_parameters),

@@ -47,6 +47,13 @@ impl Target {
         }
         Self { config }
     }
+
+    /// The same, with connections that are called `name`.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> Self {
+        self.config.application_name(name);
+        self
+    }
 }
 
 struct Kept {
@@ -145,11 +152,25 @@ pub async fn tell_in_order(
     statements: &[&str],
     limit: Duration,
 ) -> Result<(), ToolError> {
+    ask_in_order(target, what, statements, limit).await.map(|_| ())
+}
+
+/// The same, with what they answer, one after another.
+///
+/// # Errors
+/// As for [`tell_in_order`].
+pub async fn ask_in_order<S: AsRef<str>>(
+    target: &Target,
+    what: &'static str,
+    statements: &[S],
+    limit: Duration,
+) -> Result<Vec<Row>, ToolError> {
     let kept = connect(target).await?;
+    let mut rows = Vec::new();
     for sql in statements {
-        ask(&kept.client, what, sql, limit).await?;
+        rows.extend(ask(&kept.client, what, sql.as_ref(), limit).await?);
     }
-    Ok(())
+    Ok(rows)
 }
 
 impl Sql {

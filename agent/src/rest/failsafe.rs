@@ -38,7 +38,12 @@ pub(super) async fn vouch(api: &Api, body: &Map<String, Value>) -> Answer {
         create_revision: says("create_revision"),
         lease: says("lease"),
     };
-    match api.vouches.vouch(leader.clone(), holding, lasts).await {
+    let vouched = api.vouches.vouch(leader.clone(), holding, lasts).await;
+    if vouched.is_ok() {
+        let slots = body.get("slots").cloned().unwrap_or_default();
+        api.slots.hear(serde_json::from_value(slots).unwrap_or_default());
+    }
+    match vouched {
         Ok(given) if asked.is_some() => {
             let millis = u64::try_from(given.as_millis()).unwrap_or(u64::MAX);
             document(200, &json!({ "pgherd": { "lasts_ms": millis } }))

@@ -60,6 +60,7 @@ use crate::config::Credentials;
 use crate::lease::Vouches;
 use crate::postgres::sql::Target;
 use crate::restart::Order;
+use crate::slots::Board;
 use crate::status::MemberStatus;
 use crate::vigil::Vigil;
 
@@ -100,6 +101,8 @@ pub struct ApiParts {
     pub vouches: Vouches,
     /// What tells whether the loop hangs.
     pub vigil: Vigil,
+    /// What a leader without etcd says of its slots goes here.
+    pub slots: Arc<Board>,
 }
 
 /// The interface of one member.
@@ -114,6 +117,7 @@ pub struct Api {
     orders: mpsc::Sender<Order>,
     vouches: Vouches,
     vigil: Vigil,
+    slots: Arc<Board>,
     subscribers: Arc<Semaphore>,
     /// Nanoseconds of the [`Boottime`] since when the source of the view fails; 0 while it does not.
     failing_since: AtomicU64,
@@ -134,6 +138,7 @@ impl Api {
             orders: parts.orders,
             vouches: parts.vouches,
             vigil: parts.vigil,
+            slots: parts.slots,
             subscribers: Arc::new(Semaphore::new(SUBSCRIBERS_MAX)),
             failing_since: AtomicU64::new(0),
         }

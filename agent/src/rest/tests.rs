@@ -43,6 +43,7 @@ impl Served {
             ..EtcdConfig::default()
         });
         let api = Api::new(ApiParts {
+            slots: std::sync::Arc::default(),
             status: status_rx,
             view: handle,
             etcd,
@@ -280,6 +281,7 @@ async fn an_outage_is_noted_from_its_first_failure_until_it_ends() {
     let (_, status) = watch::channel(Arc::new(leader_status(Boottime::now())));
     let (publisher, handle) = source::channel(scope());
     let api = Api::new(ApiParts {
+        slots: std::sync::Arc::default(),
         status,
         view: handle,
         etcd: Etcd::new(EtcdConfig::default()),

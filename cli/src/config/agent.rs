@@ -148,6 +148,7 @@ fn bootstrap(section: &Section<'_>) -> BootstrapConfig {
     check_timing(&section.section("dcs"), &dcs);
     let (method, findings) = BootstrapMethod::read(&section.as_map());
     report(section, findings);
+    check_slots(&section.section("dcs"), &dcs);
     BootstrapConfig {
         dcs,
         initdb: initdb(section),
@@ -227,6 +228,21 @@ fn check_timing(section: &Section<'_>, dcs: &Map<String, Value>) {
                 ),
             );
         }
+    }
+}
+
+/// An entry that cannot be a slot is passed over, as with Patroni; a word of ours that is none is a mistake.
+fn check_slots(section: &Section<'_>, dcs: &Map<String, Value>) {
+    let config = DynamicConfig::new(dcs.clone());
+    for refused in config.permanent_slots().refused {
+        if let Some((key, what)) = refused.split_once(": ") {
+            section.warn(key, format!("{what}; it is passed over"));
+        }
+    }
+    let ours = section.section("pgherd");
+    let set = ours.get("failover_slots");
+    if let Some(set) = set.filter(|set| !matches!(set.as_str(), Some("warn" | "require"))) {
+        ours.unusable("failover_slots", set, "warn or require", "one of the two");
     }
 }
 

@@ -57,7 +57,7 @@ const PATRONI: &[(&str, &str)] = &[
         "ttl loop_wait retry_timeout maximum_lag_on_failover maximum_lag_on_syncnode check_timeline max_timelines_history \
          primary_start_timeout master_start_timeout primary_stop_timeout master_stop_timeout synchronous_mode \
          synchronous_mode_strict synchronous_node_count failsafe_mode pause member_slots_ttl slots permanent_slots \
-         permanent_replication_slots ignore_slots standby_cluster postgresql",
+         permanent_replication_slots ignore_slots standby_cluster postgresql pgherd",
     ),
     (
         "bootstrap.dcs.standby_cluster",
@@ -101,6 +101,7 @@ const OURS: &[(&str, &str)] = &[
     ),
     ("proxy.probe", "username database password_file passfile"),
     ("pgherd", "runtime_dir initdb_d"),
+    ("bootstrap.dcs.pgherd", "failover_slots"),
 ];
 
 /// Reports every key that nobody reads.

@@ -16,13 +16,6 @@ enum When {
 
 /// Section, key, when, and what that means for the operator.
 const NOT_YET: &[(&str, &str, When, &str)] = &[
-    ("bootstrap.dcs", "slots", When::Set, "no permanent slots are made"),
-    (
-        "bootstrap.dcs",
-        "ignore_slots",
-        When::Set,
-        "only the slots of members are managed",
-    ),
     (
         "bootstrap",
         "users",

@@ -224,6 +224,13 @@ impl MemberRecord {
         self.failover_priority() <= 0
     }
 
+    /// The member that it is to stream from; the leader where there is none.
+    #[must_use]
+    pub fn replicatefrom(&self) -> Option<&str> {
+        let source = self.tags.get("replicatefrom").and_then(Value::as_str);
+        source.map(str::trim).filter(|source| !source.is_empty())
+    }
+
     /// Its rank among equals in an election; 1 unless set.
     #[must_use]
     pub fn failover_priority(&self) -> i64 {
