@@ -35,7 +35,7 @@ pub(crate) fn start() -> Result<(), Failure> {
 /// A level for everything, or for parts of the program, such as `info,pgherd_proxy=debug`. A word alone is a level: as a part's
 /// name it would silence all the others.
 fn targets(wanted: &str) -> Option<Targets> {
-    let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
+    let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
     let is_meant = wanted
         .split(',')
         .all(|word| word.contains('=') || is_level(word.trim()));
