@@ -20,7 +20,8 @@ use pgherd_keeper::protocol::{PostmasterSignal, Refusal, RequestKind};
 
 pub(crate) use self::keys::keep_initialize;
 use self::keys::{
-    ask_release, clear_request, discard, initialize, name_successor, release_key, say_stopped, undo_bootstrap, withdraw,
+    ask_release, clear_request, discard, initialize, name_successor, release_key, say_stopped, undo_bootstrap,
+    withdraw_initialize,
 };
 use crate::agent::{drop_work, start_work};
 use crate::executor::{Slot, Topic};
@@ -75,7 +76,7 @@ async fn perform(sim: &Shared, member: usize, seen: &Observation, step: Step) ->
     match step {
         Step::ClaimBootstrap => return claim_bootstrap(sim, member).await,
         Step::Initialize => return initialize(sim, member, seen).await.map(|()| Acted::Settling),
-        Step::Withdraw => return withdraw(sim, member).await.map(|()| Acted::Settling),
+        Step::Withdraw => return withdraw_initialize(sim, member).await.map(|()| Acted::Settling),
         Step::UndoBootstrap => return undo_bootstrap(sim, member, seen).await.map(|()| Acted::Settling),
         Step::Discard => discard(sim, member),
         Step::Bid(guards) => return bid(sim, member, guards).await,

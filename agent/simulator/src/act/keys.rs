@@ -143,7 +143,7 @@ pub(super) async fn say_stopped(sim: &Shared, member: usize) {
 }
 
 /// Deletes the initialize key of a cluster that was not finished: one that is bound to this member's lease.
-pub(super) async fn withdraw(sim: &Shared, member: usize) -> Result<(), Undone> {
+pub(super) async fn withdraw_initialize(sim: &Shared, member: usize) -> Result<(), Undone> {
     let key = sim.with(|world| world.key(&Key::Initialize));
     let lease = sim.with(|world| world.agent(member).and_then(|agent| agent.core.state().lease));
     let Some(lease) = lease else { return Ok(()) };
@@ -177,7 +177,7 @@ pub(crate) async fn keep_initialize(sim: &Shared, member: usize, system_id: Stri
 
 /// Takes back what a failed bootstrap has done.
 pub(super) async fn undo_bootstrap(sim: &Shared, member: usize, seen: &Observation) -> Result<(), Undone> {
-    withdraw(sim, member).await?;
+    withdraw_initialize(sim, member).await?;
     match &seen.lease {
         LeaseSeen::Mine(epoch) | LeaseSeen::MineUnproven(epoch) => {
             let_go(sim, member).await;
