@@ -426,6 +426,7 @@ impl Memory {
             Step::Clone { .. } | Step::CloneRemote => self.cloned_under.clone_from(&self.last_epoch),
             Step::Rewind { leader } => self.rewound_under = Some(leader.clone()),
             Step::ClaimBootstrap => self.withdrawn = false,
+            Step::UndoBootstrap => self.backoff_until = Some(now + BACKOFF),
             Step::Release { .. } => self.gave_way_at = Some(now),
             Step::Adopt => self.ending_since = None,
             // Its lease was in hand: what is ended while it starts is left to somebody else.
@@ -452,10 +453,11 @@ impl Memory {
             Step::Withdraw => self.withdrawn = true,
             // Without the failed cluster there is nothing left to undo; the process ends where another try would fail alike.
             Step::UndoBootstrap => {
-                let unstartable = ("PostgreSQL could not be started".to_owned(), true);
-                let (why, for_good) = self.bootstrap_failed.take().unwrap_or(unstartable);
-                let what = "the new cluster could not be made, and what there was of it was moved aside";
-                self.fatal = for_good.then(|| format!("{what}: {why}"));
+                if let Some((why, true)) = self.bootstrap_failed.take() {
+                    let what = "the new cluster could not be made, and what there was of it was moved aside";
+                    self.fatal = Some(format!("{what}: {why}"));
+                }
+                self.start_failures = 0;
             }
             // One that failed after the stop is followed by a start in place, in a pause too.
             Step::ClearRequest => self.handed_over |= self.handover.take().is_some(),

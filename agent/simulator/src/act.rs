@@ -16,8 +16,10 @@ use pgherd_cluster::etcd::{Compare, Op, Txn};
 use pgherd_cluster::key::Key;
 use pgherd_keeper::protocol::{PostmasterSignal, Refusal, RequestKind};
 
+pub(crate) use self::keys::keep_initialize;
 use self::keys::{
-    ask_release, clear_request, give_up_initialize, initialize, name_successor, release_key, say_stopped,
+    ask_release, clear_request, discard, initialize, name_successor, release_key, say_stopped, undo_bootstrap,
+    withdraw_initialize,
 };
 use crate::agent::{drop_work, start_work};
 use crate::executor::{Slot, Topic};
@@ -71,14 +73,10 @@ pub(crate) async fn act(sim: &Shared, member: usize, seen: &Observation, step: S
 async fn perform(sim: &Shared, member: usize, seen: &Observation, step: Step) -> Result<Acted, Undone> {
     match step {
         Step::ClaimBootstrap => return claim_bootstrap(sim, member).await,
-        Step::Initialize => {
-            initialize(sim, member, seen).await?;
-            return Ok(Acted::Settling);
-        }
-        Step::Withdraw => {
-            give_up_initialize(sim, member).await?;
-            return Ok(Acted::Settling);
-        }
+        Step::Initialize => return initialize(sim, member, seen).await.map(|()| Acted::Settling),
+        Step::Withdraw => return withdraw_initialize(sim, member).await.map(|()| Acted::Settling),
+        Step::UndoBootstrap => return undo_bootstrap(sim, member, seen).await.map(|()| Acted::Settling),
+        Step::Discard => discard(sim, member),
         Step::Bid(guards) => return bid(sim, member, guards).await,
         Step::End => return end(sim, member).await,
         Step::Release { epoch } => {

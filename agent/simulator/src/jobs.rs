@@ -11,7 +11,7 @@ use pgherd_cluster::name::{Lsn, MemberName, Timeline};
 use pgherd_cluster::view::Epoch;
 use pgherd_keeper::protocol::{PostmasterSignal, RequestKind};
 
-use crate::act::{disarm, end_postgres, keeper_does, wait_ended};
+use crate::act::{disarm, end_postgres, keep_initialize, keeper_does, wait_ended};
 use crate::executor::Topic;
 use crate::host::Request;
 use crate::lease::order;
@@ -192,6 +192,15 @@ pub(crate) async fn promote(sim: Shared, member: usize, epoch: Epoch) -> Done {
 async fn settle(sim: &Shared, member: usize, epoch: Epoch) -> Done {
     let time = sim.with(|world| world.random.millis(1, 4));
     sim.exec.sleep(time).await;
+    let new = sim.with(|world| {
+        let data = world.server(member).data.as_ref()?;
+        data.unfinished.then(|| data.system_id.to_string())
+    });
+    if let Some(system_id) = new
+        && !keep_initialize(sim, member, system_id, &epoch).await
+    {
+        return failed("the initialize key does not name the new cluster");
+    }
     let written = sim.with(|world| {
         let run = world.server(member).writable_run()?;
         let id = world.record();

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use pgherd_agent::observation::Observation;
+use pgherd_agent::observation::{LeaseSeen, Observation};
 use pgherd_agent::postgres::DataDir;
 use pgherd_cluster::etcd::{Compare, Op, Txn};
 use pgherd_cluster::key::Key;
@@ -143,7 +143,7 @@ pub(super) async fn say_stopped(sim: &Shared, member: usize) {
 }
 
 /// Deletes the initialize key of a cluster that was not finished: one that is bound to this member's lease.
-pub(super) async fn give_up_initialize(sim: &Shared, member: usize) -> Result<(), Undone> {
+pub(super) async fn withdraw_initialize(sim: &Shared, member: usize) -> Result<(), Undone> {
     let key = sim.with(|world| world.key(&Key::Initialize));
     let lease = sim.with(|world| world.agent(member).and_then(|agent| agent.core.state().lease));
     let Some(lease) = lease else { return Ok(()) };
@@ -153,19 +153,69 @@ pub(super) async fn give_up_initialize(sim: &Shared, member: usize) -> Result<()
     etcd(sim, member, txn).await.map(|_| ())
 }
 
+/// Makes the initialize key of a cluster that is finished outlive this member's lease.
+pub(crate) async fn keep_initialize(sim: &Shared, member: usize, system_id: String, epoch: &Epoch) -> bool {
+    let (key, leader) = sim.with(|world| (world.key(&Key::Initialize), world.key(&Key::Leader)));
+    for before in [
+        Compare::Value(key.clone(), system_id.clone()),
+        Compare::Absent(key.clone()),
+    ] {
+        let txn = Txn::new()
+            .when(before)
+            .when(Compare::CreateRevision(leader.clone(), epoch.create_revision))
+            .then(Op::Put {
+                key: key.clone(),
+                value: system_id.clone(),
+                lease: 0,
+            });
+        if etcd(sim, member, txn).await.is_ok_and(|outcome| outcome.succeeded) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Takes back what a failed bootstrap has done.
+pub(super) async fn undo_bootstrap(sim: &Shared, member: usize, seen: &Observation) -> Result<(), Undone> {
+    withdraw_initialize(sim, member).await?;
+    match &seen.lease {
+        LeaseSeen::Mine(epoch) | LeaseSeen::MineUnproven(epoch) => {
+            let_go(sim, member).await;
+            release_key(sim, member, epoch, None, None).await?;
+        }
+        LeaseSeen::Stale { epoch, lease } => {
+            let_go(sim, member).await;
+            release_key(sim, member, epoch, Some(*lease), None).await?;
+        }
+        LeaseSeen::Theirs(_) | LeaseSeen::Free | LeaseSeen::Unknown => {}
+    }
+    discard(sim, member);
+    Ok(())
+}
+
+/// Moves data aside that was to become a cluster.
+pub(super) fn discard(sim: &Shared, member: usize) {
+    sim.with(|world| {
+        let server = world.server(member);
+        if let Some(data) = server.data.take() {
+            server.aside.push(data);
+        }
+    });
+}
+
 pub(super) async fn initialize(sim: &Shared, member: usize, seen: &Observation) -> Result<(), Undone> {
     let DataDir::Cluster { control, .. } = &seen.data else {
         return Ok(());
     };
     let (key, config) = sim.with(|world| (world.key(&Key::Initialize), world.key(&Key::Config)));
-    let put = Op::Put {
-        key: key.clone(),
-        value: control.system_id.to_string(),
-        lease: 0,
-    };
     let lease = sim
         .with(|world| world.agent(member).and_then(|agent| agent.core.state().lease))
         .unwrap_or_default();
+    let put = Op::Put {
+        key: key.clone(),
+        value: control.system_id.to_string(),
+        lease: if seen.bootstrap_unfinished { lease } else { 0 },
+    };
     let fresh = Txn::new().when(Compare::Absent(key.clone())).then(put.clone());
     let ours = Txn::new()
         .when(Compare::Value(key.clone(), String::new()))

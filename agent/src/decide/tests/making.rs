@@ -177,8 +177,16 @@ fn a_new_cluster_whose_server_does_not_start_is_undone_and_does_not_keep_others_
         ..Memory::default()
     };
     assert_eq!(step(&down, &memory), Some(Step::UndoBootstrap));
+    memory.stepped(&Step::UndoBootstrap, NOW);
     memory.performed(&Step::UndoBootstrap);
-    assert!(memory.fatal.is_some());
+    let undone = with_view(empty(LeaseSeen::Free), |view| view.initialize = None);
+    assert_eq!(reason(&undone, &memory), Reason::BackingOff);
+    memory.backoff_until = None;
+    assert_eq!(
+        step(&undone, &memory),
+        Some(Step::ClaimBootstrap),
+        "by whoever is first"
+    );
 }
 
 #[test]
