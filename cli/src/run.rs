@@ -14,7 +14,8 @@ use pgherd_cluster::etcd::{Budget, Etcd, StoreError};
 use pgherd_cluster::source::{SourceHealth, ViewHandle};
 use pgherd_keeper::{KeeperConfig, KeeperError, KeeperLink, KeeperOutcome, LINK_ENV};
 use pgherd_proxy::{
-    BindError, HoldConfig, Inherited, ListenerConfig, Proxy, ProxyConfig, ProxyError, Reloader, StatsConfig,
+    BindError, CARRIED_AFTER, HoldConfig, Inherited, ListenerConfig, Proxy, ProxyConfig, ProxyError, Reloader,
+    StatsConfig,
 };
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -526,6 +527,7 @@ pub(crate) fn proxy_config(section: &ProxySection) -> ProxyConfig {
         client_tls: section.client_tls.clone(),
         server_tls: section.server_tls.clone(),
         workers: section.workers.unwrap_or_default(),
+        carried_after: CARRIED_AFTER,
         application_name: section.application_name.clone(),
         log_sessions: section.log_sessions,
         drain: section.drain,

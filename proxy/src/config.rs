@@ -237,6 +237,9 @@ pub struct StatsConfig {
 /// Half a minute warms the caches of a server that was started, and is soon over.
 pub const SLOW_START: Duration = Duration::from_secs(30);
 
+/// Sessions go to a carrier after so many requests, unless said otherwise.
+pub const CARRIED_AFTER: Option<u8> = Some(16);
+
 /// Everything that a proxy is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProxyConfig {
@@ -258,6 +261,9 @@ pub struct ProxyConfig {
     pub server_tls: ServerTlsConfig,
     /// Threads that carry sessions; 0 for one per CPU.
     pub workers: usize,
+    /// So often a client has asked before its session goes from its worker's runtime to its worker's carrier; nothing for
+    /// never. Not for operators: the default is about where the way there is paid for.
+    pub carried_after: Option<u8>,
     /// How servers see the `application_name` of clients; nothing for as it came.
     pub application_name: Option<ApplicationName>,
     /// Whether the log tells of each session's begin and end, at the level that is shown unasked.
@@ -357,6 +363,7 @@ impl ProxyConfig {
             client_tls: None,
             server_tls: ServerTlsConfig::default(),
             workers: 0,
+            carried_after: CARRIED_AFTER,
             application_name: None,
             log_sessions: false,
             drain: Duration::from_secs(30),

@@ -10,6 +10,7 @@ use tracing::debug;
 
 use crate::admission::{Of, Places, Reached, Who};
 use crate::cancel;
+use crate::carrier::{Carried, Carrier};
 use crate::client::{Client, ClientPlaces, SessionLine};
 use crate::config::ListenerConfig;
 use crate::connect::{Connected, Connector, Denied};
@@ -25,6 +26,7 @@ use crate::secure::common_name;
 use crate::sessions::Ending;
 use crate::shared::{ListenerState, Shared, count};
 use crate::stream::Stream;
+use crate::stream::socket::Socket;
 use crate::turn::Place;
 use crate::wire::error_response::Fatal;
 use crate::wire::startup::FirstPacket;
@@ -40,6 +42,7 @@ const FAREWELL_MAX: Duration = Duration::from_secs(1);
 pub(crate) struct Connection {
     pub(crate) shared: Arc<Shared>,
     pub(crate) worker: usize,
+    pub(crate) carrier: Arc<Carrier>,
     /// Cancelled when the grace period of a stop is over.
     pub(crate) cut: CancellationToken,
 }
@@ -50,11 +53,22 @@ impl Connection {
     pub(crate) async fn serve(self, accepted: Box<Accepted>) {
         let listener = Arc::clone(&accepted.listener);
         let _counted = listener.connections.enter();
-        // Moved out of here only at the end: two places for a relay would be twice the memory of every session.
         let Some(mut begun) = Box::pin(self.begin(accepted)).await else {
             return;
         };
-        let outcome = begun.relay.run(begun.route.0.moved(self.worker)).await;
+        let moved = begun.route.0.moved(self.worker);
+        let asked = self.shared.config.load().carried_after;
+        let mut outcome = begun.relay.run_until_settled(moved, asked).await;
+        if matches!(outcome, Outcome::Settled) {
+            match self.carrier.carry(begun.relay, &begun.route.0).await {
+                Carried::Ended(relay, how) => (begun.relay, outcome) = (relay, how),
+                Carried::Stays(relay) => {
+                    begun.relay = relay;
+                    outcome = begun.relay.run(moved).await;
+                }
+                Carried::Lost => return count(&self.shared.panics),
+            }
+        }
         Box::pin(self.end(begun, outcome, &listener)).await;
     }
 
@@ -279,7 +293,7 @@ impl Connection {
         let line = SessionLine::new(&client_is, &listener.name, &target.member, shown);
         registration.describe(line);
         Begun {
-            relay: Relay::new(client, server, (early, more), registration, ended, in_clear),
+            relay: Box::new(Relay::new(client, server, (early, more), registration, ended, in_clear)),
             route,
             _counted: Box::new((client_is.into_places(), place, load)),
         }
@@ -293,9 +307,9 @@ impl Connection {
             _counted,
         } = begun;
         let (can_speak, line) = (relay.can_speak(), relay.line());
-        let Relay { client, server, .. } = relay;
+        let Relay { client, server, .. } = *relay;
         let (reason, sqlstate) = match outcome {
-            Outcome::Finished => ("finished", ""),
+            Outcome::Finished | Outcome::Settled => ("finished", ""),
             Outcome::ClientStayed => ("client_stayed", ""),
             Outcome::ClientBroke => {
                 server.reset();
@@ -323,7 +337,8 @@ impl Connection {
 
 /// A session that has begun.
 struct Begun {
-    relay: Relay,
+    /// In a box, which a carrier takes as it is.
+    relay: Box<Relay>,
     route: OpenRoute,
     /// Where it counts, while it goes on.
     _counted: Box<(ClientPlaces, Place, Counted)>,
@@ -396,7 +411,11 @@ async fn end_client(client: Stream, ending: &Ending, can_speak: bool) -> &'stati
 
 /// Sends a last message and closes so that it arrives: closing with something unread would reset the connection, and the
 /// message with it.
-async fn farewell(mut client: Stream, fatal: &Fatal) {
+async fn farewell(client: Stream, fatal: &Fatal) {
+    // Its carrier has done with it.
+    let Ok(mut client) = client.with(Socket::unsettle) else {
+        return;
+    };
     let said = async {
         client.write_all(&fatal.encode()).await?;
         client.finish().await?;

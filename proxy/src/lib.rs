@@ -6,6 +6,7 @@
 mod admission;
 pub mod balance;
 mod cancel;
+mod carrier;
 mod client;
 pub mod config;
 mod connect;
@@ -56,8 +57,8 @@ pub mod wire;
 mod worker;
 
 pub use config::{
-    HoldConfig, LimitsConfig, ListenerConfig, ListenerRole, OnChange, ProxyConfig, QueueConfig, ReadRules, SLOW_START,
-    StatsConfig,
+    CARRIED_AFTER, HoldConfig, LimitsConfig, ListenerConfig, ListenerRole, OnChange, ProxyConfig, QueueConfig,
+    ReadRules, SLOW_START, StatsConfig,
 };
 pub use label::{ApplicationName, ApplicationNameError};
 pub use listener::{BindError, Inherited};

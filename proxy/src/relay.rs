@@ -9,6 +9,7 @@ mod pipe;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -22,6 +23,7 @@ use crate::client::SessionLine;
 use crate::counters::Moved;
 use crate::leaving::Leaving;
 use crate::sessions::{Ending, Registration, Told, Word};
+use crate::stream::socket::Socket;
 use crate::stream::{BUFFER_BYTES, Stream};
 use crate::wire::backend::{StartupWatch, Tail};
 
@@ -45,6 +47,8 @@ pub(crate) enum Outcome {
     ServerBroke,
     /// Somebody outside ended the session.
     Ended(Ending),
+    /// It has not ended, but it lasts: a carrier does better.
+    Settled,
 }
 
 /// One session's two sockets and what is between them.
@@ -65,6 +69,8 @@ struct Talk {
     tail: Tail,
     /// The client has sent something since the last byte was sent to it.
     outstanding: bool,
+    /// How often the client has asked, while that matters.
+    asked: u8,
     /// Until the server's startup answer has passed.
     startup: Option<Box<StartupWatch>>,
     /// What the client is sent is PostgreSQL's protocol, and not TLS that is the server's.
@@ -75,6 +81,7 @@ struct Talk {
 impl Talk {
     fn client_sent(&mut self) {
         self.outstanding = true;
+        self.asked = self.asked.saturating_add(1);
     }
 
     fn server_sent(&mut self, bytes: &[u8]) {
@@ -173,6 +180,7 @@ impl Relay {
             talk: Talk {
                 tail: Tail::default(),
                 outstanding: !more.is_empty(),
+                asked: 0,
                 startup: in_clear.then(Box::default),
                 in_clear,
                 registration,
@@ -185,6 +193,15 @@ impl Relay {
         relay.to_client = Direction::with(early);
         relay.to_server = Direction::with(more);
         relay
+    }
+
+    /// The same with other sockets, made of its own. When that fails both connections are lost.
+    pub(crate) fn with(self, mut change: impl FnMut(Socket) -> io::Result<Socket>) -> io::Result<Self> {
+        Ok(Self {
+            client: self.client.with(&mut change)?,
+            server: self.server.with(&mut change)?,
+            ..self
+        })
     }
 
     /// What the log says of this session.
@@ -208,7 +225,27 @@ impl Relay {
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, moved: Option<&Moved>) -> Poll<Outcome> {
+    /// The same, until the client has asked so often that a carrier does better.
+    pub(crate) async fn run_until_settled(&mut self, moved: Option<&Moved>, asked: Option<u8>) -> Outcome {
+        poll_fn(|cx| {
+            let polled = self.poll(cx, moved);
+            let lasts = asked.is_some_and(|asked| self.talk.asked >= asked);
+            if lasts && polled.is_pending() && self.is_at_rest() {
+                return Poll::Ready(Outcome::Settled);
+            }
+            polled
+        })
+        .await
+    }
+
+    /// Whether nothing of it is tied to this thread.
+    fn is_at_rest(&self) -> bool {
+        let streams_rest = self.to_server.is_at_rest() && self.to_client.is_at_rest();
+        streams_rest && self.talk.startup.is_none() && self.leaving.is_none() && self.client_follows.is_none()
+    }
+
+    /// Relays what can be relayed. To be called whenever either socket is ready for more, or who is behind `cx` was woken.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, moved: Option<&Moved>) -> Poll<Outcome> {
         // First, so that a session that has been ended moves nothing more.
         while let Some(ended) = &mut self.ended
             && let Poll::Ready(word) = Pin::new(ended).poll(cx)
@@ -223,6 +260,11 @@ impl Relay {
                 Err(_) => {}
             }
         }
+        self.poll_moving(cx, moved)
+    }
+
+    /// The same for who knows that nobody outside has said anything.
+    pub(crate) fn poll_moving(&mut self, cx: &mut Context<'_>, moved: Option<&Moved>) -> Poll<Outcome> {
         let moved = BUFFER.with_borrow_mut(|buffer| self.poll_bytes(cx, buffer, moved));
         let is_idle = self.leaving.is_some() && self.is_idle();
         match &mut self.leaving {

@@ -128,6 +128,7 @@ struct Completed {
 }
 
 pub(crate) struct Shared {
+    pub(crate) workers: usize,
     /// As last read.
     pub(crate) config: ArcSwap<ProxyConfig>,
     /// As read with it.
@@ -202,7 +203,9 @@ impl Shared {
             waits: Notify::new(),
             listeners: ArcSwap::default(),
             sessions: Sessions::new(workers),
-            routes: Routes::new(workers),
+            // Each worker's carrier has counters of its own.
+            routes: Routes::new(2 * workers),
+            workers,
             ended: Tally::default(),
             cancels: Tally::default(),
             limited: Tally::default(),

@@ -87,6 +87,14 @@ impl Stream {
         }
     }
 
+    /// The same with another socket below, made of its own. When that fails the connection is lost.
+    pub(crate) fn with(self, change: impl FnOnce(Socket) -> io::Result<Socket>) -> io::Result<Self> {
+        Ok(match self {
+            Self::Plain(socket) => Self::Plain(change(socket)?),
+            Self::Tls(stream) => Self::Tls(Box::new(stream.with(change)?)),
+        })
+    }
+
     /// Ends the connection by a reset, which no reader takes for the end of a complete stream.
     pub(crate) fn reset(self) {
         self.socket().reset_on_close();

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use crate::carrier::{CARRIER_FILES, Carrier};
 use crate::connection::Connection;
 use crate::counters::Gauge;
 use crate::listener::{Accepted, Acceptor, Inbox};
@@ -26,7 +27,7 @@ const BEAT: Duration = Duration::from_millis(500);
 const LAST_WORDS_MAX: Duration = Duration::from_secs(2);
 
 /// Files that a worker may have open beside its connections: its sessions' pipes, and its runtime's own.
-pub const FILES_PER_WORKER: usize = PIPE_FILES_MAX + 8;
+pub const FILES_PER_WORKER: usize = 2 * PIPE_FILES_MAX + CARRIER_FILES + 8;
 
 /// What a worker is given to do.
 pub(crate) enum Job {
@@ -65,9 +66,10 @@ impl Worker {
             .spawn(move || {
                 // A task of its own: waking what the thread itself blocks on costs a system call each time, and this is
                 // woken by every connection that ends.
+                let carrier = Arc::new(Carrier::new(index, shared.workers));
                 let ended = runtime.block_on(async {
                     let mut tasks = JoinSet::new();
-                    tasks.spawn(run(index, shared, cut, inbox));
+                    tasks.spawn(run(index, shared, carrier, cut, inbox));
                     tasks.join_next().await
                 });
                 if matches!(ended, Some(Ok(()))) {
@@ -83,7 +85,13 @@ impl Worker {
     }
 }
 
-async fn run(index: usize, shared: Arc<Shared>, cut: CancellationToken, mut inbox: mpsc::Receiver<Job>) {
+async fn run(
+    index: usize,
+    shared: Arc<Shared>,
+    carrier: Arc<Carrier>,
+    cut: CancellationToken,
+    mut inbox: mpsc::Receiver<Job>,
+) {
     let mut connections = JoinSet::new();
     let beat = sleep(BEAT);
     tokio::pin!(beat);
@@ -97,6 +105,7 @@ async fn run(index: usize, shared: Arc<Shared>, cut: CancellationToken, mut inbo
                     let connection = Connection {
                         shared: Arc::clone(&shared),
                         worker: index,
+                        carrier: Arc::clone(&carrier),
                         cut: cut.clone(),
                     };
                     connections.spawn(connection.serve(accepted));

@@ -67,7 +67,8 @@ pub fn etcd() -> PathBuf {
 }
 
 /// The path in an environment variable; a relative one begins at the root of the workspace.
-fn named(variable: &str) -> Option<PathBuf> {
+#[must_use]
+pub fn named(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).map(|path| workspace().join(path))
 }
 

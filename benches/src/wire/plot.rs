@@ -87,6 +87,7 @@ const fn color(kind: Kind) -> &'static str {
         Kind::Pgherd => "#1f6fb4",
         Kind::HaProxySplice => "#b9b9b9",
         Kind::PgBouncer => "#d9a15b",
+        Kind::Before => "#9fc3e0",
         Kind::Direct | Kind::HaProxy => "#444444",
     }
 }

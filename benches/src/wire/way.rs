@@ -19,6 +19,7 @@ const UP_MAX: Duration = Duration::from_secs(10);
 const END_MAX: Duration = Duration::from_secs(10);
 /// As many as anything here connects, and some more.
 const CONNECTIONS: usize = 6000;
+const BEFORE_ENV: &str = "PGHERD_BIN_BEFORE";
 const FIRST_PORT: u16 = 16_000;
 
 /// How to get to the server.
@@ -26,6 +27,8 @@ const FIRST_PORT: u16 = 16_000;
 pub(crate) enum Kind {
     Direct,
     Pgherd,
+    /// Another build of it, to compare with: the one in `PGHERD_BIN_BEFORE`.
+    Before,
     HaProxy,
     /// The same, made to move bytes in the kernel.
     HaProxySplice,
@@ -33,9 +36,10 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::Direct,
         Self::Pgherd,
+        Self::Before,
         Self::HaProxy,
         Self::HaProxySplice,
         Self::PgBouncer,
@@ -45,7 +49,7 @@ impl Kind {
     const fn asked(self) -> Asked {
         match self {
             Self::Direct | Self::PgBouncer => Asked::First,
-            Self::Pgherd | Self::HaProxy | Self::HaProxySplice => Asked::Never,
+            Self::Pgherd | Self::Before | Self::HaProxy | Self::HaProxySplice => Asked::Never,
         }
     }
 
@@ -53,6 +57,7 @@ impl Kind {
         match self {
             Self::Direct => "direct",
             Self::Pgherd => "pgherd",
+            Self::Before => "pgherd before",
             Self::HaProxy => "HAProxy",
             Self::HaProxySplice => "HAProxy splice",
             Self::PgBouncer => "PgBouncer",
@@ -154,6 +159,12 @@ impl Bed {
                 self.site.reachable(&program::pgherd()?)?,
                 self.pgherd(&name, here, tls)?,
             ),
+            Kind::Before => {
+                let Some(program) = program::named(BEFORE_ENV) else {
+                    return Ok(None);
+                };
+                (self.site.reachable(&program)?, self.pgherd(&name, here, tls)?)
+            }
             Kind::HaProxy | Kind::HaProxySplice => {
                 let Some(program) = installed("haproxy") else {
                     return Ok(None);

@@ -91,6 +91,11 @@ impl Direction {
         self.rest.is_none() && self.pipe.holds() == 0
     }
 
+    /// Whether nothing of it is on its way or tied to this thread, and more may come.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.rest.is_none() && !self.pipe.is_there() && !self.source_finished && !self.source_broke
+    }
+
     /// Moves what can be moved. Ready once the source's end has been passed on, or a socket has failed.
     pub(super) fn poll(
         &mut self,

@@ -73,6 +73,11 @@ impl Pipe {
         });
     }
 
+    /// Whether there is one.
+    pub(super) const fn is_there(&self) -> bool {
+        self.ends.is_some()
+    }
+
     /// Bytes that have come in and not gone out.
     pub(super) fn holds(&self) -> usize {
         self.ends.as_ref().map_or(0, |ends| ends.holds)
@@ -127,13 +132,6 @@ fn make() -> Option<Box<Ends>> {
     let size = fcntl_setpipe_size(&write, PIPE_BYTES).or_else(|_| fcntl_getpipe_size(&write));
     let ends = Ends { read, write, holds: 0 };
     size.is_ok_and(|size| size >= PIPE_BYTES_MIN).then(|| Box::new(ends))
-}
-
-#[cfg(test)]
-impl Pipe {
-    pub(super) const fn is_there(&self) -> bool {
-        self.ends.is_some()
-    }
 }
 
 #[cfg(test)]

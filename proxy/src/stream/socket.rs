@@ -1,11 +1,14 @@
 //! TCP and unix sockets as one, and the options of those that carry sessions.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustix::event::epoll::EventFlags;
 use rustix::net::{RecvFlags, SendFlags};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::Interest;
@@ -51,11 +54,12 @@ const fn times(number: u64) -> (Duration, Duration) {
     (Duration::from_secs(idle), Duration::from_secs(interval))
 }
 
-/// A connected socket on this thread's runtime.
+/// A connected socket, on this thread's runtime or with a carrier.
 #[derive(Debug)]
 pub(crate) enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Carried(Carried),
 }
 
 /// The same call on whichever kind it is.
@@ -64,6 +68,7 @@ macro_rules! each {
         match $self {
             Socket::Tcp($stream) => $call,
             Socket::Unix($stream) => $call,
+            Socket::Carried($stream) => $call,
         }
     };
 }
@@ -128,16 +133,21 @@ impl Socket {
 
     /// From now on closing resets the connection. A unix socket knows no reset.
     pub(crate) fn reset_on_close(&self) {
-        if let Self::Tcp(stream) = self {
+        let is_tcp = match self {
+            Self::Tcp(_) => true,
+            Self::Unix(_) => false,
+            Self::Carried(stream) => matches!(stream.socket, Travelling::Tcp(_)),
+        };
+        if is_tcp {
             // A socket that refuses the option is gone already.
-            let _ = stream.set_zero_linger();
+            let _ = SockRef::from(&self.as_fd()).set_linger(Some(Duration::ZERO));
         }
     }
 
     /// At least one byte; 0 at the end. May be dropped at any time.
     pub(crate) async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
-            each!(self, stream => stream.readable().await)?;
+            poll_fn(|cx| self.poll_readable(cx)).await?;
             match self.receive(buffer) {
                 Err(error) if super::is_transient(&error) => {}
                 read => return read,
@@ -174,6 +184,7 @@ impl Socket {
         Ok(match self {
             Self::Tcp(stream) => Travelling::Tcp(stream.into_std()?),
             Self::Unix(stream) => Travelling::Unix(stream.into_std()?),
+            Self::Carried(stream) => stream.socket,
         })
     }
 
@@ -183,6 +194,123 @@ impl Socket {
             Travelling::Tcp(stream) => Self::Tcp(TcpStream::from_std(stream)?),
             Travelling::Unix(stream) => Self::Unix(UnixStream::from_std(stream)?),
         })
+    }
+}
+
+impl AsFd for Travelling {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+/// One with a carrier, which tells it what the kernel says of it. Nobody is woken: the carrier polls the session itself.
+#[derive(Debug)]
+pub(crate) struct Carried {
+    socket: Travelling,
+    /// What it is ready for, as far as is known. Only the carrier's thread looks at it: an atomic is what may be moved there.
+    ready: AtomicU8,
+}
+
+impl Carried {
+    const READABLE: u8 = 1;
+    const WRITABLE: u8 = 2;
+    /// What does not go away by reading or writing.
+    const READ_ENDS: u8 = 4;
+    const WRITE_ENDS: u8 = 8;
+
+    /// What comes is not known yet: who watches the socket from now on is told.
+    pub(crate) fn new(socket: Travelling) -> Self {
+        Self {
+            socket,
+            ready: AtomicU8::new(Self::WRITABLE),
+        }
+    }
+
+    fn is_any(&self, of: u8) -> bool {
+        self.ready.load(Ordering::Relaxed) & of != 0
+    }
+
+    fn set(&self, ready: u8) {
+        self.ready.store(ready, Ordering::Relaxed);
+    }
+
+    /// Notes what the kernel says. Edges are never lost: a new one comes after what was found not to be ready.
+    pub(crate) fn note(&self, events: EventFlags) {
+        let mut ready = self.ready.load(Ordering::Relaxed);
+        if events.contains(EventFlags::IN) {
+            ready |= Self::READABLE;
+        }
+        if events.contains(EventFlags::OUT) {
+            ready |= Self::WRITABLE;
+        }
+        if events.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR) {
+            ready |= Self::READ_ENDS;
+        }
+        if events.intersects(EventFlags::HUP | EventFlags::ERR) {
+            ready |= Self::WRITE_ENDS;
+        }
+        self.set(ready);
+    }
+
+    fn poll_read_ready(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.is_any(Self::READABLE | Self::READ_ENDS) {
+            true => Poll::Ready(Ok(())),
+            false => Poll::Pending,
+        }
+    }
+
+    fn poll_write_ready(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.is_any(Self::WRITABLE | Self::WRITE_ENDS) {
+            true => Poll::Ready(Ok(())),
+            false => Poll::Pending,
+        }
+    }
+
+    fn try_io<T>(&self, interest: Interest, call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let (wanted, ends) = match interest.is_writable() {
+            true => (Self::WRITABLE, Self::WRITE_ENDS),
+            false => (Self::READABLE, Self::READ_ENDS),
+        };
+        if !self.is_any(wanted | ends) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let done = call();
+        if matches!(&done, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+            self.set(self.ready.load(Ordering::Relaxed) & !wanted);
+        }
+        done
+    }
+}
+
+impl AsFd for Carried {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Socket {
+    /// Leaves this thread's runtime for a carrier.
+    pub(crate) fn settle(self) -> io::Result<Self> {
+        Ok(Self::Carried(Carried::new(self.leave()?)))
+    }
+
+    /// Joins this thread's runtime, if it was with a carrier.
+    pub(crate) fn unsettle(self) -> io::Result<Self> {
+        match self {
+            Self::Carried(stream) => Self::arrive(stream.socket),
+            other => Ok(other),
+        }
+    }
+
+    /// The part of it that a carrier tells.
+    pub(crate) const fn carried(&self) -> Option<&Carried> {
+        match self {
+            Self::Carried(stream) => Some(stream),
+            Self::Tcp(_) | Self::Unix(_) => None,
+        }
     }
 }
 

@@ -210,6 +210,14 @@ impl TlsStream {
         }
     }
 
+    /// The same over another socket, made of its own.
+    pub(crate) fn with(self, change: impl FnOnce(Socket) -> io::Result<Socket>) -> io::Result<Self> {
+        Ok(Self {
+            socket: change(self.socket)?,
+            ..self
+        })
+    }
+
     pub(crate) const fn socket(&self) -> &Socket {
         &self.socket
     }

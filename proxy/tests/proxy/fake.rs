@@ -460,10 +460,40 @@ pub(crate) fn break_off(client: TcpStream) {
     drop(client);
 }
 
-/// Small and quick.
+/// After how many requests a session goes to a carrier.
+pub(crate) type CarriedAfter = Option<u8>;
+
+/// Makes two tests of each function: of sessions on their worker's runtime, and of sessions that its carrier has.
+macro_rules! anywhere {
+    ($($name:ident),* $(,)?) => {
+        mod on_the_runtime {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(None).await;
+            })*
+        }
+        mod carried {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(Some(0)).await;
+            })*
+        }
+    };
+}
+pub(crate) use anywhere;
+
+/// The same with sessions there.
+pub(crate) fn config_there(carried_after: CarriedAfter, listeners: Vec<pgherd_proxy::ListenerConfig>) -> ProxyConfig {
+    let mut config = config(listeners);
+    config.carried_after = carried_after;
+    config
+}
+
+/// Small and quick. Sessions go to a carrier as soon as they can.
 pub(crate) fn config(listeners: Vec<pgherd_proxy::ListenerConfig>) -> ProxyConfig {
     let mut config = ProxyConfig::new(listeners);
     config.workers = 2;
+    config.carried_after = Some(0);
     config.drain = Duration::from_millis(100);
     config
 }

@@ -5,12 +5,24 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::fake::*;
 use crate::scene::Led;
 
-#[tokio::test]
-async fn an_idle_session_of_an_ended_epoch_is_told() {
+anywhere!(
+    an_idle_session_of_an_ended_epoch_is_told,
+    a_session_that_has_just_taken_many_rows_is_told,
+    a_session_in_the_middle_of_a_message_is_reset_without_a_word,
+    a_session_with_an_unanswered_request_is_reset_without_a_word,
+    the_same_holder_with_a_new_key_is_another_epoch_and_a_rebound_lease_is_not,
+    a_lapsed_warrant_ends_writers_although_nothing_else_happens,
+    a_reader_on_the_leader_is_fenced_like_a_writer,
+    a_client_that_has_not_logged_in_yet_is_told_between_two_messages,
+    a_promoted_replica_loses_its_readers_the_idle_ones_with_a_word,
+    readers_who_may_be_on_the_leader_stay_through_a_promotion_and_are_fenced_from_then_on,
+);
+
+async fn an_idle_session_of_an_ended_epoch_is_told(there: CarriedAfter) {
     let (mut first, mut second) = (Server::start().await, Server::start().await);
     let mut cluster = Cluster::new();
     cluster.writable("n1", first.address);
-    let proxy = Running::start(config(vec![write_listener()]), &cluster);
+    let proxy = Running::start(config_there(there, vec![write_listener()]), &cluster);
     let mut client = proxy.client().await;
     let mut session = first.session().await;
     expect_hello(&mut client).await;
@@ -28,9 +40,8 @@ async fn an_idle_session_of_an_ended_epoch_is_told() {
     second.session().await;
 }
 
-#[tokio::test]
-async fn a_session_that_has_just_taken_many_rows_is_told() {
-    let mut led = Led::start().await;
+async fn a_session_that_has_just_taken_many_rows_is_told(there: CarriedAfter) {
+    let mut led = Led::behind(config_there(there, vec![write_listener()])).await;
     let (mut client, mut session) = led.session().await;
     for row_bytes in [60_000, 50_000, 40_001] {
         let rows = [message(b'D', &vec![7; row_bytes]).repeat(100), ready()].concat();
@@ -47,9 +58,8 @@ async fn a_session_that_has_just_taken_many_rows_is_told() {
     assert_eq!(expect_fatal(&mut client).await.sqlstate, "57P01");
 }
 
-#[tokio::test]
-async fn a_session_in_the_middle_of_a_message_is_reset_without_a_word() {
-    let mut led = Led::start().await;
+async fn a_session_in_the_middle_of_a_message_is_reset_without_a_word(there: CarriedAfter) {
+    let mut led = Led::behind(config_there(there, vec![write_listener()])).await;
     let (mut client, mut session) = led.session().await;
     session.stream.write_all(b"D\0\0\0\xffhalf").await.expect("sent");
     let mut half = [0; 9];
@@ -60,9 +70,8 @@ async fn a_session_in_the_middle_of_a_message_is_reset_without_a_word() {
     expect_reset(&mut client).await;
 }
 
-#[tokio::test]
-async fn a_session_with_an_unanswered_request_is_reset_without_a_word() {
-    let mut led = Led::start().await;
+async fn a_session_with_an_unanswered_request_is_reset_without_a_word(there: CarriedAfter) {
+    let mut led = Led::behind(config_there(there, vec![write_listener()])).await;
     let (mut client, mut session) = led.session().await;
     client.write_all(&message(b'Q', b"commit\0")).await.expect("sent");
     let mut query = [0; 12];
@@ -73,9 +82,8 @@ async fn a_session_with_an_unanswered_request_is_reset_without_a_word() {
     expect_reset(&mut client).await;
 }
 
-#[tokio::test]
-async fn the_same_holder_with_a_new_key_is_another_epoch_and_a_rebound_lease_is_not() {
-    let mut led = Led::start().await;
+async fn the_same_holder_with_a_new_key_is_another_epoch_and_a_rebound_lease_is_not(there: CarriedAfter) {
+    let mut led = Led::behind(config_there(there, vec![write_listener()])).await;
     let (mut client, mut session) = led.session().await;
     led.cluster.rebind_lease();
     exchange(&mut client, &mut session).await;
@@ -85,12 +93,11 @@ async fn the_same_holder_with_a_new_key_is_another_epoch_and_a_rebound_lease_is_
     assert_eq!(expect_fatal(&mut client).await.sqlstate, "57P01");
 }
 
-#[tokio::test]
-async fn a_lapsed_warrant_ends_writers_although_nothing_else_happens() {
+async fn a_lapsed_warrant_ends_writers_although_nothing_else_happens(there: CarriedAfter) {
     let (mut leader, mut replica) = (Server::start().await, Server::start().await);
     let mut cluster = Cluster::new();
     cluster.writable("n1", leader.address).replica("n2", replica.address);
-    let proxy = Running::start(config(vec![write_listener(), read_listener()]), &cluster);
+    let proxy = Running::start(config_there(there, vec![write_listener(), read_listener()]), &cluster);
     let mut writer = proxy.client().await;
     let _writing = leader.session().await;
     expect_hello(&mut writer).await;
@@ -114,14 +121,13 @@ async fn a_lapsed_warrant_ends_writers_although_nothing_else_happens() {
     expect_hello(&mut held).await;
 }
 
-#[tokio::test]
-async fn a_reader_on_the_leader_is_fenced_like_a_writer() {
+async fn a_reader_on_the_leader_is_fenced_like_a_writer(there: CarriedAfter) {
     let mut leader = Server::start().await;
     let mut cluster = Cluster::new();
     cluster.writable("n1", leader.address);
     let mut listener = read_listener();
     listener.reads.fallback_to_leader = true;
-    let proxy = Running::start(config(vec![listener]), &cluster);
+    let proxy = Running::start(config_there(there, vec![listener]), &cluster);
     let mut client = proxy.client().await;
     let _session = leader.session().await;
     expect_hello(&mut client).await;
@@ -129,13 +135,12 @@ async fn a_reader_on_the_leader_is_fenced_like_a_writer() {
     assert_eq!(expect_fatal(&mut client).await.sqlstate, "57P01");
 }
 
-#[tokio::test]
-async fn a_client_that_has_not_logged_in_yet_is_told_between_two_messages() {
+async fn a_client_that_has_not_logged_in_yet_is_told_between_two_messages(there: CarriedAfter) {
     // A server that asks for a password and waits.
     let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let mut cluster = Cluster::new();
     cluster.writable("n1", server.local_addr().expect("bound"));
-    let proxy = Running::start(config(vec![write_listener()]), &cluster);
+    let proxy = Running::start(config_there(there, vec![write_listener()]), &cluster);
     let mut client = proxy.client().await;
     let (mut session, _) = within("a session", server.accept()).await.expect("accepted");
     session.write_all(&message(b'R', &[0, 0, 0, 3])).await.expect("sent");
@@ -144,12 +149,11 @@ async fn a_client_that_has_not_logged_in_yet_is_told_between_two_messages() {
     assert_eq!(expect_fatal(&mut client).await.sqlstate, "57P01");
 }
 
-#[tokio::test]
-async fn a_promoted_replica_loses_its_readers_the_idle_ones_with_a_word() {
+async fn a_promoted_replica_loses_its_readers_the_idle_ones_with_a_word(there: CarriedAfter) {
     let (mut promoted, mut other) = (Server::start().await, Server::start().await);
     let mut cluster = Cluster::new();
     cluster.replica("n2", promoted.address);
-    let proxy = Running::start(config(vec![read_listener()]), &cluster);
+    let proxy = Running::start(config_there(there, vec![read_listener()]), &cluster);
     let mut idle = proxy.client().await;
     let mut idle_session = promoted.session().await;
     expect_hello(&mut idle).await;
@@ -177,14 +181,13 @@ async fn a_promoted_replica_loses_its_readers_the_idle_ones_with_a_word() {
     other.session().await;
 }
 
-#[tokio::test]
-async fn readers_who_may_be_on_the_leader_stay_through_a_promotion_and_are_fenced_from_then_on() {
+async fn readers_who_may_be_on_the_leader_stay_through_a_promotion_and_are_fenced_from_then_on(there: CarriedAfter) {
     let mut server = Server::start().await;
     let mut cluster = Cluster::new();
     cluster.replica("n2", server.address);
     let mut listener = read_listener();
     listener.reads.fallback_to_leader = true;
-    let proxy = Running::start(config(vec![listener]), &cluster);
+    let proxy = Running::start(config_there(there, vec![listener]), &cluster);
     let mut client = proxy.client().await;
     let mut session = server.session().await;
     expect_hello(&mut client).await;

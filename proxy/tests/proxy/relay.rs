@@ -7,6 +7,17 @@ use tokio::net::{TcpSocket, TcpStream};
 use crate::fake::*;
 use crate::scene::Led;
 
+anywhere!(
+    large_transfers_both_ways_at_once_keep_every_byte,
+    a_half_closed_session_goes_on_the_other_way,
+    a_stalled_reader_stops_the_sender_instead_of_filling_memory,
+    a_reset_by_the_server_is_a_reset_for_the_client,
+    a_reset_by_the_client_is_a_reset_for_the_server,
+    a_server_that_breaks_under_a_send_does_not_end_the_stream_in_order,
+    single_bytes_pass_as_they_come,
+    bulk_both_ways_keeps_every_byte_and_the_session_is_told_in_words_afterwards,
+);
+
 /// Bytes that never repeat at a buffer's length.
 fn chunk(index: u64) -> Vec<u8> {
     (0..9973_u64)
@@ -64,8 +75,8 @@ pub(crate) async fn taken_at_most(stream: &TcpStream) -> usize {
 }
 
 /// A session whose sockets take little at a time.
-async fn narrow_session() -> (Led, TcpStream, ServerSession) {
-    let mut led = Led::start().await;
+async fn narrow_session(there: CarriedAfter) -> (Led, TcpStream, ServerSession) {
+    let mut led = Led::behind(config_there(there, vec![write_listener()])).await;
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.set_recv_buffer_size(4096).expect("set");
     socket.set_send_buffer_size(4096).expect("set");
@@ -79,10 +90,9 @@ async fn narrow_session() -> (Led, TcpStream, ServerSession) {
     (led, client, session)
 }
 
-#[tokio::test]
-async fn large_transfers_both_ways_at_once_keep_every_byte() {
+async fn large_transfers_both_ways_at_once_keep_every_byte(there: CarriedAfter) {
     const CHUNKS: u64 = 3000; // 30 MB
-    let (_led, client, session) = narrow_session().await;
+    let (_led, client, session) = narrow_session(there).await;
     let (mut client_reads, mut client_writes) = client.into_split();
     let (mut server_reads, mut server_writes) = session.stream.into_split();
     let transfer = async {
@@ -99,9 +109,8 @@ async fn large_transfers_both_ways_at_once_keep_every_byte() {
     assert_eq!((sent_up, sent_down), (got_up, got_down));
 }
 
-#[tokio::test]
-async fn a_half_closed_session_goes_on_the_other_way() {
-    let (_led, mut client, mut session) = narrow_session().await;
+async fn a_half_closed_session_goes_on_the_other_way(there: CarriedAfter) {
+    let (_led, mut client, mut session) = narrow_session(there).await;
     client.write_all(b"last words").await.expect("sent");
     client.shutdown().await.expect("half closed");
     let mut got = Vec::new();
@@ -115,9 +124,8 @@ async fn a_half_closed_session_goes_on_the_other_way() {
     assert_eq!((sent, 997_300), (received, total));
 }
 
-#[tokio::test]
-async fn a_stalled_reader_stops_the_sender_instead_of_filling_memory() {
-    let (_led, mut client, session) = narrow_session().await;
+async fn a_stalled_reader_stops_the_sender_instead_of_filling_memory(there: CarriedAfter) {
+    let (_led, mut client, session) = narrow_session(there).await;
     let taken = taken_at_most(&session.stream).await;
     drop(session);
     let mut got = Vec::new();
@@ -127,25 +135,22 @@ async fn a_stalled_reader_stops_the_sender_instead_of_filling_memory() {
     assert_eq!(got.len(), taken);
 }
 
-#[tokio::test]
-async fn a_reset_by_the_server_is_a_reset_for_the_client() {
-    let (_led, mut client, session) = narrow_session().await;
+async fn a_reset_by_the_server_is_a_reset_for_the_client(there: CarriedAfter) {
+    let (_led, mut client, session) = narrow_session(there).await;
     session.stream.set_zero_linger().expect("set");
     drop(session);
     expect_reset(&mut client).await;
 }
 
-#[tokio::test]
-async fn a_reset_by_the_client_is_a_reset_for_the_server() {
-    let (_led, client, mut session) = narrow_session().await;
+async fn a_reset_by_the_client_is_a_reset_for_the_server(there: CarriedAfter) {
+    let (_led, client, mut session) = narrow_session(there).await;
     client.set_zero_linger().expect("set");
     drop(client);
     expect_reset(&mut session.stream).await;
 }
 
-#[tokio::test]
-async fn a_server_that_breaks_under_a_send_does_not_end_the_stream_in_order() {
-    let (_led, mut client, session) = narrow_session().await;
+async fn a_server_that_breaks_under_a_send_does_not_end_the_stream_in_order(there: CarriedAfter) {
+    let (_led, mut client, session) = narrow_session(there).await;
     session.stream.set_zero_linger().expect("set");
     drop(session);
     // Whichever the proxy notices first, the failed send or the reset.
@@ -157,9 +162,8 @@ async fn a_server_that_breaks_under_a_send_does_not_end_the_stream_in_order() {
     assert!(end.is_err(), "an orderly end after {} bytes", rest.len());
 }
 
-#[tokio::test]
-async fn single_bytes_pass_as_they_come() {
-    let (_led, mut client, mut session) = narrow_session().await;
+async fn single_bytes_pass_as_they_come(there: CarriedAfter) {
+    let (_led, mut client, mut session) = narrow_session(there).await;
     for byte in 0..200_u8 {
         client.write_all(&[byte]).await.expect("sent");
         assert_eq!(
@@ -172,7 +176,7 @@ async fn single_bytes_pass_as_they_come() {
 }
 
 const BULK_CHUNK: usize = 65_521;
-const BULK_CHUNKS: u64 = 3200; // 200 MB
+const BULK_CHUNKS: u64 = 1600; // 100 MB
 
 /// Each chunk has its number in it, so that none can stand for another.
 async fn send_bulk(stream: &mut (impl AsyncWriteExt + Unpin)) -> u64 {
@@ -196,9 +200,8 @@ async fn receive_bulk(stream: &mut (impl AsyncReadExt + Unpin)) -> u64 {
     hash.finish()
 }
 
-#[tokio::test]
-async fn bulk_both_ways_keeps_every_byte_and_the_session_is_told_in_words_afterwards() {
-    let mut led = Led::start().await;
+async fn bulk_both_ways_keeps_every_byte_and_the_session_is_told_in_words_afterwards(there: CarriedAfter) {
+    let mut led = Led::behind(config_there(there, vec![write_listener()])).await;
     let (mut client, mut session) = led.session().await;
     {
         let (mut client_reads, mut client_writes) = client.split();
