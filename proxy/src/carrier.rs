@@ -182,7 +182,7 @@ impl Bell {
 
     /// Takes those who were woken into an empty list.
     fn answer(&self, callers: &mut Vec<usize>) {
-        self.rung.store(false, Ordering::Release);
+        self.rung.swap(false, Ordering::AcqRel);
         std::mem::swap(
             callers,
             &mut *self.callers.lock().unwrap_or_else(PoisonError::into_inner),
@@ -308,12 +308,15 @@ impl Carrying {
         let polled = catch_unwind(AssertUnwindSafe(|| match because {
             Because::Ready => relay.poll_moving(&mut cx, moved),
             Because::Woken => {
-                session.caller.waits.store(false, Ordering::Release);
+                session.caller.waits.swap(false, Ordering::AcqRel);
                 relay.poll(&mut cx, moved)
             }
         }));
         let outcome = match polled {
-            Ok(Poll::Pending) => return,
+            Ok(Poll::Pending) => match self.ask_more(place) {
+                Ok(()) => return,
+                Err(broken) => Some(broken),
+            },
             Ok(Poll::Ready(outcome)) => Some(outcome),
             Err(_) => None,
         };
@@ -375,9 +378,30 @@ impl Carrying {
         self.poll(place, Because::Woken);
     }
 
-    fn watch(&self, place: usize, side: u64, stream: &Stream) -> io::Result<()> {
-        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-        let data = EventData::new_u64((place as u64) << 1 | side);
-        Ok(epoll::add(&self.epoll, stream.socket(), data, flags)?)
+    /// Asks the kernel for what a session has begun to wait for.
+    fn ask_more(&self, place: usize) -> Result<(), Outcome> {
+        let Some(Some(session)) = self.sessions.get(place) else {
+            return Ok(());
+        };
+        let relay = &session.arrival.relay;
+        let ask = |side, stream: &Stream| match stream.socket().carried() {
+            Some(socket) if socket.begins_to_ask() => {
+                epoll::modify(&self.epoll, socket, event_data(place, side), socket.interest())
+            }
+            _ => Ok(()),
+        };
+        ask(0, &relay.client).map_err(|_| Outcome::ClientBroke)?;
+        ask(1, &relay.server).map_err(|_| Outcome::ServerBroke)
     }
+
+    fn watch(&self, place: usize, side: u64, stream: &Stream) -> io::Result<()> {
+        let socket = stream.socket().carried().ok_or(io::ErrorKind::InvalidInput)?;
+        epoll::add(&self.epoll, socket, event_data(place, side), socket.interest())?;
+        Ok(())
+    }
+}
+
+/// What an event carries: whose it is, and whether it is the client's socket (0) or the server's (1).
+const fn event_data(place: usize, side: u64) -> EventData {
+    EventData::new_u64(((place as u64) << 1) | side)
 }

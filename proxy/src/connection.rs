@@ -56,20 +56,29 @@ impl Connection {
         let Some(mut begun) = Box::pin(self.begin(accepted)).await else {
             return;
         };
-        let moved = begun.route.0.moved(self.worker);
         let asked = self.shared.config.load().carried_after;
-        let mut outcome = begun.relay.run_until_settled(moved, asked).await;
-        if matches!(outcome, Outcome::Settled) {
-            match self.carrier.carry(begun.relay, &begun.route.0).await {
-                Carried::Ended(relay, how) => (begun.relay, outcome) = (relay, how),
+        let moved = begun.route.0.moved(self.worker);
+        let outcome = begun.relay.run_until_settled(moved, asked).await;
+        Box::pin(self.go_on(begun, outcome, &listener)).await;
+    }
+
+    /// Goes on to the end: with the carrier, while there is no outcome yet.
+    async fn go_on(&self, mut begun: Begun, outcome: Option<Outcome>, listener: &ListenerState) {
+        let outcome = match outcome {
+            Some(outcome) => outcome,
+            None => match self.carrier.carry(begun.relay, &begun.route.0).await {
+                Carried::Ended(relay, outcome) => {
+                    begun.relay = relay;
+                    outcome
+                }
                 Carried::Stays(relay) => {
                     begun.relay = relay;
-                    outcome = begun.relay.run(moved).await;
+                    begun.relay.run(begun.route.0.moved(self.worker)).await
                 }
                 Carried::Lost => return count(&self.shared.panics),
-            }
-        }
-        Box::pin(self.end(begun, outcome, &listener)).await;
+            },
+        };
+        Box::pin(self.end(begun, outcome, listener)).await;
     }
 
     /// Whatever comes before the first byte is relayed; nothing when it does not come so far.
@@ -309,7 +318,7 @@ impl Connection {
         let (can_speak, line) = (relay.can_speak(), relay.line());
         let Relay { client, server, .. } = *relay;
         let (reason, sqlstate) = match outcome {
-            Outcome::Finished | Outcome::Settled => ("finished", ""),
+            Outcome::Finished => ("finished", ""),
             Outcome::ClientStayed => ("client_stayed", ""),
             Outcome::ClientBroke => {
                 server.reset();

@@ -47,8 +47,6 @@ pub(crate) enum Outcome {
     ServerBroke,
     /// Somebody outside ended the session.
     Ended(Ending),
-    /// It has not ended, but it lasts: a carrier does better.
-    Settled,
 }
 
 /// One session's two sockets and what is between them.
@@ -225,15 +223,14 @@ impl Relay {
         }
     }
 
-    /// The same, until the client has asked so often that a carrier does better.
-    pub(crate) async fn run_until_settled(&mut self, moved: Option<&Moved>, asked: Option<u8>) -> Outcome {
-        poll_fn(|cx| {
-            let polled = self.poll(cx, moved);
-            let lasts = asked.is_some_and(|asked| self.talk.asked >= asked);
-            if lasts && polled.is_pending() && self.is_at_rest() {
-                return Poll::Ready(Outcome::Settled);
+    /// The same, until the client has asked so often that a carrier does better: then it gives nothing.
+    pub(crate) async fn run_until_settled(&mut self, moved: Option<&Moved>, asked: Option<u8>) -> Option<Outcome> {
+        poll_fn(|cx| match self.poll(cx, moved) {
+            Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
+            Poll::Pending if asked.is_some_and(|asked| self.talk.asked >= asked) && self.is_at_rest() => {
+                Poll::Ready(None)
             }
-            polled
+            Poll::Pending => Poll::Pending,
         })
         .await
     }

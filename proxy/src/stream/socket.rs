@@ -220,13 +220,40 @@ impl Carried {
     /// What does not go away by reading or writing.
     const READ_ENDS: u8 = 4;
     const WRITE_ENDS: u8 = 8;
+    /// The kernel is asked to tell when it takes more.
+    const ASKED_FOR_ROOM: u8 = 16;
 
     /// What comes is not known yet: who watches the socket from now on is told.
+    ///
+    /// A unix socket tells of room whenever its peer has read anything, which would wake the carrier once more for each
+    /// answer. It is asked only once it has taken too little. TCP tells only then anyway.
     pub(crate) fn new(socket: Travelling) -> Self {
+        let asked = match &socket {
+            Travelling::Tcp(_) => Self::ASKED_FOR_ROOM,
+            Travelling::Unix(_) => 0,
+        };
         Self {
             socket,
-            ready: AtomicU8::new(Self::WRITABLE),
+            ready: AtomicU8::new(Self::WRITABLE | asked),
         }
+    }
+
+    /// What the kernel is to tell, at each edge.
+    pub(crate) fn interest(&self) -> EventFlags {
+        let always = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
+        match self.is_any(Self::ASKED_FOR_ROOM) {
+            true => always | EventFlags::OUT,
+            false => always,
+        }
+    }
+
+    /// Whether the kernel has to be asked for more than before, from now on.
+    pub(crate) fn begins_to_ask(&self) -> bool {
+        let begins = !self.is_any(Self::WRITABLE | Self::WRITE_ENDS | Self::ASKED_FOR_ROOM);
+        if begins {
+            self.set(self.ready.load(Ordering::Relaxed) | Self::ASKED_FOR_ROOM);
+        }
+        begins
     }
 
     fn is_any(&self, of: u8) -> bool {

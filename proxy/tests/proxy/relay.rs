@@ -162,6 +162,42 @@ async fn a_server_that_breaks_under_a_send_does_not_end_the_stream_in_order(ther
     assert!(end.is_err(), "an orderly end after {} bytes", rest.len());
 }
 
+/// The names of this process's threads.
+fn threads() -> Vec<String> {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("it runs");
+    let name = |task: std::io::Result<std::fs::DirEntry>| std::fs::read_to_string(task.ok()?.path().join("comm")).ok();
+    tasks.filter_map(name).map(|name| name.trim().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_session_that_lasts_goes_to_a_carrier_in_its_midst_and_is_fenced_there() {
+    let mut server = Server::start().await;
+    let mut cluster = Cluster::new();
+    cluster.writable("n1", server.address);
+    let mut config = config_there(Some(3), vec![write_listener()]);
+    config.workers = 1;
+    let proxy = Running::start(config, &cluster);
+    let mut client = proxy.client().await;
+    let mut session = server.session().await;
+    expect_hello(&mut client).await;
+    let mut carried = Vec::new();
+    for _ in 0..6 {
+        exchange(&mut client, &mut session).await;
+        carried.push(threads().contains(&"carrier-0".to_owned()));
+    }
+    // Of how many exchanges they were, the first were before, and the last behind it.
+    assert_eq!(
+        (carried.first(), carried.last()),
+        (Some(&false), Some(&true)),
+        "{carried:?}"
+    );
+    session.stream.write_all(&ready()).await.expect("sent");
+    assert_eq!(read_message(&mut client).await, Some((b'Z', b"I".to_vec())));
+    cluster.no_leader();
+    assert_eq!(expect_fatal(&mut client).await.sqlstate, "57P01");
+    expect_server_end(&mut session).await;
+}
+
 async fn single_bytes_pass_as_they_come(there: CarriedAfter) {
     let (_led, mut client, mut session) = narrow_session(there).await;
     for byte in 0..200_u8 {

@@ -13,6 +13,7 @@ use crate::fake::{
     CANCEL_REQUEST, Cluster, Running, SSL_REQUEST, Server, config, exchange, expect_hello, packet, startup, until,
     within, write_listener,
 };
+use crate::relay::{receive_all, send_all};
 
 fn file_in(dir: &tempfile::TempDir) -> PathBuf {
     dir.path().join(".s.PGSQL.5432")
@@ -32,6 +33,30 @@ async fn client(path: &Path) -> UnixStream {
     let mut client = connect(path).await;
     client.write_all(&startup()).await.expect("sent");
     client
+}
+
+/// The kernel is asked to tell of room on such a socket only once there is none.
+#[tokio::test]
+async fn a_client_on_a_unix_socket_that_reads_late_gets_every_byte() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = file_in(&dir);
+    let (mut cluster, mut server) = (Cluster::new(), Server::start().await);
+    cluster.writable("n1", server.address);
+    let _proxy = Running::start(config(vec![listener(&path, 0o700)]), &cluster);
+    let mut client = client(&path).await;
+    expect_hello(&mut client).await;
+    let mut session = server.session().await;
+    exchange(&mut client, &mut session).await;
+    let sending = async {
+        let sent = send_all(&mut session.stream, 3000);
+        tokio::pin!(sent);
+        // Nobody reads until nothing more is taken.
+        let stuck = tokio::time::timeout(std::time::Duration::from_millis(200), &mut sent).await;
+        assert!(stuck.is_err(), "30 MB fit on the way");
+        tokio::join!(sent, receive_all(&mut client))
+    };
+    let (sent, (received, total)) = within("the late reader gets all", sending).await;
+    assert_eq!((sent, 3000 * 9973), (received, total));
 }
 
 #[tokio::test]
