@@ -273,6 +273,11 @@ impl Memory {
         if seen.job.is_none() && self.handover.as_ref().is_some_and(|handover| !holds(handover)) {
             self.handover = None;
         }
+        self.note_orders(seen, now);
+    }
+
+    /// Forgets what an operator asked for and what waits too long.
+    fn note_orders(&mut self, seen: &Observation, now: Boottime) {
         // One that has stopped PostgreSQL is not forgotten: in a pause nothing else would start it.
         let waits = |restart: &Restart| {
             let begun = restart.stage == RestartStage::Start;

@@ -47,6 +47,7 @@ impl Arguments {
 }
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one in a process")]
 pub(crate) enum Command {
     /// Run one member: PostgreSQL, under an agent that takes part in elections, under a keeper that holds the fence
     Agent(ConfigArgs),

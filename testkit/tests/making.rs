@@ -148,7 +148,11 @@ async fn make_replica(cluster: &Cluster) -> Result<()> {
     m2.start().await?;
     wait_for_state(cluster, "m2", "creating replica").await?;
     let begun = m2.data_dir().join("PG_VERSION");
-    eventually("half of it is there", SOON, async || Ok(ensure!(begun.exists()))).await?;
+    eventually("half of it is there", SOON, async || {
+        ensure!(begun.exists());
+        Ok(())
+    })
+    .await?;
     // That is none: the member dies, and begins anew.
     m2.kill_everything().await?;
     fs::remove_file(site.dir().join("copy.sh.log"))?;

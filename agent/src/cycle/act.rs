@@ -97,10 +97,7 @@ impl Cycle {
                 self.context.lease.forsake(lease).await;
                 return Ok(Acted::Settling);
             }
-            Step::Abandon { epoch, lease } => {
-                self.abandon(&epoch, lease).await?;
-                return Ok(Acted::Settling);
-            }
+            Step::Abandon { epoch, lease } => return self.abandon(&epoch, lease).await.map(|()| Acted::Settling),
             Step::Sync(step) => return self.synchronize(seen, step).await,
             Step::BeginHandover { .. } => {}
             Step::FailHandover(why) => tracing::warn!("{why}"),

@@ -71,10 +71,10 @@ impl Cycle {
                     self.publish_leader(seen, *location).await;
                 }
             }
-            (WalStatus::Standby { .. }, LeaseSeen::Mine(_)) if seen.standby_cluster.is_some() => {
-                if in_touch && seen.job.is_none() {
-                    self.publish_leader(seen, server.wal.position()).await;
-                }
+            (WalStatus::Standby { .. }, LeaseSeen::Mine(_))
+                if seen.standby_cluster.is_some() && in_touch && seen.job.is_none() =>
+            {
+                self.publish_leader(seen, server.wal.position()).await;
             }
             _ => {}
         }

@@ -284,20 +284,25 @@ fn render_conf(inputs: Inputs<'_>, controlled: &[(String, String)]) -> String {
         "ident_file",
         &data_dir.join("pg_ident.conf").display().to_string(),
     );
+    push_recovery(&mut conf, inputs);
+    conf
+}
+
+fn push_recovery(conf: &mut String, inputs: Inputs<'_>) {
     conf.push_str("\n# Recovery: in force while standby.signal is there.\n");
     let place = inputs.upstream.and_then(Upstream::place);
     let conninfo = place
         .as_deref()
         .map(|place| conninfo(inputs, place))
         .unwrap_or_default();
-    push_setting(&mut conf, "primary_conninfo", &conninfo);
+    push_setting(conf, "primary_conninfo", &conninfo);
     let slot = if place.is_some() && inputs.dynamic.use_slots() {
         slot_name(inputs)
     } else {
         String::new()
     };
-    push_setting(&mut conf, "primary_slot_name", &slot);
-    push_setting(&mut conf, "recovery_target_timeline", "latest");
+    push_setting(conf, "primary_slot_name", &slot);
+    push_setting(conf, "recovery_target_timeline", "latest");
     if let Some(remote) = inputs.upstream.and_then(Upstream::remote) {
         // The other cluster's archive and delay are its standby leader's alone, and win over parameters of the same name.
         let settings = [
@@ -309,10 +314,9 @@ fn render_conf(inputs: Inputs<'_>, controlled: &[(String, String)]) -> String {
             .into_iter()
             .filter_map(|(name, value)| Some((name, value.as_ref()?)))
         {
-            push_setting(&mut conf, name, value);
+            push_setting(conf, name, value);
         }
     }
-    conf
 }
 
 /// The slot that is streamed by: with a member the one of our own name, in another cluster the one that was named.

@@ -89,7 +89,7 @@ impl Board {
         let decodes = setting("wal_level").is_some_and(|(_, level)| level == "logical");
         let room = setting("max_replication_slots").and_then(|(_, number)| number.parse::<usize>().ok());
         let fits = room.is_some_and(|room| state_file::count(data_dir) + copies.len() <= room);
-        if !copies.is_empty() && !(decodes && fits) {
+        if !copies.is_empty() && (!decodes || !fits) {
             let why = "postgresql.parameters.wal_level must be logical, and max_replication_slots leave room for them";
             self.complain(COPYING, "", why);
             copies.clear();
