@@ -124,13 +124,11 @@ mod tests {
     fn what_would_surprise_is_said() {
         let tree = json!({
             "ttl": 30,
-            "bootstrap": {"method": "other"},
             "postgresql": {"authentication": {"superuser": {"username": "x", "sslmode": "require"}}},
             "citus": {"group": 0},
         });
         let (warnings, errors) = warnings(&tree);
         let starts = [
-            "bootstrap.method: has no effect yet",
             "postgresql.authentication.superuser.sslmode: has no effect yet",
             "ttl: has no effect here; write it as bootstrap.dcs.ttl",
         ];
