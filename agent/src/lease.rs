@@ -24,6 +24,7 @@ pub use self::core::{BidLoss, VouchRefusal, Voucher};
 pub use self::memo::Resumed;
 use self::thread::{Command, Thread};
 use crate::keeper::Keeper;
+use crate::peers::Peers;
 use crate::status::Holding;
 use crate::vigil::Vigil;
 
@@ -119,8 +120,8 @@ pub struct LeaseParts {
     pub view: ViewHandle,
     /// The keeper.
     pub keeper: Keeper,
-    /// For other members' guarded requests.
-    pub authorization: Option<String>,
+    /// How other members are asked.
+    pub peers: Peers,
     /// What tells whether the loop still decides.
     pub vigil: Vigil,
 }

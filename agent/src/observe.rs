@@ -107,7 +107,8 @@ async fn postgres(context: &Context, instance: &Instance, known: &Known) -> Post
 
 fn sync_seen(context: &Context, view: &View, postgres: &Postgres) -> SyncSeen {
     let config = view.config.value.clone().unwrap_or_default();
-    let local = &context.config.postgresql.parameters;
+    let live = context.live();
+    let local = &live.postgresql.parameters;
     let user_names = user_names(&config, local);
     let commit = local
         .get("synchronous_commit")
@@ -148,7 +149,7 @@ fn sender(row: &WalSender) -> Sender {
 }
 
 fn watchdog_seen(context: &Context, instance: &Instance) -> WatchdogSeen {
-    let required = context.config.watchdog.mode == WatchdogMode::Required;
+    let required = context.live().watchdog.mode == WatchdogMode::Required;
     match (required, instance.watchdog) {
         (false, _) => WatchdogSeen::NotNeeded,
         (true, WatchdogState::Usable) => WatchdogSeen::Usable,
@@ -158,7 +159,7 @@ fn watchdog_seen(context: &Context, instance: &Instance) -> WatchdogSeen {
 
 fn as_record(context: &Context) -> MemberRecord {
     MemberRecord {
-        tags: context.config.tags.clone(),
+        tags: context.live().tags.clone(),
         ..MemberRecord::new(String::new(), String::new())
     }
 }

@@ -80,7 +80,8 @@ pub fn published_tags(tags: &Map<String, Value>) -> Map<String, Value> {
 /// Where our REST interface is, as others are told.
 #[must_use]
 pub fn api_url(config: &AgentConfig) -> String {
-    format!("http://{}/patroni", config.restapi.connect_address)
+    let scheme = if config.restapi.tls.is_some() { "https" } else { "http" };
+    format!("{scheme}://{}/patroni", config.restapi.connect_address)
 }
 
 /// The value of our member key.
@@ -90,6 +91,7 @@ pub fn member_record(
     seen: &Observation,
     memory: &Memory,
     scheduled_restart: Option<Value>,
+    pending_restart: &Map<String, Value>,
 ) -> MemberRecord {
     let postgresql = &config.postgresql;
     let conn_url = format!("postgres://{}/{}", postgresql.connect_address, postgresql.database);
@@ -97,6 +99,12 @@ pub fn member_record(
     record.state = published_state(seen, memory);
     record.role = published_role(seen, memory);
     record.scheduled_restart = scheduled_restart;
+    if !pending_restart.is_empty() {
+        record.pending_restart = Some(true);
+        record.pending_restart_reason = Some(Value::Object(pending_restart.clone()));
+    }
+    let proxy = postgresql.proxy_address.as_ref();
+    record.proxy_url = proxy.map(|proxy| format!("postgres://{proxy}/{}", postgresql.database));
     record.version = Some(PATRONI_VERSION.to_owned());
     record.pgherd = Some(VERSION.to_owned());
     record.tags = published_tags(&config.tags);

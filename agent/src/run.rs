@@ -3,14 +3,16 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::etcd::{Budget, Etcd, StoreError};
-use pgherd_cluster::http::{Ask, ask};
+use pgherd_cluster::http::Ask;
 use pgherd_cluster::key::{Key, Keys};
-use pgherd_cluster::record::{MemberRecord, PgState, Role};
+use pgherd_cluster::record::{DynamicConfig, MemberRecord, PgState, Role};
 use pgherd_cluster::source::{EtcdSource, SourceHealth, ViewHandle};
 use pgherd_cluster::timing::LeaseTiming;
 use pgherd_keeper::KeeperLink;
+use serde_json::Map;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -18,17 +20,19 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::AgentConfig;
-use crate::context::{Context, local_target};
-use crate::cycle::{Cycle, Refresh};
+use crate::context::{Context, local_target, replication_with};
+use crate::cycle::{Cycle, Heard, Refresh};
 use crate::health::{self, Health};
 use crate::keeper::{Keeper, OrderError};
 use crate::lease::{Lease, LeaseParts, LeaseState, Proof, Resumed};
+use crate::live::{Live, Reload};
+use crate::peers::Peers;
 use crate::postgres::Programs;
 use crate::postgres::bootstrap::password_file;
 use crate::postgres::files::remove_if_there;
 use crate::postgres::settings::written_names;
-use crate::postgres::sql::{Replication, Sql};
-use crate::rest::{Api, ApiParts, serve};
+use crate::postgres::sql::Sql;
+use crate::rest::{Api, ApiParts, Doors, serve};
 use crate::restart::Order;
 use crate::status::{Holding, MemberStatus};
 use crate::vigil::{Turns, Vigil};
@@ -68,7 +72,7 @@ const LAST_WORDS_MAX: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// When something is missing from the start, or the keeper is gone.
-pub async fn run(config: AgentConfig, link: KeeperLink) -> Result<u8, AgentError> {
+pub async fn run(config: AgentConfig, link: KeeperLink, reload: Reload) -> Result<u8, AgentError> {
     let (keeper, hello) = Keeper::greet(link).await?;
     let io = |what: String| move |source| AgentError::Io { what, source };
     let rest_address = config.restapi.listen.to_string();
@@ -108,9 +112,14 @@ pub async fn run(config: AgentConfig, link: KeeperLink) -> Result<u8, AgentError
 
     let cycle = async {
         refuse_duplicate(&context, &resumed).await?;
-        Ok(Cycle::new(Arc::clone(&context), &resumed, status_tx, refresh, order)
-            .run()
-            .await)
+        Ok(Cycle::new(
+            Arc::clone(&context),
+            &resumed,
+            status_tx,
+            Heard { refresh, order, reload },
+        )
+        .run()
+        .await)
     };
     let ended = tokio::select! {
         // The sentinel ends PostgreSQL; an agent without a keeper has no business.
@@ -147,7 +156,12 @@ async fn wire(
     if let Err(error) = keeper.watchdog(watchdog).await {
         tracing::warn!("setting up the watchdog: {error}");
     }
-    let authorization = crate::rest::authorization(config.restapi.credentials.as_ref());
+    let doors = Doors::new(&config.restapi).map_err(|source| AgentError::Io {
+        what: "restapi: setting up its TLS".to_owned(),
+        source,
+    })?;
+    let peers = Peers::default();
+    peers.set(&config.restapi);
     let turns = Arc::new(Turns::default());
     turns.note(Boottime::now());
     let vigil = Vigil { health, turns };
@@ -156,23 +170,29 @@ async fn wire(
         keys: keys.clone(),
         view: view.clone(),
         keeper: keeper.clone(),
-        authorization,
+        peers: peers.clone(),
         vigil: vigil.clone(),
     };
     let lease = Lease::start(config.name.clone(), parts, resumed).map_err(|source| AgentError::Io {
         what: "starting the lease's thread".to_owned(),
         source,
     })?;
+    let programs = Programs::new(config.postgresql.bin_dir.clone()).with_names(config.postgresql.bin_name.clone());
+    let replication = replication_with(&config, &programs, &DynamicConfig::default());
     let context = Arc::new(Context {
-        programs: Programs::new(config.postgresql.bin_dir.clone()),
-        sql: Sql::new(local_target(&config), replication_of(&config)),
+        sql: Sql::new(local_target(&config), replication),
+        programs,
         vigil,
-        sync_names: Mutex::new(written_names(&config.postgresql.data_dir)),
+        sync_names: Mutex::new(written_names(&config.postgresql.conf_file())),
+        live: Live::new(config.clone()),
+        wanted: Mutex::default(),
         config,
         etcd,
         keys,
         view,
         keeper,
+        peers,
+        doors: Arc::new(ArcSwap::from_pointee(doors)),
         lease,
     });
     Ok((source, context))
@@ -189,7 +209,8 @@ fn api_of(
         view: context.view.clone(),
         etcd: context.etcd.clone(),
         keys: context.keys.clone(),
-        credentials: context.config.restapi.credentials.clone(),
+        doors: Arc::clone(&context.doors),
+        peers: context.peers.clone(),
         refresh,
         orders,
         vouches: context.lease.vouches(),
@@ -224,15 +245,6 @@ async fn follow_proofs(mut lease: watch::Receiver<LeaseState>, status: Arc<watch
     }
 }
 
-fn replication_of(config: &AgentConfig) -> Replication {
-    let postgresql = &config.postgresql;
-    Replication {
-        programs: Programs::new(postgresql.bin_dir.clone()),
-        address: postgresql.connect_address.clone(),
-        user: postgresql.replication.clone(),
-    }
-}
-
 /// `*` is every address, as in PostgreSQL's own setting.
 fn wildcard(address: &str) -> String {
     address.replacen("*:", "0.0.0.0:", 1)
@@ -252,6 +264,7 @@ fn first_status(context: &Context) -> MemberStatus {
         next_cycle_at: Boottime::now() + context.timing().loop_wait(),
         watchdog_failed: false,
         scheduled_restart: None,
+        pending_restart: Map::new(),
         reason: "is starting".to_owned(),
     }
 }
@@ -308,15 +321,18 @@ async fn refuse_duplicate(context: &Context, resumed: &Resumed) -> Result<(), Ag
         return Ok(());
     };
     let record = MemberRecord::parse(&entry.value);
-    let Some(address) = record.api_address() else {
+    let Some(endpoint) = record.api_endpoint() else {
         return Ok(());
     };
     // At our own address it is we who would answer: the port is ours, so it was an earlier life of this member.
     let ours = &context.config.restapi;
-    if address == ours.connect_address || address == ours.listen {
+    if endpoint.address == ours.connect_address || endpoint.address == ours.listen {
         return Ok(());
     }
-    match ask(&address, Ask::get("/liveness"), Duration::from_secs(3)).await {
+    let asked = context
+        .peers
+        .ask(&endpoint, Ask::get("/liveness"), Duration::from_secs(3));
+    match asked.await {
         Ok(_) => Err(AgentError::Duplicate {
             name: name.to_string(),
             scope: context.config.scope.to_string(),

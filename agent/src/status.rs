@@ -33,6 +33,8 @@ pub struct MemberStatus {
     pub next_cycle_at: Boottime,
     /// A restart at a time to come, as the member key has it.
     pub scheduled_restart: Option<Value>,
+    /// The parameters whose values wait for a restart, with old and new value.
+    pub pending_restart: Map<String, Value>,
     /// Why the member is as it is: the reason of the last decision, in words.
     pub reason: String,
 }

@@ -13,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
     after_help = "Start with `pgherd demo`: a whole cluster on this machine, gone again with Ctrl-C.\n\
                   Without --config, the file is searched for: $PGHERD_CONFIG, /etc/pgherd/pgherd.yml, /etc/pgherd.yml,\n\
                   /etc/patroni/patroni.yml, /etc/patroni.yml, ./pgherd.yml, ./patroni.yml. A patroni.yml is read as it is.\n\
+                  Variables go over the file: PATRONI_NAME and so on, and PGHERD_NAME over these; ..._PASSWORD_FILE names a file.\n\
                   PGHERD_LOG sets the log level: error, warn, info (default), debug, trace.\n\
                   Exit codes: 0 done, 1 refused, 64 bad configuration or arguments, 69 something needed is unavailable,\n\
                   70 a defect of pgherd, 75 try again."

@@ -1,5 +1,6 @@
 //! The binary: reads arguments and configuration, wires the parts together, and turns outcomes into exit codes.
 
+mod agent_reload;
 mod args;
 mod command;
 mod config;
@@ -31,20 +32,21 @@ fn main() -> ExitCode {
     if let Some(ended) = pgherd_keeper::resume() {
         return report(run::keeper_ended(ended));
     }
-    let arguments = match Arguments::try_parse() {
-        Ok(arguments) => arguments,
-        Err(error) => {
-            // Nothing is left to tell when the terminal is gone.
-            let _ = error.print();
-            let asked_for = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-            return if asked_for {
-                ExitCode::SUCCESS
-            } else {
-                Failure::Configuration(Vec::new()).exit_code()
-            };
-        }
-    };
-    report(dispatch(&arguments.command))
+    match Arguments::try_parse() {
+        Ok(arguments) => report(dispatch(&arguments.command)),
+        Err(error) => not_understood(&error),
+    }
+}
+
+fn not_understood(error: &clap::Error) -> ExitCode {
+    // Nothing is left to tell when the terminal is gone.
+    let _ = error.print();
+    let asked_for = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    if asked_for {
+        ExitCode::SUCCESS
+    } else {
+        Failure::Configuration(Vec::new()).exit_code()
+    }
 }
 
 fn report(result: Result<(), Failure>) -> ExitCode {

@@ -13,10 +13,8 @@ use pgherd_cluster::timing::LeaseTiming;
 use super::Cycle;
 
 use crate::failsafe;
-use crate::jobs::reload_if_changed;
 use crate::lease::{Resumed, Voucher};
 use crate::observation::{LeaseSeen, Observation, Postgres};
-use crate::postgres::DataDir;
 use crate::record::{api_url, history_of, leader_status, member_record};
 use crate::slots;
 use crate::status::WalStatus;
@@ -30,6 +28,7 @@ pub(super) struct Upkeep {
     slots_seen: BTreeMap<String, Boottime>,
     members_seen: Vec<MemberName>,
     config_revision: Option<i64>,
+    forgotten: bool,
     timing: Option<LeaseTiming>,
     memo: Resumed,
     standby_slots_dropped: bool,
@@ -42,8 +41,29 @@ pub(super) struct Upkeep {
 }
 
 impl Upkeep {
+    /// Has PostgreSQL's files written, and read, whether they differ or not.
     pub(super) fn forget_configuration(&mut self) {
-        self.config_revision = None;
+        (self.config_revision, self.forgotten) = (None, true);
+    }
+
+    /// Has the times of the lease told to whom they concern.
+    pub(super) fn forget_timing(&mut self) {
+        self.timing = None;
+    }
+
+    /// The revision of the dynamic configuration that PostgreSQL's files were written from.
+    pub(super) fn config_revision(&self) -> Option<i64> {
+        self.config_revision
+    }
+
+    /// Whether they are to be read in any case.
+    pub(super) fn was_forgotten(&self) -> bool {
+        self.forgotten
+    }
+
+    /// They are written from this revision.
+    pub(super) fn configured(&mut self, revision: i64) {
+        (self.config_revision, self.forgotten) = (Some(revision), false);
     }
 }
 
@@ -52,6 +72,8 @@ impl Cycle {
         self.remember();
         self.retime(seen).await;
         self.reload_configuration(seen);
+        self.look_for_pending(seen).await;
+        self.change_passwords(seen).await;
         let in_touch = *self.context.view.health().borrow() == SourceHealth::Following;
         if in_touch {
             self.publish_member(seen).await;
@@ -104,32 +126,11 @@ impl Cycle {
         let timing = seen.view.timing();
         if self.upkeep.timing != Some(timing) && seen.view.config.value.is_some() {
             self.context.lease.retime(timing).await;
-            let watchdog = self.context.config.watchdog.settings(timing);
+            let watchdog = self.context.live().watchdog.settings(timing);
             if let Err(error) = self.context.keeper.watchdog(watchdog).await {
                 tracing::warn!("setting up the watchdog: {error}");
             }
             self.upkeep.timing = Some(timing);
-        }
-    }
-
-    fn reload_configuration(&mut self, seen: &Observation) {
-        let revision = seen.view.config.mod_revision;
-        let known = self.upkeep.config_revision == Some(revision);
-        if known || seen.job.is_some() || !matches!(seen.postgres, Postgres::Running(_)) {
-            return;
-        }
-        let floors = match &seen.data {
-            DataDir::Cluster { control, .. } if !self.known.writable => Some(control),
-            _ => None,
-        };
-        match reload_if_changed(&self.context, self.known.upstream.as_ref(), floors) {
-            Ok(changed) => {
-                if changed {
-                    tracing::info!("PostgreSQL's configuration has changed and is read again");
-                }
-                self.upkeep.config_revision = Some(revision);
-            }
-            Err(error) => tracing::warn!("writing PostgreSQL's configuration: {error}"),
         }
     }
 
@@ -138,7 +139,7 @@ impl Cycle {
             return;
         };
         let scheduled = self.orders.document();
-        let record = member_record(&self.context.config, seen, &self.memory, scheduled);
+        let record = member_record(&self.context.live(), seen, &self.memory, scheduled, &self.pending.found);
         let now = Boottime::now();
         if let Some((last, last_lease, written_at)) = &self.upkeep.record
             && *last_lease == lease
@@ -213,7 +214,7 @@ impl Cycle {
         if !in_touch {
             return; // What was told last stands.
         }
-        let wanted = failsafe::wanted(&seen.view, &seen.me, &api_url(&self.context.config));
+        let wanted = failsafe::wanted(&seen.view, &seen.me, &api_url(&self.context.live()));
         let by_vouches = self.context.lease.state().borrow().rests_on_vouches();
         // Who is added has not vouched for a deadline that rests on the word of the others, and may bid once he is listed.
         if wanted == stands || by_vouches || self.memory.proven.as_ref() != Some(epoch) {

@@ -8,7 +8,7 @@ use crate::decide::upstream_address;
 use crate::postgres::{bootstrap, clone};
 
 pub(super) async fn initdb(context: &Context) -> Result<Outcome, JobError> {
-    bootstrap::initdb(&context.programs, &context.config).await?;
+    bootstrap::initdb(&context.programs, &context.live()).await?;
     Ok(Outcome::Done)
 }
 
@@ -19,7 +19,7 @@ pub(super) async fn clone(context: &Context, from: &MemberName) -> Result<Outcom
     // What is to be replaced must not run; a former leader's server has ended long before, a standby's has not.
     context.keeper.end().await?;
     context.keeper.disarm().await?;
-    if let Some(aside) = clone::clone_from(&context.programs, &context.config, &source).await? {
+    if let Some(aside) = clone::clone_from(&context.programs, &context.live(), &source).await? {
         tracing::warn!(aside = %aside.display(), "the former data directory was moved aside");
     }
     Ok(Outcome::Done)

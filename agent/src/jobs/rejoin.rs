@@ -20,8 +20,10 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 pub(super) async fn check(context: &Context, leader: Epoch) -> Result<Outcome, JobError> {
     let address = upstream_address(&context.view(), &leader.holder)
         .ok_or_else(|| JobError::NoSuchMember(leader.holder.clone()))?;
-    let postgresql = &context.config.postgresql;
-    let target = Target::new(&address, &postgresql.database, &postgresql.superuser);
+    let live = context.live();
+    let postgresql = &live.postgresql;
+    let options = postgresql.connections.superuser.preferring_tls();
+    let target = Target::new(&address, &postgresql.database, &postgresql.superuser).with_options(&options);
     // A standby that is asked by mistake answers with no row, and nothing is decided on that.
     let sql = "WITH now AS (SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) AS timeline WHERE NOT pg_is_in_recovery()) \
                SELECT timeline, pg_read_file('pg_wal/' || timeline || '.history', 0, 1048576, true) FROM now";

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::Path;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use pgherd_cluster::name::MemberName;
@@ -12,14 +13,15 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{JobError, Outcome};
-use crate::context::{Context, local_target};
+use crate::config::PostgresConfig;
+use crate::context::Context;
 use crate::decide::upstream_address;
 use crate::keeper::Instance;
 use crate::postgres::bootstrap::{UNFINISHED_MARKER, make_roles};
 use crate::postgres::clone::write_pgpass;
 use crate::postgres::control::inspect;
-use crate::postgres::settings::{Inputs, Settings};
-use crate::postgres::{Control, DataDir, ToolError, files};
+use crate::postgres::settings::{Inputs, READ_ONLY, Settings, differs_by_role, lines_of};
+use crate::postgres::{Control, DataDir, ToolError, files, libraries, pending};
 use crate::slots;
 use crate::status::{ServerStatus, WalStatus};
 
@@ -30,6 +32,10 @@ const ASK_STARTED_EVERY: Duration = Duration::from_millis(30);
 /// A promotion that comes while the walreceiver is ending can sleep through a whole retry interval; a signal wakes it.
 const NUDGE_EVERY: Duration = Duration::from_millis(50);
 const PROMOTE_MAX: Duration = Duration::from_secs(60);
+/// How long a question about a parameter may take.
+const ASK_MAX: Duration = Duration::from_secs(2);
+/// How long a server may take to read its files.
+const READ_MAX: Duration = Duration::from_secs(3);
 
 /// Writes the configuration files for the next start or reload. Says whether anything changed, and what was rendered.
 ///
@@ -40,39 +46,34 @@ pub fn configure(
     upstream: Option<&Address>,
     floors: Option<&Control>,
 ) -> Result<(Settings, bool), ToolError> {
-    let postgresql = &context.config.postgresql;
-    let dir = &postgresql.data_dir;
+    let live = context.live();
+    let postgresql = &live.postgresql;
     let dynamic = context.dynamic();
     let sync_names = context.sync_names();
     let inputs = Inputs {
         sync_names: sync_names.as_ref(),
-        scope: &context.config.scope,
-        name: &context.config.name,
+        scope: &live.scope,
+        name: &live.name,
         postgresql,
+        by_role: &live.by_role,
         dynamic: &dynamic,
         upstream,
         floors,
     };
     let (settings, warnings) = Settings::render(inputs);
-    let (conf, base) = (dir.join("postgresql.conf"), dir.join("postgresql.base.conf"));
-    if !base.exists() && conf.exists() {
-        // What initdb or an administrator wrote stays in force under what is written here.
-        std::fs::rename(&conf, &base).map_err(|source| ToolError::File {
-            what: "keeping the original configuration",
-            path: conf.clone(),
-            source,
-        })?;
-    }
-    let mut changed = files::write_whole(&conf, &settings.conf, 0o600)?;
-    for (name, lines) in [
-        ("pg_hba.conf", &postgresql.pg_hba),
-        ("pg_ident.conf", &postgresql.pg_ident),
-    ] {
-        if let Some(lines) = lines {
+    keep_originals(postgresql)?;
+    let mut changed = files::write_whole(&postgresql.conf_file(), &settings.conf, 0o600)?;
+    for key in ["pg_hba", "pg_ident"] {
+        if let Some(lines) = lines_of(inputs, key) {
             let text = format!("# Written by pgherd from the configuration.\n{}\n", lines.join("\n"));
-            changed |= files::write_whole(&dir.join(name), &text, 0o600)?;
+            changed |= files::write_whole(&postgresql.config_dir.join(format!("{key}.conf")), &text, 0o600)?;
         }
     }
+    context
+        .wanted
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone_from(&settings.wanted);
     if let Some(upstream) = upstream {
         write_pgpass(postgresql, upstream)?;
     }
@@ -82,6 +83,41 @@ pub fn configure(
         }
     }
     Ok((settings, changed))
+}
+
+/// What initdb or an administrator wrote stays in force under what is written here. Where the configuration has a directory
+/// of its own, that begins with what the data directory has.
+fn keep_originals(postgresql: &PostgresConfig) -> Result<(), ToolError> {
+    let (conf, dir) = (postgresql.conf_file(), &postgresql.config_dir);
+    let base = dir.join(postgresql.base_conf_name());
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| ToolError::File {
+            what: "keeping the original configuration",
+            path,
+            source,
+        }
+    };
+    if !base.exists() && conf.exists() {
+        std::fs::rename(&conf, &base).map_err(failed(&conf))?;
+    }
+    if *dir == postgresql.data_dir {
+        return Ok(());
+    }
+    std::fs::create_dir_all(dir).map_err(failed(dir))?;
+    let originals = [
+        ("postgresql.base.conf", base.clone()),
+        ("postgresql.conf", base),
+        ("pg_hba.conf", dir.join("pg_hba.conf")),
+        ("pg_ident.conf", dir.join("pg_ident.conf")),
+    ];
+    for (name, to) in originals {
+        let from = postgresql.data_dir.join(name);
+        if !to.exists() && from.exists() {
+            std::fs::copy(&from, &to).map_err(failed(&to))?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes the configuration of a running server, and has it read when anything changed.
@@ -121,7 +157,7 @@ pub(super) async fn start_primary(context: &Context, epoch: Epoch) -> Result<Out
 fn primary_start_max(context: &Context) -> Duration {
     let limit = context.dynamic().primary_start_timeout();
     if limit.is_zero() {
-        context.config.postgresql.start_timeout
+        context.live().postgresql.start_timeout
     } else {
         limit
     }
@@ -141,7 +177,7 @@ pub(super) async fn start_standby(context: &Context, upstream: Option<&MemberNam
         context,
         "did not answer",
         ASK_STARTED_EVERY,
-        context.config.postgresql.start_timeout,
+        context.live().postgresql.start_timeout,
         |_| true,
     )
     .await?;
@@ -156,13 +192,28 @@ async fn launch(context: &Context, upstream: Option<&Address>, writable: bool) -
         DataDir::Empty | DataDir::Foreign(_) => None,
     };
     let (settings, _) = configure(context, upstream, floors.as_ref().filter(|_| !writable))?;
+    refuse_missing_libraries(context, &settings).await?;
     remove_dead_locks(dir)?;
-    let arguments = settings.arguments(dir).into_iter().map(OsString::from).collect();
+    let conf = context.config.postgresql.conf_file();
+    let arguments = settings.arguments(dir, &conf).into_iter().map(OsString::from).collect();
     context
         .keeper
         .start(writable, context.programs.path("postgres"), arguments)
         .await?;
     Ok(())
+}
+
+/// A server that misses a library that it is to preload ends at once, and says why in its own log only.
+async fn refuse_missing_libraries(context: &Context, settings: &Settings) -> Result<(), JobError> {
+    let Some(wanted) = settings.wanted.get("shared_preload_libraries") else {
+        return Ok(());
+    };
+    let path = settings.wanted.get("dynamic_library_path").map(String::as_str);
+    let missing = libraries::missing(&context.programs, wanted, path).await;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(JobError::MissingLibraries(missing.join(", ")))
 }
 
 /// Removes PostgreSQL's lock files when the process that they name is dead and only not yet buried, as in a container whose
@@ -224,11 +275,13 @@ pub(super) async fn promote(context: &Context, epoch: Epoch) -> Result<Outcome, 
     settle(context, epoch).await
 }
 
-/// What must be so before the route to a new primary opens: roles, slots for the others, and a write that went through.
+/// What must be so before the route to a new primary opens: its role's parameters, roles, slots for the others, and a write
+/// that went through.
 async fn settle(context: &Context, epoch: Epoch) -> Result<Outcome, JobError> {
+    take_over_parameters(context).await?;
     let marker = context.config.postgresql.data_dir.join(UNFINISHED_MARKER);
     if marker.exists() {
-        make_roles(&local_target(&context.config), &context.config).await?;
+        make_roles(&context.sql.target(), &context.live()).await?;
         files::remove_if_there(&marker)?;
     }
     context.sql.prove_writable().await?;
@@ -236,6 +289,42 @@ async fn settle(context: &Context, epoch: Epoch) -> Result<Outcome, JobError> {
         tracing::warn!(%error, "not all slots could be made yet; the next cycle tries again");
     }
     Ok(Outcome::Proven(epoch))
+}
+
+/// A server that was promoted still has a standby's parameters. Where those of a primary are others, or where sessions would
+/// be read-only, they are written, and the route waits until a session has them.
+async fn take_over_parameters(context: &Context) -> Result<(), JobError> {
+    let read_only = is_read_only(context).await?;
+    if !read_only && !differs_by_role(&context.dynamic(), &context.live().by_role) {
+        return Ok(());
+    }
+    let (settings, changed) = configure(context, None, None)?;
+    let before = pending::print(&context.sql).await?;
+    context.keeper.signal(PostmasterSignal::Reload)?;
+    let deadline = Instant::now() + READ_MAX;
+    let mut tick = interval(ASK_PROMOTED_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Another session than ours may read them a moment later than we do; so the question is asked on a new one.
+    while changed && Instant::now() < deadline && pending::print_anew(&context.sql).await? == before {
+        tick.tick().await;
+    }
+    let meant = settings.wanted.get(READ_ONLY).is_some_and(|value| value != "off");
+    if is_read_only(context).await? && !meant {
+        tracing::warn!(
+            "{READ_ONLY} is on for the leader, and no configuration of pgherd's says so: sessions are read-only unless they \
+             switch it off; look for it in postgresql.auto.conf (ALTER SYSTEM RESET {READ_ONLY})"
+        );
+    }
+    Ok(())
+}
+
+async fn is_read_only(context: &Context) -> Result<bool, ToolError> {
+    let sql = format!("SELECT reset_val FROM pg_settings WHERE name = '{READ_ONLY}'");
+    let rows = context
+        .sql
+        .ask("asking whether sessions are read-only", &sql, ASK_MAX)
+        .await?;
+    Ok(rows.into_iter().flatten().flatten().any(|value| value == "on"))
 }
 
 fn is_primary(server: &ServerStatus) -> bool {

@@ -83,17 +83,18 @@ fn write_hba(config: &AgentConfig, data_dir: &std::path::Path) -> Result<(), Too
     files::write_whole(&path, &text, 0o600).map(|_| ())
 }
 
+/// Sent before statements that hold passwords, which must not reach the server's log. PostgreSQL decides on logging a message
+/// before it runs any of it, so what switches logging off is a message of its own; the connection ends with it off.
+pub(super) const QUIET: &str = "SET log_statement = none; SET log_min_duration_statement = -1; \
+    SET log_min_duration_sample = -1; SET log_transaction_sample_rate = 0; SET log_min_error_statement = panic; \
+    SET log_duration = off; SET password_encryption = 'scram-sha-256'";
+
 /// Makes the roles that members use. May be repeated.
 ///
 /// # Errors
 /// When a statement fails.
 pub async fn make_roles(target: &Target, config: &AgentConfig) -> Result<(), ToolError> {
     let postgresql = &config.postgresql;
-    // The statements hold passwords, which must not reach the server's log. PostgreSQL decides on logging a message before
-    // it runs any of it, so what switches logging off is a message of its own; the connection ends with it off.
-    let quiet = "SET log_statement = none; SET log_min_duration_statement = -1; SET log_min_duration_sample = -1; \
-                 SET log_transaction_sample_rate = 0; SET log_min_error_statement = panic; SET log_duration = off; \
-                 SET password_encryption = 'scram-sha-256'";
     let mut roles = Vec::new();
     if postgresql.replication.username != postgresql.superuser.username {
         roles.push(role(&postgresql.replication, "LOGIN REPLICATION"));
@@ -115,7 +116,7 @@ pub async fn make_roles(target: &Target, config: &AgentConfig) -> Result<(), Too
             roles.push(format!("GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {user}"));
         }
     }
-    let statements: Vec<&str> = std::iter::once(quiet).chain(roles.iter().map(String::as_str)).collect();
+    let statements: Vec<&str> = std::iter::once(QUIET).chain(roles.iter().map(String::as_str)).collect();
     tell_in_order(target, "making the replication role", &statements, ROLES_MAX).await
 }
 

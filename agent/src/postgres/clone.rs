@@ -29,8 +29,8 @@ pub async fn clone_from(
     clear_leftover(&new).await?;
     write_pgpass(postgresql, source)?;
     let replication = &postgresql.replication;
-    let conninfo = format!(
-        "dbname={} user={} host={} port={} application_name={} sslmode=prefer connect_timeout=5 \
+    let mut conninfo = format!(
+        "dbname={} user={} host={} port={} application_name={} connect_timeout=5 \
          keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=10000",
         super::settings::quote(&postgresql.database),
         super::settings::quote(&replication.username),
@@ -38,6 +38,9 @@ pub async fn clone_from(
         source.port,
         super::settings::quote(config.name.as_str()),
     );
+    for (name, value) in &postgresql.connections.replication.preferring_tls().0 {
+        conninfo.push_str(&format!(" {name}={}", super::settings::quote(value)));
+    }
     let pgdata = new.display().to_string();
     let args = [
         "--pgdata",

@@ -4,9 +4,14 @@ pub mod bootstrap;
 pub mod clone;
 pub mod control;
 pub mod files;
+pub mod libraries;
+pub mod passwords;
+pub mod pending;
 pub mod programs;
+mod secure;
 pub mod settings;
 pub mod sql;
+mod target;
 
 pub use self::control::{Control, ControlState, DataDir};
 pub use self::programs::{Programs, ToolError};

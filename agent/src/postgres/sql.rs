@@ -2,64 +2,32 @@
 //! against a backend that is stopped and will never answer.
 
 use std::ffi::OsString;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use pgherd_cluster::name::{Lsn, Timeline};
 use pgherd_cluster::record::Address;
 use tokio::sync::Mutex;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow};
+use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
 use super::programs::{Programs, ToolError};
-use crate::config::Credentials;
+use super::target::Kept;
+pub use super::target::Target;
+use crate::config::{ConnectionOptions, Credentials};
 use crate::status::{CommitWaiting, ServerStatus, WalSender, WalStatus};
 
-const CONNECT_MAX: Duration = Duration::from_secs(3);
 const STATUS_MAX: Duration = Duration::from_secs(2);
 
 /// A row of a simple query: texts and nulls.
 pub type Row = Vec<Option<String>>;
 
-/// How to reach a server.
-#[derive(Clone)]
-pub struct Target {
-    config: tokio_postgres::Config,
-}
-
-impl Target {
-    /// As `user` to `database` at `address`.
-    #[must_use]
-    pub fn new(address: &Address, database: &str, user: &Credentials) -> Self {
-        let mut config = tokio_postgres::Config::new();
-        config
-            .host(&address.host)
-            .port(address.port)
-            .dbname(database)
-            .user(&user.username)
-            .application_name("pgherd")
-            .connect_timeout(CONNECT_MAX)
-            .tcp_user_timeout(CONNECT_MAX)
-            .options("-c statement_timeout=0 -c synchronous_commit=local -c search_path=pg_catalog");
-        if let Some(password) = &user.password {
-            config.password(password);
-        }
-        Self { config }
-    }
-}
-
-struct Kept {
-    client: Client,
-    /// Drives the connection; dropping it closes the socket.
-    _driver: JoinSet<()>,
-}
-
 /// Our own server. Connects when first asked, and again after an error.
 pub struct Sql {
-    target: Target,
+    target: ArcSwap<Target>,
     kept: Mutex<Option<Kept>>,
-    replication: Replication,
+    replication: ArcSwap<Replication>,
     /// What is known of a running standby's timeline. SQL tells it only while WAL is being received, and the control file
     /// lags behind.
     standby_timeline: std::sync::Mutex<Option<NotedTimeline>>,
@@ -73,6 +41,8 @@ pub struct Replication {
     pub address: Address,
     /// As whom.
     pub user: Credentials,
+    /// And with what.
+    pub options: ConnectionOptions,
 }
 
 /// A timeline that a standby was seen on.
@@ -82,27 +52,6 @@ struct NotedTimeline {
     timeline: Timeline,
     /// How far it had come then. When it has come further unseen, it may be on a later one.
     position: Lsn,
-}
-
-async fn connect(target: &Target) -> Result<Kept, ToolError> {
-    let what = "connecting to PostgreSQL";
-    let connecting = timeout(CONNECT_MAX, target.config.connect(NoTls));
-    let (client, connection) = connecting
-        .await
-        .map_err(|_| ToolError::Timeout {
-            program: what.to_owned(),
-            limit: CONNECT_MAX,
-        })?
-        .map_err(|source| ToolError::Sql { what, source })?;
-    let mut driver = JoinSet::new();
-    driver.spawn(async move {
-        // An error here is seen by whoever waits for an answer.
-        let _ = connection.await;
-    });
-    Ok(Kept {
-        client,
-        _driver: driver,
-    })
 }
 
 async fn ask(client: &Client, what: &'static str, sql: &str, limit: Duration) -> Result<Vec<Row>, ToolError> {
@@ -131,7 +80,7 @@ fn row_texts(row: &SimpleQueryRow) -> Row {
 /// # Errors
 /// When connecting or asking fails or takes too long.
 pub async fn ask_once(target: &Target, what: &'static str, sql: &str, limit: Duration) -> Result<Vec<Row>, ToolError> {
-    let kept = connect(target).await?;
+    let kept = target.connect().await?;
     ask(&kept.client, what, sql, limit).await
 }
 
@@ -145,7 +94,7 @@ pub async fn tell_in_order(
     statements: &[&str],
     limit: Duration,
 ) -> Result<(), ToolError> {
-    let kept = connect(target).await?;
+    let kept = target.connect().await?;
     for sql in statements {
         ask(&kept.client, what, sql, limit).await?;
     }
@@ -157,8 +106,8 @@ impl Sql {
     #[must_use]
     pub fn new(target: Target, replication: Replication) -> Self {
         Self {
-            target,
-            replication,
+            target: ArcSwap::from_pointee(target),
+            replication: ArcSwap::from_pointee(replication),
             kept: Mutex::new(None),
             standby_timeline: std::sync::Mutex::new(None),
         }
@@ -173,7 +122,10 @@ impl Sql {
         let mut kept = self.kept.lock().await;
         let current = match kept.take() {
             Some(current) if !current.client.is_closed() => current,
-            _ => connect(&self.target).await?,
+            _ => {
+                let target = self.target.load_full();
+                target.connect().await?
+            }
         };
         let answer = ask(&current.client, what, sql, limit).await;
         let usable = match &answer {
@@ -186,6 +138,18 @@ impl Sql {
             *kept = Some(current);
         }
         answer
+    }
+
+    /// Reaches the server in this way from the next connection on.
+    pub fn reach_by(&self, target: Target, replication: Replication) {
+        self.target.store(Arc::new(target));
+        self.replication.store(Arc::new(replication));
+    }
+
+    /// How the server is reached now, for a connection of one's own.
+    #[must_use]
+    pub fn target(&self) -> Target {
+        (**self.target.load()).clone()
     }
 
     /// Forgets the connection: before a stop, so that it is not what a shutdown waits for.
@@ -219,12 +183,8 @@ impl Sql {
         if let Some(noted) = self.noted_timeline(server, position) {
             return server.timeline.max(Some(noted));
         }
-        let Replication {
-            programs,
-            address,
-            user,
-        } = &self.replication;
-        match identify_timeline(programs, address, user).await {
+        let replication = self.replication.load_full();
+        match identify_timeline(&replication).await {
             Ok(timeline) => {
                 self.note_timeline(server, position, timeline);
                 server.timeline.max(Some(timeline))
@@ -254,16 +214,6 @@ impl Sql {
         });
     }
 
-    /// Whether a parameter has changed that only a restart puts in force.
-    ///
-    /// # Errors
-    /// As for [`Self::ask`].
-    pub async fn pending_restart(&self) -> Result<bool, ToolError> {
-        let sql = "SELECT 1 FROM pg_settings WHERE pending_restart LIMIT 1";
-        let rows = self.ask("asking for pending changes", sql, STATUS_MAX).await?;
-        Ok(!rows.is_empty())
-    }
-
     /// Proves that the server takes writes, by one: a transactional message in the log, which touches no table.
     ///
     /// # Errors
@@ -281,13 +231,22 @@ impl Sql {
 ///
 /// # Errors
 /// When psql fails or takes too long.
-async fn identify_timeline(programs: &Programs, address: &Address, user: &Credentials) -> Result<Timeline, ToolError> {
-    let conninfo = format!(
+async fn identify_timeline(replication: &Replication) -> Result<Timeline, ToolError> {
+    let Replication {
+        programs,
+        address,
+        user,
+        options,
+    } = replication;
+    let mut conninfo = format!(
         "host={} port={} user={} dbname=postgres replication=1 connect_timeout=2 application_name=pgherd",
         super::settings::quote(&address.host),
         address.port,
         super::settings::quote(&user.username),
     );
+    for (name, value) in &options.0 {
+        conninfo.push_str(&format!(" {name}={}", super::settings::quote(value)));
+    }
     let password = OsString::from(user.password.clone().unwrap_or_default());
     let env = [("PGPASSWORD", password.as_os_str())];
     let args = ["-XAtw", "-d", &conninfo, "-c", "IDENTIFY_SYSTEM"];

@@ -146,6 +146,7 @@ pub(crate) fn leader_status(now: Boottime) -> MemberStatus {
         next_cycle_at: now + Duration::from_secs(5),
         watchdog_failed: false,
         scheduled_restart: None,
+        pending_restart: Map::new(),
         reason: "still leading".into(),
     }
 }

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 
 use super::fixtures::{keys, leader_status, replica_status, scope, view};
 use super::*;
+use crate::config::Credentials;
 
 mod changes;
 mod streams;
@@ -47,7 +48,8 @@ impl Served {
             view: handle,
             etcd,
             keys: keys(),
-            credentials,
+            doors: doors(credentials),
+            peers: Peers::default(),
             refresh,
             orders: mpsc::channel(1).0,
             vouches: crate::lease::Vouches::nobody(),
@@ -93,6 +95,14 @@ impl Served {
         ))
         .await
     }
+}
+
+fn doors(credentials: Option<Credentials>) -> Arc<ArcSwap<Doors>> {
+    let config = crate::config::RestConfig {
+        credentials,
+        ..crate::config::tests::agent().restapi
+    };
+    Arc::new(ArcSwap::from_pointee(Doors::new(&config).expect("no files")))
 }
 
 fn status_line(answer: &str) -> &str {
@@ -265,7 +275,8 @@ async fn an_outage_is_noted_from_its_first_failure_until_it_ends() {
         view: handle,
         etcd: Etcd::new(EtcdConfig::default()),
         keys: keys(),
-        credentials: None,
+        doors: doors(None),
+        peers: Peers::default(),
         refresh: mpsc::channel(1).0,
         orders: mpsc::channel(1).0,
         vouches: crate::lease::Vouches::nobody(),

@@ -22,12 +22,12 @@ const PATRONI: &[(&str, &str)] = &[
         "listen connect_address authentication certfile keyfile keyfile_password cafile ciphers verify_client allowlist \
          allowlist_include_members http_extra_headers https_extra_headers request_queue_size thread_pool_size server_tokens",
     ),
-    ("restapi.authentication", "username password"),
+    ("restapi.authentication", "username password password_file"),
     (
         "ctl",
         "authentication insecure cacert certfile keyfile keyfile_password",
     ),
-    ("ctl.authentication", "username password"),
+    ("ctl.authentication", "username password password_file"),
     ("etcd", ETCD),
     ("etcd3", ETCD),
     ("watchdog", "mode device safety_margin driver"),
@@ -57,7 +57,7 @@ const PATRONI: &[(&str, &str)] = &[
         "ttl loop_wait retry_timeout maximum_lag_on_failover maximum_lag_on_syncnode check_timeline max_timelines_history \
          primary_start_timeout master_start_timeout primary_stop_timeout master_stop_timeout synchronous_mode \
          synchronous_mode_strict synchronous_node_count failsafe_mode pause member_slots_ttl slots permanent_slots \
-         permanent_replication_slots ignore_slots standby_cluster postgresql",
+         permanent_replication_slots ignore_slots standby_cluster postgresql pgherd",
     ),
     (
         "bootstrap.dcs.standby_cluster",
@@ -67,8 +67,8 @@ const PATRONI: &[(&str, &str)] = &[
 ];
 
 const ETCD: &str = "host hosts url proxy srv srv_suffix discovery_srv srv_domain protocol use_proxies username password \
-                    cacert cert key port";
-const LOGIN: &str = "username password sslmode sslcert sslkey sslpassword sslrootcert sslcrl sslcrldir gssencmode \
+                    password_file cacert cert key port";
+const LOGIN: &str = "username password password_file sslmode sslcert sslkey sslpassword sslrootcert sslcrl sslcrldir gssencmode \
                      channel_binding sslnegotiation";
 
 /// Our own sections and their keys, `[]` standing for the elements of a list.
@@ -100,7 +100,8 @@ const OURS: &[(&str, &str)] = &[
         "certificate private_key client_ca client_certificate min_version",
     ),
     ("proxy.probe", "username database password_file passfile"),
-    ("pgherd", "runtime_dir"),
+    ("pgherd", "runtime_dir parameters"),
+    ("pgherd.parameters", "primary replica"),
 ];
 
 /// Reports every key that nobody reads.
