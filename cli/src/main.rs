@@ -8,6 +8,7 @@ mod demo;
 mod failure;
 mod logging;
 mod open_files;
+mod patroni;
 mod preflight;
 mod reload;
 mod run;
@@ -31,6 +32,12 @@ fn main() -> ExitCode {
     }
     if let Some(ended) = pgherd_keeper::resume() {
         return report(run::keeper_ended(ended));
+    }
+    if patroni::is_called(std::env::args_os()) {
+        return match patroni::Arguments::try_parse() {
+            Ok(arguments) => report(patroni::run(&arguments)),
+            Err(error) => not_understood(&error),
+        };
     }
     match Arguments::try_parse() {
         Ok(arguments) => report(dispatch(&arguments.command)),
