@@ -1,7 +1,10 @@
 //! What the parts of one member share.
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use arc_swap::ArcSwap;
 use pgherd_cluster::etcd::{Budget, Etcd};
 use pgherd_cluster::key::{Key, Keys};
 use pgherd_cluster::record::{Address, DynamicConfig, StandbyCluster};
@@ -9,11 +12,15 @@ use pgherd_cluster::source::ViewHandle;
 use pgherd_cluster::timing::LeaseTiming;
 use pgherd_cluster::view::View;
 
-use crate::config::{AgentConfig, Divergence};
+use crate::config::{AgentConfig, Divergence, PostgresConfig};
 use crate::keeper::Keeper;
 use crate::lease::Lease;
+use crate::live::Live;
+use crate::peers::Peers;
 use crate::postgres::Programs;
-use crate::postgres::sql::{Sql, Target};
+use crate::postgres::settings::value_text;
+use crate::postgres::sql::{Replication, Sql, Target};
+use crate::rest::Doors;
 use crate::scripts::{Callbacks, Scripts};
 use crate::slots::Board;
 use crate::sync::SyncNames;
@@ -21,8 +28,11 @@ use crate::vigil::Vigil;
 
 /// The handles of one member; cheap to share with its jobs.
 pub struct Context {
-    /// Its configuration.
+    /// Its configuration as the agent was started with: who it is and where its data is do not change. What may is
+    /// in `live`.
     pub config: AgentConfig,
+    /// Its configuration as it is in force.
+    pub live: Live,
     /// PostgreSQL's programs.
     pub programs: Programs,
     /// The store.
@@ -33,6 +43,10 @@ pub struct Context {
     pub view: ViewHandle,
     /// The keeper.
     pub keeper: Keeper,
+    /// How other members are asked.
+    pub peers: Peers,
+    /// Who gets into our REST interface.
+    pub doors: Arc<ArcSwap<Doors>>,
     /// The lease.
     pub lease: Lease,
     /// SQL on our own server.
@@ -47,6 +61,8 @@ pub struct Context {
     pub callbacks: Callbacks,
     /// What `synchronous_standby_names` is written as; the user's own parameters while it is nothing.
     pub sync_names: Mutex<Option<SyncNames>>,
+    /// PostgreSQL's parameters as they were last rendered.
+    pub wanted: Mutex<BTreeMap<String, String>>,
 }
 
 impl Context {
@@ -61,6 +77,28 @@ impl Context {
         *self.sync_names.lock().unwrap_or_else(PoisonError::into_inner) = names;
     }
 
+    /// PostgreSQL's parameters as they were last rendered.
+    #[must_use]
+    pub fn wanted(&self) -> BTreeMap<String, String> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The configuration in force.
+    #[must_use]
+    pub fn live(&self) -> Arc<AgentConfig> {
+        self.live.load()
+    }
+
+    /// Reaches our own server as the configuration in force says; `former` is the superuser's password of before.
+    pub fn reach_server(&self, former: Option<String>) {
+        let (live, dynamic) = (self.live(), self.dynamic());
+        let target = local_target_with(&live, &dynamic).with_former_password(former);
+        for sql in [&self.sql, &self.slot_sql] {
+            let replication = replication_with(&live, &self.programs, &dynamic);
+            sql.reach_by(target.clone(), replication);
+        }
+    }
+
     /// The full text of a key.
     #[must_use]
     pub fn key(&self, key: &Key) -> String {
@@ -70,12 +108,12 @@ impl Context {
     /// The operator's programs in force.
     #[must_use]
     pub fn scripts(&self) -> Scripts {
-        Scripts::in_force(&self.config.postgresql.scripts, &self.dynamic().postgresql()).0
+        Scripts::in_force(&self.live().postgresql.scripts, &self.dynamic().postgresql()).0
     }
 
     /// The same where the first member is made that follows another cluster, whose section may list ways of its own.
     pub fn scripts_of(&self, section: &StandbyCluster) -> Scripts {
-        let mut local = self.config.postgresql.scripts.clone();
+        let mut local = self.live().postgresql.scripts.clone();
         if !section.create_replica_methods.is_empty() {
             local.remove("create_replica_method");
             local.insert(
@@ -107,7 +145,7 @@ impl Context {
     /// What becomes of data that holds what the leader's does not.
     #[must_use]
     pub fn divergence(&self) -> Divergence {
-        self.config.postgresql.divergence.over(&self.dynamic())
+        self.live().postgresql.divergence.over(&self.dynamic())
     }
 
     /// The dynamic configuration, empty while there is none.
@@ -117,24 +155,112 @@ impl Context {
     }
 }
 
-/// How our own server is asked.
+/// Where PostgreSQL's unix socket is when no parameter says: the packages' place, and PostgreSQL's own.
+const SOCKET_DIRS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
+
+/// How our own server is reached, by what this member's own configuration says.
 #[must_use]
 pub fn local_target(config: &AgentConfig) -> Target {
-    let postgresql = &config.postgresql;
-    Target::new(&local_address(config), &postgresql.database, &postgresql.superuser)
+    local_target_with(config, &DynamicConfig::default())
 }
 
-/// Where our own server is reached: by TCP, at the first address that it listens on.
+/// How our own server is reached: by TCP at the first address that it listens on, or by its unix socket.
 #[must_use]
-pub fn local_address(config: &AgentConfig) -> Address {
+pub fn local_target_with(config: &AgentConfig, dynamic: &DynamicConfig) -> Target {
+    let (address, postgresql) = (local_address(config, dynamic), &config.postgresql);
+    Target::new(&address, &postgresql.database, &postgresql.superuser).with_options(&postgresql.connections.superuser)
+}
+
+/// Where our own server is reached. A host that begins with a slash is the directory of its unix socket.
+#[must_use]
+pub fn local_address(config: &AgentConfig, dynamic: &DynamicConfig) -> Address {
     let postgresql = &config.postgresql;
-    let host = match postgresql.listen_addresses.first().map(String::as_str) {
-        None | Some("*" | "0.0.0.0" | "") => "127.0.0.1".to_owned(),
-        Some("::") => "::1".to_owned(),
-        Some(address) => address.to_owned(),
+    let host = if postgresql.use_unix_socket {
+        socket_dir(postgresql, dynamic)
+    } else {
+        local_host(postgresql)
     };
     Address {
         host,
         port: postgresql.port,
+    }
+}
+
+/// How our own server is asked by the replication protocol.
+#[must_use]
+pub fn replication_with(config: &AgentConfig, programs: &Programs, dynamic: &DynamicConfig) -> Replication {
+    let postgresql = &config.postgresql;
+    let mut address = postgresql.connect_address.clone();
+    if postgresql.use_unix_socket_repl {
+        address = Address {
+            host: socket_dir(postgresql, dynamic),
+            port: postgresql.port,
+        };
+    }
+    Replication {
+        programs: programs.clone(),
+        address,
+        user: postgresql.replication.clone(),
+        options: postgresql.connections.replication.clone(),
+    }
+}
+
+fn local_host(postgresql: &PostgresConfig) -> String {
+    match postgresql.listen_addresses.first().map(String::as_str) {
+        None | Some("*" | "0.0.0.0" | "") => "127.0.0.1".to_owned(),
+        Some("::") => "::1".to_owned(),
+        Some(address) => address.to_owned(),
+    }
+}
+
+/// The first directory of `unix_socket_directories`, as configured; else the one that has the socket.
+fn socket_dir(postgresql: &PostgresConfig, dynamic: &DynamicConfig) -> String {
+    let dynamic = dynamic.parameters();
+    let name = "unix_socket_directories";
+    let configured = postgresql.parameters.get(name).or_else(|| dynamic.get(name));
+    let first = configured.and_then(|value| {
+        let text = value_text(value);
+        let dir = text.split(',').next().unwrap_or_default().trim().to_owned();
+        (!dir.is_empty()).then_some(dir)
+    });
+    let socket = format!(".s.PGSQL.{}", postgresql.port);
+    first.unwrap_or_else(|| {
+        let found = SOCKET_DIRS.iter().find(|dir| Path::new(dir).join(&socket).exists());
+        (*found.unwrap_or(&SOCKET_DIRS[0])).to_owned()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::tests::agent;
+
+    #[test]
+    fn the_socket_is_where_the_parameters_say() {
+        let dynamic = DynamicConfig::new(
+            json!({"postgresql": {"parameters": {"unix_socket_directories": "/of/all, /other"}}})
+                .as_object()
+                .cloned()
+                .unwrap_or_default(),
+        );
+        let mut config = agent();
+        assert_eq!(socket_dir(&config.postgresql, &dynamic), "/of/all");
+        let own = json!("/own");
+        config
+            .postgresql
+            .parameters
+            .insert("unix_socket_directories".to_owned(), own);
+        assert_eq!(socket_dir(&config.postgresql, &dynamic), "/own");
+    }
+
+    #[test]
+    fn our_own_server_is_asked_at_the_first_address() {
+        let mut config = agent().postgresql;
+        for (listen, expected) in [("*", "127.0.0.1"), ("::", "::1"), ("10.0.0.1", "10.0.0.1")] {
+            config.listen_addresses = vec![listen.to_owned()];
+            assert_eq!(local_host(&config), expected);
+        }
     }
 }

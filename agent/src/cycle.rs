@@ -1,6 +1,7 @@
 //! The loop: woken by facts, it observes, decides, and acts; then it does the upkeep that needs no decision.
 
 mod act;
+mod configuration;
 mod restart;
 mod slots;
 mod upkeep;
@@ -20,6 +21,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
 pub use self::act::Left;
+use self::configuration::{Pending, Roles, fresh};
 use self::restart::Orders;
 use self::slots::SlotCare;
 use self::upkeep::Upkeep;
@@ -27,10 +29,12 @@ use crate::context::Context;
 use crate::decide::{Decision, Reason, decide, published_role};
 use crate::jobs::{Job, JobError, Outcome};
 use crate::lease::{LeaseState, Resumed, term_of};
+use crate::live::{Fresh, Reload};
 use crate::memory::Memory;
 use crate::observation::{JobKind, LeaseSeen, Observation, Postgres, WatchdogSeen};
 use crate::observe::{Known, observe};
 use crate::postgres::DataDir;
+use crate::postgres::passwords::Passwords;
 use crate::record::published_state;
 use crate::restart::{Order, Restarted};
 use crate::scripts::{Facts, Told};
@@ -56,12 +60,27 @@ pub struct Cycle {
     slots: SlotCare,
     orders: Orders,
     order: mpsc::Receiver<Order>,
+    reload: Reload,
+    pending: Pending,
+    roles: Roles,
+    /// The superuser's password before the last change of it.
+    former_password: Option<String>,
     status: Arc<watch::Sender<Arc<MemberStatus>>>,
     refresh: mpsc::Receiver<Refresh>,
     last_reason: Option<Reason>,
     reloads_seen: u64,
     ever_in_touch: bool,
     told: Told,
+}
+
+/// What others tell the loop.
+pub struct Heard {
+    /// Who asks for a fresh observation.
+    pub refresh: mpsc::Receiver<Refresh>,
+    /// What operators order.
+    pub order: mpsc::Receiver<Order>,
+    /// The configuration, read anew.
+    pub reload: Reload,
 }
 
 /// What ends a wait.
@@ -78,6 +97,8 @@ enum Woken {
     Refresh(Refresh),
     /// An operator's order.
     Order(Order),
+    /// The configuration, read anew.
+    Configuration(Box<Fresh>),
 }
 
 impl Cycle {
@@ -87,9 +108,10 @@ impl Cycle {
         context: Arc<Context>,
         resumed: &Resumed,
         status: Arc<watch::Sender<Arc<MemberStatus>>>,
-        refresh: mpsc::Receiver<Refresh>,
-        order: mpsc::Receiver<Order>,
+        heard: Heard,
     ) -> Self {
+        let Heard { refresh, order, reload } = heard;
+        let roles = Roles::new(Passwords::of(&context.config.postgresql));
         let proven = resumed.epoch.clone().filter(|_| resumed.proven);
         let memory = Memory {
             proven_term: proven
@@ -114,6 +136,10 @@ impl Cycle {
             slots: SlotCare::default(),
             orders: Orders::default(),
             order,
+            reload,
+            pending: Pending::default(),
+            roles,
+            former_password: None,
             status,
             refresh,
             last_reason: None,
@@ -160,7 +186,7 @@ impl Cycle {
                 Some(act::Acted::Started) if self.known.job.is_some_and(JobKind::makes_data) => Some(SETTLING),
                 Some(act::Acted::Leave(_) | act::Acted::Started) | None => decision.again_after,
             };
-            self.wait(before, again_after).await;
+            self.wait(before, sooner(again_after, self.look_again_after())).await;
         }
     }
 
@@ -235,11 +261,6 @@ impl Cycle {
         self.context.callbacks.set_role(self.told.running_role());
     }
 
-    fn reload(&mut self) {
-        tracing::info!("asked to reload: PostgreSQL's files are written again; the YAML is read at the next start");
-        self.upkeep.forget_configuration();
-    }
-
     fn status_of(&self, seen: &Observation, reason: &Reason) -> MemberStatus {
         let now = Boottime::now();
         let lease = self.context.lease.state().borrow().clone();
@@ -258,13 +279,14 @@ impl Cycle {
             },
             holding: holding(&seen.lease, &lease, now),
             watchdog_failed: seen.watchdog == WatchdogSeen::Unusable,
-            tags: told_tags(&self.context.config.tags, seen),
+            tags: told_tags(&self.context.live().tags, seen),
             system_id,
             dcs_last_seen: dcs_last_seen(&lease, now),
             next_cycle_at: now + self.context.timing().loop_wait(),
             reinitialize_failed: self.orders.reinitialize_failed(),
             reason: reason.to_string(),
             scheduled_restart: self.orders.document(),
+            pending_restart: self.pending.found.clone(),
         }
     }
 
@@ -286,6 +308,7 @@ impl Cycle {
                 Some(done) = self.slots.ended() => Woken::Slots(done),
                 Some(refresh) = self.refresh.recv() => Woken::Refresh(refresh),
                 Some(order) = self.order.recv() => Woken::Order(order),
+                fresh = fresh(&mut self.reload) => Woken::Configuration(Box::new(fresh)),
                 () = sleep_until(until) => Woken::Fact,
             };
             match woken {
@@ -309,6 +332,7 @@ impl Cycle {
                 }
                 Woken::Refresh(refresh) => self.answer(refresh).await,
                 Woken::Order(order) => return self.take_order(order).await,
+                Woken::Configuration(fresh) => return self.take_configuration(*fresh),
             }
         }
     }
@@ -377,7 +401,7 @@ impl Cycle {
     }
 
     fn first_checkpoint(&mut self, epoch: Epoch) {
-        let target = crate::context::local_target(&self.context.config);
+        let target = self.context.sql.target();
         // On a connection of its own: the loop's must stay free to answer.
         self.checkpoint.spawn(async move {
             let limit = Duration::from_secs(3600);
@@ -401,6 +425,14 @@ fn told_tags(tags: &Map<String, Value>, seen: &Observation) -> Map<String, Value
         tags.insert("nofailover".to_owned(), Value::Bool(true));
     }
     tags
+}
+
+/// The sooner of two times to decide again; nothing says at the end of the period.
+fn sooner(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
 }
 
 fn holding(lease: &LeaseSeen, state: &LeaseState, now: Boottime) -> Option<Holding> {

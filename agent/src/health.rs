@@ -15,7 +15,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::context::{Context, local_target};
+use crate::context::Context;
 use crate::postgres::ToolError;
 use crate::postgres::sql::ask_once;
 
@@ -98,7 +98,7 @@ pub(crate) async fn probe(context: Arc<Context>, health: watch::Sender<Health>, 
 }
 
 async fn probe_server(context: &Context) -> Found {
-    let target = local_target(&context.config);
+    let target = context.sql.target();
     match ask_once(&target, "probing PostgreSQL", "SELECT 1", ANSWER_MAX).await {
         Ok(_) => Found::Works,
         Err(ToolError::Timeout { .. }) => Found::Fails,

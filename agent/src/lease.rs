@@ -25,6 +25,7 @@ pub use self::core::{BidLoss, VouchRefusal, Voucher};
 pub use self::memo::Resumed;
 use self::thread::{Command, Thread};
 use crate::keeper::Keeper;
+use crate::peers::Peers;
 use crate::slots::Board;
 use crate::status::Holding;
 use crate::vigil::Vigil;
@@ -121,8 +122,8 @@ pub struct LeaseParts {
     pub view: ViewHandle,
     /// The keeper.
     pub keeper: Keeper,
-    /// For other members' guarded requests.
-    pub authorization: Option<String>,
+    /// How other members are asked.
+    pub peers: Peers,
     /// What tells whether the loop still decides.
     pub vigil: Vigil,
     /// Where the slots of this leader are, for those that are asked to vouch.

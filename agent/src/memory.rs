@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
+use pgherd_cluster::http::Endpoint;
 use pgherd_cluster::name::{Lsn, MemberName};
-use pgherd_cluster::record::Address;
 use pgherd_cluster::view::Epoch;
 
 use crate::decide::{Step, synchronous};
@@ -49,7 +49,7 @@ pub struct Memory {
     /// Before this, no clone, initdb or start is tried again.
     pub backoff_until: Option<Boottime>,
     /// Where the other members were last known to answer: their keys end with their leases, as after an outage of etcd.
-    pub addresses: BTreeMap<MemberName, Address>,
+    pub addresses: BTreeMap<MemberName, Endpoint>,
     /// The last poll of the other members.
     pub poll: Option<Poll>,
     /// Whether our data can follow the leader of an epoch.
@@ -326,7 +326,7 @@ impl Memory {
 
     fn note_addresses(&mut self, seen: &Observation) {
         for member in seen.view.members.values().filter(|member| member.name != seen.me) {
-            if let Some(address) = member.record.api_address() {
+            if let Some(address) = member.record.api_endpoint() {
                 self.addresses.insert(member.name.clone(), address);
             }
         }

@@ -66,7 +66,7 @@ pub async fn observe(context: &Context, known: &Known) -> Result<Observation, To
     let state = context.lease.state().borrow().clone();
     let now = Boottime::now();
     let lease = lease_seen(&view, in_touch, &state, &instance, &context.config.name, now);
-    let me = own_tags(&context.config);
+    let me = own_tags(&context.live());
     let scripts = context.scripts();
     let lacks_slots = lacks_slots(&view, known);
     Ok(Observation {
@@ -141,7 +141,8 @@ async fn postgres(context: &Context, instance: &Instance, known: &Known) -> Post
 
 fn sync_seen(context: &Context, view: &View, postgres: &Postgres) -> SyncSeen {
     let config = view.config.value.clone().unwrap_or_default();
-    let local = &context.config.postgresql.parameters;
+    let live = context.live();
+    let local = &live.postgresql.parameters;
     let user_names = user_names(&config, local);
     let commit = local
         .get("synchronous_commit")
@@ -182,7 +183,7 @@ fn sender(row: &WalSender) -> Sender {
 }
 
 fn watchdog_seen(context: &Context, instance: &Instance) -> WatchdogSeen {
-    let required = context.config.watchdog.mode == WatchdogMode::Required;
+    let required = context.live().watchdog.mode == WatchdogMode::Required;
     match (required, instance.watchdog) {
         (false, _) => WatchdogSeen::NotNeeded,
         (true, WatchdogState::Usable) => WatchdogSeen::Usable,

@@ -91,7 +91,8 @@ pub fn own_tags(config: &AgentConfig) -> MemberRecord {
 /// Where our REST interface is, as others are told.
 #[must_use]
 pub fn api_url(config: &AgentConfig) -> String {
-    format!("http://{}/patroni", config.restapi.connect_address)
+    let scheme = if config.restapi.tls.is_some() { "https" } else { "http" };
+    format!("{scheme}://{}/patroni", config.restapi.connect_address)
 }
 
 /// The value of our member key.
@@ -101,6 +102,7 @@ pub fn member_record(
     seen: &Observation,
     memory: &Memory,
     scheduled_restart: Option<Value>,
+    pending_restart: &Map<String, Value>,
 ) -> MemberRecord {
     let postgresql = &config.postgresql;
     let conn_url = format!("postgres://{}/{}", postgresql.connect_address, postgresql.database);
@@ -108,6 +110,12 @@ pub fn member_record(
     record.state = published_state(seen, memory);
     record.role = published_role(seen, memory);
     record.scheduled_restart = scheduled_restart;
+    if !pending_restart.is_empty() {
+        record.pending_restart = Some(true);
+        record.pending_restart_reason = Some(Value::Object(pending_restart.clone()));
+    }
+    let proxy = postgresql.proxy_address.as_ref();
+    record.proxy_url = proxy.map(|proxy| format!("postgres://{proxy}/{}", postgresql.database));
     record.version = Some(PATRONI_VERSION.to_owned());
     record.pgherd = Some(VERSION.to_owned());
     record.tags = published_tags(&config.tags);

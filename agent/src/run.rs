@@ -3,14 +3,16 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::etcd::{Budget, Etcd, StoreError};
-use pgherd_cluster::http::{Ask, ask};
+use pgherd_cluster::http::Ask;
 use pgherd_cluster::key::{Key, Keys};
-use pgherd_cluster::record::{MemberRecord, PgState, Role};
+use pgherd_cluster::record::{DynamicConfig, MemberRecord, PgState, Role};
 use pgherd_cluster::source::{EtcdSource, SourceHealth, ViewHandle};
 use pgherd_cluster::timing::LeaseTiming;
 use pgherd_keeper::KeeperLink;
+use serde_json::Map;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -18,17 +20,19 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::AgentConfig;
-use crate::context::{Context, local_target};
-use crate::cycle::{Cycle, Refresh};
+use crate::context::{Context, local_target, replication_with};
+use crate::cycle::{Cycle, Heard, Refresh};
 use crate::health::{self, Health};
 use crate::keeper::{Keeper, OrderError};
 use crate::lease::{Lease, LeaseParts, LeaseState, Proof, Resumed};
+use crate::live::{Live, Reload};
+use crate::peers::Peers;
 use crate::postgres::Programs;
 use crate::postgres::bootstrap::{password_file, scripts_pgpass};
 use crate::postgres::files::remove_if_there;
 use crate::postgres::settings::written_names;
-use crate::postgres::sql::{Replication, Sql};
-use crate::rest::{Api, ApiParts, serve};
+use crate::postgres::sql::Sql;
+use crate::rest::{Api, ApiParts, Doors, serve};
 use crate::restart::Order;
 use crate::scripts::{Callbacks, Executor};
 use crate::slots::Board;
@@ -72,7 +76,7 @@ const LAST_WORDS_MAX: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// When something is missing from the start, or the keeper is gone.
-pub async fn run(config: AgentConfig, link: KeeperLink) -> Result<u8, AgentError> {
+pub async fn run(config: AgentConfig, link: KeeperLink, reload: Reload) -> Result<u8, AgentError> {
     let (keeper, hello) = Keeper::greet(link).await?;
     let io = |what: String| move |source| AgentError::Io { what, source };
     let rest_address = config.restapi.listen.to_string();
@@ -115,9 +119,14 @@ pub async fn run(config: AgentConfig, link: KeeperLink) -> Result<u8, AgentError
 
     let cycle = async {
         refuse_duplicate(&context, &resumed).await?;
-        Ok(Cycle::new(Arc::clone(&context), &resumed, status_tx, refresh, order)
-            .run()
-            .await)
+        Ok(Cycle::new(
+            Arc::clone(&context),
+            &resumed,
+            status_tx,
+            Heard { refresh, order, reload },
+        )
+        .run()
+        .await)
     };
     let ended = tokio::select! {
         // The sentinel ends PostgreSQL; an agent without a keeper has no business.
@@ -158,7 +167,12 @@ async fn wire(
     if let Err(error) = keeper.watchdog(watchdog).await {
         tracing::warn!("setting up the watchdog: {error}");
     }
-    let authorization = crate::rest::authorization(config.restapi.credentials.as_ref());
+    let doors = Doors::new(&config.restapi).map_err(|source| AgentError::Io {
+        what: "restapi: setting up its TLS".to_owned(),
+        source,
+    })?;
+    let peers = Peers::default();
+    peers.set(&config.restapi);
     let turns = Arc::new(Turns::default());
     turns.note(Boottime::now());
     let vigil = Vigil { health, turns };
@@ -168,7 +182,7 @@ async fn wire(
         keys: keys.clone(),
         view: view.clone(),
         keeper: keeper.clone(),
-        authorization,
+        peers: peers.clone(),
         vigil: vigil.clone(),
         slots: Arc::clone(&slots),
     };
@@ -177,19 +191,28 @@ async fn wire(
         source,
     })?;
     let (callbacks, executor) = Callbacks::new();
+    let programs = Programs::new(config.postgresql.bin_dir.clone()).with_names(config.postgresql.bin_name.clone());
+    let replication = replication_with(&config, &programs, &DynamicConfig::default());
     let context = Arc::new(Context {
         callbacks,
-        programs: Programs::new(config.postgresql.bin_dir.clone()),
-        sql: Sql::new(local_target(&config), replication_of(&config)),
-        slot_sql: Sql::new(local_target(&config), replication_of(&config)),
+        slot_sql: Sql::new(
+            local_target(&config),
+            replication_with(&config, &programs, &DynamicConfig::default()),
+        ),
+        sql: Sql::new(local_target(&config), replication),
+        programs,
         slots,
         vigil,
-        sync_names: Mutex::new(written_names(&config.postgresql.data_dir)),
+        sync_names: Mutex::new(written_names(&config.postgresql.conf_file())),
+        live: Live::new(config.clone()),
+        wanted: Mutex::default(),
         config,
         etcd,
         keys,
         view,
         keeper,
+        peers,
+        doors: Arc::new(ArcSwap::from_pointee(doors)),
         lease,
     });
     Ok((source, context, executor))
@@ -206,8 +229,9 @@ fn api_of(
         view: context.view.clone(),
         etcd: context.etcd.clone(),
         keys: context.keys.clone(),
-        credentials: context.config.restapi.credentials.clone(),
-        postgres: local_target(&context.config),
+        doors: Arc::clone(&context.doors),
+        peers: context.peers.clone(),
+        postgres: context.sql.shared_target(),
         refresh,
         orders,
         vouches: context.lease.vouches(),
@@ -243,15 +267,6 @@ async fn follow_proofs(mut lease: watch::Receiver<LeaseState>, status: Arc<watch
     }
 }
 
-fn replication_of(config: &AgentConfig) -> Replication {
-    let postgresql = &config.postgresql;
-    Replication {
-        programs: Programs::new(postgresql.bin_dir.clone()),
-        address: postgresql.connect_address.clone(),
-        user: postgresql.replication.clone(),
-    }
-}
-
 /// `*` is every address, as in PostgreSQL's own setting.
 fn wildcard(address: &str) -> String {
     address.replacen("*:", "0.0.0.0:", 1)
@@ -272,6 +287,7 @@ fn first_status(context: &Context) -> MemberStatus {
         watchdog_failed: false,
         scheduled_restart: None,
         reinitialize_failed: None,
+        pending_restart: Map::new(),
         reason: "is starting".to_owned(),
     }
 }
@@ -328,15 +344,18 @@ async fn refuse_duplicate(context: &Context, resumed: &Resumed) -> Result<(), Ag
         return Ok(());
     };
     let record = MemberRecord::parse(&entry.value);
-    let Some(address) = record.api_address() else {
+    let Some(endpoint) = record.api_endpoint() else {
         return Ok(());
     };
     // At our own address it is we who would answer: the port is ours, so it was an earlier life of this member.
     let ours = &context.config.restapi;
-    if address == ours.connect_address || address == ours.listen {
+    if endpoint.address == ours.connect_address || endpoint.address == ours.listen {
         return Ok(());
     }
-    match ask(&address, Ask::get("/liveness"), Duration::from_secs(3)).await {
+    let asked = context
+        .peers
+        .ask(&endpoint, Ask::get("/liveness"), Duration::from_secs(3));
+    match asked.await {
         Ok(_) => Err(AgentError::Duplicate {
             name: name.to_string(),
             scope: context.config.scope.to_string(),

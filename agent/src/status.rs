@@ -35,6 +35,8 @@ pub struct MemberStatus {
     pub scheduled_restart: Option<Value>,
     /// Why the last new copy of the leader's data that an operator asked for was not made; nothing while one is being made.
     pub reinitialize_failed: Option<String>,
+    /// The parameters whose values wait for a restart, with old and new value.
+    pub pending_restart: Map<String, Value>,
     /// Why the member is as it is: the reason of the last decision, in words.
     pub reason: String,
 }

@@ -18,6 +18,7 @@ pub(crate) use self::operator::*;
     after_help = "Start with `pgherd demo`: a whole cluster on this machine, gone again with Ctrl-C.\n\
                   Without --config, the file is searched for: $PGHERD_CONFIG, /etc/pgherd/pgherd.yml, /etc/pgherd.yml,\n\
                   /etc/patroni/patroni.yml, /etc/patroni.yml, ./pgherd.yml, ./patroni.yml. A patroni.yml is read as it is.\n\
+                  Variables go over the file: PATRONI_NAME and so on, and PGHERD_NAME over these; ..._PASSWORD_FILE names a file.\n\
                   PGHERD_LOG sets the log level: error, warn, info (default), debug, trace.\n\
                   Called `patronictl`, it takes patronictl's command line.\n\
                   Exit codes: 0 done, 1 refused, 64 bad configuration or arguments, 69 something needed is unavailable,\n\

@@ -1,5 +1,6 @@
 //! The binary: reads arguments and configuration, wires the parts together, and turns outcomes into exit codes.
 
+mod agent_reload;
 mod args;
 mod command;
 mod config;
@@ -7,6 +8,7 @@ mod demo;
 mod failure;
 mod logging;
 mod open_files;
+mod patroni;
 mod preflight;
 mod reload;
 mod run;
@@ -37,6 +39,12 @@ fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().collect();
     if called(words.first()).is_some_and(|name| name == "patronictl") {
         return patronictl(words);
+    }
+    if patroni::is_called(words.iter().cloned()) {
+        return match patroni::Arguments::try_parse_from(words) {
+            Ok(arguments) => report(patroni::run(&arguments)),
+            Err(error) => usage(&error, Failure::Configuration(Vec::new()).exit_code()),
+        };
     }
     match Arguments::read(words) {
         Ok(arguments) => report(dispatch(&arguments.command)),

@@ -12,6 +12,7 @@ use crate::config::files::{self, FilesWatch};
 use crate::config::proxy::ProxySection;
 use crate::config::{ClusterConfig, Document, Source};
 use crate::failure::Failure;
+use crate::logging::{Levels, LogConfig};
 use crate::open_files;
 use crate::preflight;
 use crate::run::{bind_failure, proxy_config};
@@ -31,6 +32,8 @@ pub(crate) struct ProxyReload {
     pub(crate) reloader: Reloader,
     /// Hears where the next proxy takes this one over.
     pub(crate) takeover: watch::Sender<PathBuf>,
+    /// Changes the level of the log.
+    pub(crate) levels: Levels,
 }
 
 /// A configuration that was read and found good.
@@ -40,6 +43,7 @@ struct Fresh {
     /// Where the next proxy takes this one over.
     takeover: PathBuf,
     warnings: Vec<String>,
+    log: LogConfig,
 }
 
 impl ProxyReload {
@@ -105,6 +109,7 @@ impl ProxyReload {
             pgherd_proxy::ReloadError::Bind(error) => bind_failure(error),
             pgherd_proxy::ReloadError::Stopping => Failure::Unavailable(error.to_string()),
         })?;
+        (self.levels)(&fresh.log)?;
         let shortage = open_files::shortage(&fresh.section, open_files::most());
         for warning in fresh.warnings.iter().chain(&shortage) {
             tracing::warn!("{warning}");
@@ -131,6 +136,7 @@ impl ProxyReload {
 /// names are used, they are looked at.
 fn read(named: Option<PathBuf>, before: &ProxySection, files: &mut Option<FilesWatch>) -> Result<Fresh, Failure> {
     let document = Document::load(named)?;
+    let log = document.log();
     document.lint();
     let section = document.proxy();
     let cluster = document.cluster_of(section.as_ref());
@@ -152,6 +158,7 @@ fn read(named: Option<PathBuf>, before: &ProxySection, files: &mut Option<FilesW
         section,
         cluster,
         takeover,
+        log,
         warnings: document.warnings(),
     })
 }
@@ -187,6 +194,7 @@ mod tests {
                 endpoints: vec!["http://10.0.0.1:2379".to_owned()],
                 ..EtcdConfig::default()
             },
+            peers: pgherd_cluster::http::AccessConfig::default(),
             etcd_section: "etcd3",
         };
         assert_eq!(changed(&before, &before), Vec::<String>::new());

@@ -24,11 +24,12 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::agent_reload::AgentReload;
 use crate::command::store_failure;
 use crate::config::proxy::{ProxySection, unix};
 use crate::config::{ClusterConfig, Document, Source};
 use crate::failure::Failure;
-use crate::logging;
+use crate::logging::{self, Levels};
 use crate::open_files;
 use crate::preflight::programs::{self, Search};
 use crate::preflight::{self, Preflight};
@@ -61,6 +62,14 @@ pub(crate) enum Beside {
 /// # Errors
 /// The command's own.
 pub(crate) fn in_foreground(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    in_foreground_giving(command)
+}
+
+/// The same, for a command that comes back with something.
+///
+/// # Errors
+/// The command's own.
+pub(crate) fn in_foreground_giving<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     runtime(Builder::new_current_thread().enable_all())?.block_on(command)
 }
 
@@ -75,7 +84,7 @@ fn runtime(builder: &mut Builder) -> Result<Runtime, Failure> {
 /// # Errors
 /// Bad configuration, a machine that is not fit for it, or what keeper and agent end with.
 pub(crate) fn member(named: Option<PathBuf>, beside: Beside) -> Result<(), Failure> {
-    logging::start()?;
+    logging::check_variable()?;
     if std::env::var_os(LINK_ENV).is_some() {
         agent(named)
     } else {
@@ -86,6 +95,7 @@ pub(crate) fn member(named: Option<PathBuf>, beside: Beside) -> Result<(), Failu
 /// Everything is checked here, once, while nothing runs yet. No runtime and no thread may exist when the keeper begins.
 fn keeper(named: Option<PathBuf>, beside: Beside) -> Result<(), Failure> {
     let document = Document::load(named)?;
+    logging::start_without_files(&document.log())?;
     document.lint();
     let (config, cluster) = (document.agent(), document.cluster(None));
     let proxy = (beside == Beside::Proxy).then(|| document.proxy()).flatten();
@@ -205,9 +215,11 @@ fn agent(named: Option<PathBuf>) -> Result<(), Failure> {
     let link =
         KeeperLink::from_stdin().map_err(|error| Failure::Unavailable(format!("the link to the keeper: {error}")))?;
     let link = link.ok_or_else(|| Failure::configuration(format!("{LINK_ENV}: set by a keeper only; unset it")))?;
-    let document = Document::load(named)?;
+    let document = Document::load(named.clone())?;
+    let (_flush, levels) = logging::start(&document.log())?;
     let cluster = document.cluster(None);
     let (mut config, cluster) = document.finish(document.agent().zip(cluster))?;
+    let (reader, reload) = AgentReload::new(named, &document, &config, levels);
     let path = std::env::var_os("PATH");
     let search = Search {
         bin_dir: config.postgresql.bin_dir.as_deref(),
@@ -219,7 +231,8 @@ fn agent(named: Option<PathBuf>) -> Result<(), Failure> {
     let ended = runtime.block_on(async {
         let mut tasks = JoinSet::new();
         tasks.spawn(tell_refusal(cluster));
-        match pgherd_agent::run(config, link).await {
+        tasks.spawn(reader.run());
+        match pgherd_agent::run(config, link, reload).await {
             Ok(0) => Ok(()),
             Ok(code) => Err(Failure::Ended(code)),
             Err(error) => Err(agent_failure(error)),
@@ -251,11 +264,12 @@ fn agent_failure(error: AgentError) -> Failure {
 /// # Errors
 /// Bad configuration, ports that are taken, or what the proxy ends with.
 pub(crate) fn proxy(named: Option<PathBuf>, takeover: bool) -> Result<(), Failure> {
-    logging::start()?;
+    logging::check_variable()?;
     pgherd_proxy::watch_panics();
     // Before any thread begins: it changes this process's environment.
     let activated = activated();
     let document = Document::load(named.clone())?;
+    let (_flush, levels) = logging::start(&document.log())?;
     document.lint();
     let section = document.proxy();
     let cluster = document.cluster_of(section.as_ref());
@@ -305,6 +319,7 @@ pub(crate) fn proxy(named: Option<PathBuf>, takeover: bool) -> Result<(), Failur
         inherited,
         predecessor,
         takeover: path,
+        levels,
     };
     let ended = runtime.block_on(start.serve());
     // Not waited for: what still runs may read from a disk, or wait for a process, that does not answer.
@@ -333,6 +348,7 @@ struct ProxyStart {
     predecessor: Option<UnixStream>,
     /// Where the next one takes over.
     takeover: PathBuf,
+    levels: Levels,
 }
 
 impl ProxyStart {
@@ -355,6 +371,7 @@ impl ProxyStart {
             cluster: cluster.clone(),
             reloader: proxy.reloader(),
             takeover,
+            levels: self.levels,
         };
         tasks.spawn(reload.run(hangup));
         // Outlives the stop: sessions that drain still rest on warrants.

@@ -36,7 +36,10 @@ impl ViewSource {
         match section {
             SourceSection::Etcd => {
                 let etcd = Etcd::new(cluster.etcd.clone());
-                let (source, view) = EtcdSource::new(etcd.clone(), cluster.keys(), scope, true);
+                let access = cluster.peers.load().map_err(|error| {
+                    Failure::configuration(format!("ctl: {error}; write files that this user may read"))
+                })?;
+                let (source, view) = EtcdSource::with_access(etcd.clone(), cluster.keys(), scope, true, access);
                 Ok(Self {
                     view,
                     etcd: Some(etcd),

@@ -320,3 +320,44 @@ fn a_path_on_which_no_socket_can_be_is_told_before_any_port_is_bound() {
         );
     }
 }
+
+/// The same binary by another name.
+fn patroni(arguments: &[&str], variables: &[(&str, &str)]) -> Ran {
+    let dir = tempfile::tempdir().expect("a directory");
+    let program = dir.path().join("patroni");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_pgherd"), &program).expect("linked");
+    let mut command = Command::new(&program);
+    command.args(arguments).env_clear().envs(variables.iter().copied());
+    let Output { status, stdout, stderr } = command.output().expect("the binary runs");
+    Ran {
+        code: status.code(),
+        out: String::from_utf8_lossy(&stdout).into_owned(),
+        err: String::from_utf8_lossy(&stderr).into_owned(),
+    }
+}
+
+#[test]
+fn under_patronis_name_it_validates_and_writes_samples() {
+    assert_eq!(patroni(&["--version"], &[]).out, "patroni 4.1.4\n");
+    let sample = patroni(&["--generate-sample-config"], &[]);
+    assert_eq!(sample.code, Some(0));
+    assert!(
+        sample.out.contains("\npostgresql:\n") && sample.out.contains("scope: '#FIXME'"),
+        "{}",
+        sample.out
+    );
+
+    let (_dir, file) = with_file("scope: c\nname: n1\nlog: {level: LOUD}\n");
+    let refused = patroni(&["--validate-config", &file], &[]);
+    assert_eq!((refused.code, refused.out.as_str()), (Some(1), ""));
+    for finding in ["log.level: \"LOUD\"", "etcd3: missing", "postgresql.data_dir: missing"] {
+        assert!(refused.err.contains(finding), "{finding} is not in {}", refused.err);
+    }
+    let (_dir, file) = with_file("scope: c\ncitus: {group: 0}\nconsul: {host: x}\n");
+    let refused = patroni(&["--validate-config", &file], &[]);
+    assert!(
+        refused.err.contains("citus: ") && refused.err.contains("consul: "),
+        "{}",
+        refused.err
+    );
+}

@@ -140,6 +140,8 @@ struct Pinned {
 
 struct Shared {
     config: EtcdConfig,
+    /// Those in force, which may change while the others do not. Handles of one configuration share them.
+    credentials: Arc<Mutex<Option<(String, String)>>>,
     pinned: Mutex<Option<Pinned>>,
     next: Mutex<usize>,
 }
@@ -154,9 +156,15 @@ impl Etcd {
     /// A handle that connects when first used.
     #[must_use]
     pub fn new(config: EtcdConfig) -> Self {
+        let credentials = Arc::new(Mutex::new(config.credentials.clone()));
+        Self::with(config, credentials)
+    }
+
+    fn with(config: EtcdConfig, credentials: Arc<Mutex<Option<(String, String)>>>) -> Self {
         Self {
             shared: Arc::new(Shared {
                 config,
+                credentials,
                 pinned: Mutex::new(None),
                 next: Mutex::new(0),
             }),
@@ -166,7 +174,12 @@ impl Etcd {
     /// A handle with the same configuration and connections of its own, for a caller that must not wait behind others.
     #[must_use]
     pub fn separate(&self) -> Self {
-        Self::new(self.shared.config.clone())
+        Self::with(self.shared.config.clone(), Arc::clone(&self.shared.credentials))
+    }
+
+    /// Presents these from the next connection on, as do the handles that were made of this one. What is connected stays so.
+    pub fn set_credentials(&self, credentials: Option<(String, String)>) {
+        *lock(&self.shared.credentials) = credentials;
     }
 
     /// How many endpoints are configured.
@@ -359,7 +372,8 @@ impl Etcd {
             .with_keep_alive_while_idle(true)
             .with_require_leader(true)
             .with_auto_token_refresh(true);
-        if let Some((user, password)) = &config.credentials {
+        let credentials = lock(&self.shared.credentials).clone();
+        if let Some((user, password)) = credentials {
             options = options.with_user(user, password);
         }
         if endpoint.starts_with("https://") {

@@ -260,7 +260,13 @@ impl EtcdSource {
     /// read each second, as a proxy's warrants need; an agent asks for itself when it matters.
     #[must_use]
     pub fn new(etcd: Etcd, keys: Keys, scope: Scope, confirms: bool) -> (Self, ViewHandle) {
-        let (publisher, handle) = channel(scope.clone());
+        Self::with_access(etcd, keys, scope, confirms, Access::default())
+    }
+
+    /// The same, where members' agents are reached by `access`.
+    #[must_use]
+    pub fn with_access(etcd: Etcd, keys: Keys, scope: Scope, confirms: bool, access: Access) -> (Self, ViewHandle) {
+        let (publisher, handle) = channel_with(scope.clone(), Proof::Store, access);
         (
             Self {
                 etcd,

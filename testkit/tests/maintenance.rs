@@ -10,6 +10,8 @@ use pgherd_testkit::{Cluster, ClusterBuilder, Load, Member, eventually};
 
 #[path = "maintenance/agents.rs"]
 mod agents;
+#[path = "maintenance/configuration.rs"]
+mod configuration;
 #[path = "maintenance/pause.rs"]
 mod pause;
 #[path = "maintenance/priorities.rs"]

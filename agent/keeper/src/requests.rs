@@ -160,6 +160,7 @@ impl Keeper {
             return Err(Refusal::NotArmed);
         }
         let mut command = Command::new(&start.program);
+        keep_to_ourselves(&mut command);
         command
             .args(&start.args)
             .envs(start.env.iter().map(|(name, value)| (name, value)))
@@ -197,4 +198,17 @@ impl Keeper {
 pub(crate) fn system(error: &io::Error) -> Refusal {
     // An error without a number is the standard library's own, about an argument.
     Refusal::System(error.raw_os_error().unwrap_or(Errno::INVAL.raw_os_error()))
+}
+
+/// What is meant for us is not PostgreSQL's, nor that of the programs that it runs: passwords are among it.
+fn keep_to_ourselves(command: &mut Command) {
+    for (name, value) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text == "PG_MALLOC_ARENA_MAX" {
+            command.env("MALLOC_ARENA_MAX", value);
+        }
+        if text == "NOTIFY_SOCKET" || ["PATRONI_", "PGHERD_"].iter().any(|prefix| text.starts_with(prefix)) {
+            command.env_remove(name);
+        }
+    }
 }

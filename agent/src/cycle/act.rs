@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::etcd::{Compare, Op, Txn};
-use pgherd_cluster::http::{Ask, ask};
+use pgherd_cluster::http::Ask;
 use pgherd_cluster::key::Key;
 use pgherd_cluster::record::DynamicConfig;
 use pgherd_cluster::timing::LeaseTiming;
@@ -329,10 +329,10 @@ impl Cycle {
             return;
         };
         self.let_go().await;
-        let authorization = crate::rest::authorization(self.context.config.restapi.credentials.as_ref());
+        let peers = self.context.peers.clone();
         let mut asking = JoinSet::new();
         for member in seen.view.members.values().filter(|member| member.name != seen.me) {
-            let Some(address) = member.record.api_address() else {
+            let Some(endpoint) = member.record.api_endpoint() else {
                 continue;
             };
             let request = Ask {
@@ -341,10 +341,11 @@ impl Cycle {
                 json: Some(json!({
                     "name": epoch.holder, "create_revision": epoch.create_revision, "lease": lease,
                 })),
-                authorization: authorization.clone(),
+                authorization: peers.authorization(),
             };
             let name = member.name.clone();
-            asking.spawn(async move { (name, ask(&address, request, RELEASE_MAX).await) });
+            let peers = peers.clone();
+            asking.spawn(async move { (name, peers.ask(&endpoint, request, RELEASE_MAX).await) });
         }
         for (name, answer) in asking.join_all().await {
             match answer {
@@ -392,7 +393,7 @@ impl Cycle {
             .any(|entry| entry.value.is_empty() && entry.lease == lease)
         {
             let Some(section) = seen.standby_cluster.clone() else {
-                let custom = self.context.config.bootstrap.method.is_some();
+                let custom = self.context.live().bootstrap.method.is_some();
                 self.start(if custom { Job::CustomBootstrap } else { Job::Initdb });
                 return Ok(Acted::Started);
             };

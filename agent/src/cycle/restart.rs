@@ -119,7 +119,7 @@ impl Cycle {
         if self.memory.restart.is_some() || self.memory.handover.is_some() {
             return Err(Restarted::Busy("restart or switchover".to_owned()));
         }
-        let pending = conditions.pending && self.context.sql.pending_restart().await.unwrap_or(false);
+        let pending = conditions.pending && !self.pending.found.is_empty();
         let status = self.status.borrow().clone();
         if !conditions.hold(&status, pending) {
             return Err(Restarted::Refused);

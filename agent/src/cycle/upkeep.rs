@@ -13,15 +13,11 @@ use super::Cycle;
 
 use crate::decide::published_role;
 use crate::failsafe;
-use crate::jobs::reload_if_changed;
 use crate::lease::{Resumed, Voucher};
 use crate::observation::{LeaseSeen, Observation, Postgres};
-use crate::postgres::DataDir;
 use crate::record::{api_url, history_of, leader_status, member_record};
-use crate::scripts::Scripts;
 use crate::status::WalStatus;
 use crate::sync::SyncNames;
-use crate::topology::needs_feedback;
 
 /// What was last written, so that it is written again only when it differs.
 #[derive(Default)]
@@ -31,6 +27,7 @@ pub(super) struct Upkeep {
     pub(super) slots_seen: BTreeMap<String, Boottime>,
     /// Of the dynamic configuration, and whether the standby says which rows it needs.
     config_revision: Option<(i64, bool)>,
+    forgotten: bool,
     timing: Option<LeaseTiming>,
     memo: Resumed,
     failsafe: Option<(Option<u64>, Option<Vec<Voucher>>)>,
@@ -42,8 +39,30 @@ pub(super) struct Upkeep {
 }
 
 impl Upkeep {
+    /// Has PostgreSQL's files written, and read, whether they differ or not.
     pub(super) fn forget_configuration(&mut self) {
-        self.config_revision = None;
+        (self.config_revision, self.forgotten) = (None, true);
+    }
+
+    /// Has the times of the lease told to whom they concern.
+    pub(super) fn forget_timing(&mut self) {
+        self.timing = None;
+    }
+
+    /// The revision of the dynamic configuration that PostgreSQL's files were written from, and whether the standby said
+    /// which rows it needs.
+    pub(super) fn config_revision(&self) -> Option<(i64, bool)> {
+        self.config_revision
+    }
+
+    /// Whether they are to be read in any case.
+    pub(super) fn was_forgotten(&self) -> bool {
+        self.forgotten
+    }
+
+    /// They are written from this revision.
+    pub(super) fn configured(&mut self, revision: (i64, bool)) {
+        (self.config_revision, self.forgotten) = (Some(revision), false);
     }
 }
 
@@ -52,6 +71,8 @@ impl Cycle {
         self.remember();
         self.retime(seen).await;
         self.reload_configuration(seen);
+        self.look_for_pending(seen).await;
+        self.change_passwords(seen).await;
         let in_touch = *self.context.view.health().borrow() == SourceHealth::Following;
         if in_touch {
             self.publish_member(seen).await;
@@ -103,44 +124,11 @@ impl Cycle {
         let timing = seen.view.timing();
         if self.upkeep.timing != Some(timing) && seen.view.config.value.is_some() {
             self.context.lease.retime(timing).await;
-            let watchdog = self.context.config.watchdog.settings(timing);
+            let watchdog = self.context.live().watchdog.settings(timing);
             if let Err(error) = self.context.keeper.watchdog(watchdog).await {
                 tracing::warn!("setting up the watchdog: {error}");
             }
             self.upkeep.timing = Some(timing);
-        }
-    }
-
-    fn reload_configuration(&mut self, seen: &Observation) {
-        let feedback = needs_feedback(&seen.view, &seen.me, &seen.place);
-        let revision = (seen.view.config.mod_revision, feedback);
-        let known = self.upkeep.config_revision == Some(revision);
-        if known || seen.job.is_some() || !matches!(seen.postgres, Postgres::Running(_)) {
-            return;
-        }
-        let (local, dynamic) = (
-            &self.context.config.postgresql.scripts,
-            self.context.dynamic().postgresql(),
-        );
-        for finding in Scripts::in_force(local, &dynamic).1 {
-            tracing::warn!(
-                "the dynamic configuration's postgresql.{}: {}",
-                finding.key,
-                finding.text
-            );
-        }
-        let floors = match &seen.data {
-            DataDir::Cluster { control, .. } if !self.known.writable => Some(control),
-            _ => None,
-        };
-        match reload_if_changed(&self.context, self.known.upstream.as_ref(), floors) {
-            Ok(changed) => {
-                if changed {
-                    tracing::info!("PostgreSQL's configuration has changed and is read again");
-                }
-                self.upkeep.config_revision = Some(revision);
-            }
-            Err(error) => tracing::warn!("writing PostgreSQL's configuration: {error}"),
         }
     }
 
@@ -149,7 +137,7 @@ impl Cycle {
             return;
         };
         let scheduled = self.orders.document();
-        let record = member_record(&self.context.config, seen, &self.memory, scheduled);
+        let record = member_record(&self.context.live(), seen, &self.memory, scheduled, &self.pending.found);
         let now = Boottime::now();
         if let Some((last, last_lease, written_at)) = &self.upkeep.record
             && *last_lease == lease
@@ -217,7 +205,7 @@ impl Cycle {
         if !in_touch {
             return; // What was told last stands.
         }
-        let wanted = failsafe::wanted(&seen.view, &seen.me, &api_url(&self.context.config));
+        let wanted = failsafe::wanted(&seen.view, &seen.me, &api_url(&self.context.live()));
         let by_vouches = self.context.lease.state().borrow().rests_on_vouches();
         // Who is added has not vouched for a deadline that rests on the word of the others, and may bid once he is listed.
         let leads =

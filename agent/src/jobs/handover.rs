@@ -12,7 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::poll::ask_one;
 use super::{JobError, Outcome};
-use crate::context::{Context, local_target};
+use crate::context::Context;
 use crate::postgres::sql::ask_once;
 use crate::scripts::Run;
 
@@ -28,7 +28,7 @@ const CONFIRM_EVERY: Duration = Duration::from_millis(5);
 
 /// Writes a checkpoint, on a connection of its own: the loop's must stay free to observe.
 pub(super) async fn checkpoint(context: &Context) -> Result<Outcome, JobError> {
-    let target = local_target(&context.config);
+    let target = context.sql.target();
     let what = "writing a checkpoint before the hand-over";
     ask_once(&target, what, "CHECKPOINT", CHECKPOINT_MAX).await?;
     Ok(Outcome::Done)
@@ -77,7 +77,7 @@ pub(super) async fn confirmed_by(
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let asked: Vec<_> = members
         .iter()
-        .filter_map(|name| Some((name.clone(), view.members.get(name)?.record.api_address()?)))
+        .filter_map(|name| Some((name.clone(), view.members.get(name)?.record.api_endpoint()?)))
         .collect();
     while !asked.is_empty() && Instant::now() < deadline {
         tick.tick().await;
@@ -86,8 +86,9 @@ pub(super) async fn confirmed_by(
             return None; // The deadline passed meanwhile: there is nothing left to give up.
         }
         let mut asking = tokio::task::JoinSet::new();
-        for (name, address) in &asked {
-            asking.spawn(ask_one(context.config.scope.clone(), name.clone(), address.clone()));
+        for (name, endpoint) in &asked {
+            let (peers, scope) = (context.peers.clone(), context.config.scope.clone());
+            asking.spawn(ask_one(peers, scope, name.clone(), endpoint.clone()));
         }
         while let Some(answer) = asking.join_next().await {
             if let Ok(Some(peer)) = answer

@@ -15,7 +15,7 @@ use crate::postgres::{DataDir, Upstream, bootstrap, control, rewind};
 
 /// Runs initdb. When it fails, another member may be able to.
 pub(super) async fn initdb(context: &Context) -> Result<Outcome, JobError> {
-    if let Err(error) = bootstrap::initdb(&context.programs, &context.config).await {
+    if let Err(error) = bootstrap::initdb(&context.programs, &context.live()).await {
         if let Err(error) = withdraw(context).await {
             tracing::warn!("giving the initialize key up: {error}"); // It ends with our lease.
         }
@@ -26,10 +26,11 @@ pub(super) async fn initdb(context: &Context) -> Result<Outcome, JobError> {
 
 /// Runs the operator's own program.
 pub(super) async fn custom_bootstrap(context: &Context) -> Result<Outcome, JobError> {
-    let Some(method) = &context.config.bootstrap.method else {
+    let live = context.live();
+    let Some(method) = &live.bootstrap.method else {
         return Err(JobError::Unclear("bootstrap.method is not configured"));
     };
-    match bootstrap::by_program(&context.config, method).await {
+    match bootstrap::by_program(&live, method).await {
         Ok(()) => Ok(Outcome::Done),
         Err(error) => Ok(Outcome::BootstrapFailed {
             why: error.chain(),
@@ -75,9 +76,10 @@ async fn replace(context: &Context, source: Option<Upstream>, remove: bool) -> R
         Some(Upstream::Remote(section)) => context.scripts_of(section),
         Some(Upstream::Member(_)) | None => context.scripts(),
     };
+    let live = context.live();
     let making = Making {
         programs: &context.programs,
-        config: &context.config,
+        config: &live,
         scripts: &scripts,
         source: source.as_ref(),
     };

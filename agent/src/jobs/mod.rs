@@ -10,8 +10,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pgherd_cluster::clock::Boottime;
+use pgherd_cluster::http::Endpoint;
 use pgherd_cluster::name::{Lsn, MemberName, SystemId, Timeline};
-use pgherd_cluster::record::{Address, StandbyCluster};
+use pgherd_cluster::record::StandbyCluster;
 use pgherd_cluster::view::Epoch;
 
 use crate::context::Context;
@@ -68,7 +69,7 @@ pub enum Job {
         timeline: Timeline,
     },
     /// Ask the other members, at these addresses.
-    Poll(BTreeMap<MemberName, Address>),
+    Poll(BTreeMap<MemberName, Endpoint>),
     /// Ask the leader whether our data can follow it.
     CheckRejoin(Epoch),
 }
@@ -135,6 +136,12 @@ pub enum JobError {
         /// Ours.
         ours: SystemId,
     },
+    /// Libraries that PostgreSQL is to preload are not on this machine.
+    #[error(
+        "PostgreSQL cannot start: it is to preload {0} (shared_preload_libraries), which this machine does not have; install \
+         that, or take it out of the configuration"
+    )]
+    MissingLibraries(String),
     /// What was asked cannot be answered yet.
     #[error("{0}")]
     Unclear(&'static str),

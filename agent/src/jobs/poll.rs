@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
-use pgherd_cluster::http::{Ask, ask};
+use pgherd_cluster::http::{Ask, Endpoint};
 use pgherd_cluster::name::{Lsn, MemberName, Scope, Timeline};
-use pgherd_cluster::record::{Address, MemberRecord};
+use pgherd_cluster::record::MemberRecord;
 use serde_json::Value;
 use tokio::task::JoinSet;
 
 use super::JobError;
 use crate::context::Context;
 use crate::observation::{Peer, Poll};
+use crate::peers::Peers;
 
 /// Twice what a loaded member needs; a frozen one costs no more than this.
 const ANSWER_MAX: Duration = Duration::from_millis(400);
@@ -20,13 +21,18 @@ const ANSWER_MAX: Duration = Duration::from_millis(400);
 /// Asks every other member that is or was a member, as far as it is known where.
 pub(super) async fn ask_all(
     context: &Context,
-    whom: BTreeMap<MemberName, Address>,
+    whom: BTreeMap<MemberName, Endpoint>,
     asked_at: Boottime,
 ) -> Result<Poll, JobError> {
     let asked = whom.len();
     let mut asking = JoinSet::new();
-    for (name, address) in whom {
-        asking.spawn(ask_one(context.config.scope.clone(), name, address));
+    for (name, endpoint) in whom {
+        asking.spawn(ask_one(
+            context.peers.clone(),
+            context.config.scope.clone(),
+            name,
+            endpoint,
+        ));
     }
     let peers: Vec<Peer> = asking.join_all().await.into_iter().flatten().collect();
     let own = match context.sql.status().await {
@@ -51,8 +57,8 @@ fn is_down_or_armed(context: &Context) -> bool {
 }
 
 /// Asks one member for its status; nothing when it does not answer in time, or somebody else does in its place.
-pub(super) async fn ask_one(scope: Scope, name: MemberName, address: Address) -> Option<Peer> {
-    let answer = ask(&address, Ask::get("/patroni"), ANSWER_MAX).await.ok()?;
+pub(super) async fn ask_one(peers: Peers, scope: Scope, name: MemberName, endpoint: Endpoint) -> Option<Peer> {
+    let answer = peers.ask(&endpoint, Ask::get("/patroni"), ANSWER_MAX).await.ok()?;
     let status = answer.json()?;
     is_of(&status, &scope, &name).then(|| parse(name, &status))
 }

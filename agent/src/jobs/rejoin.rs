@@ -12,8 +12,8 @@ use crate::decide::upstream_address;
 use crate::observation::Rejoin;
 use crate::postgres::control::inspect;
 use crate::postgres::place::Place;
-use crate::postgres::settings::value_text;
-use crate::postgres::sql::{Target, ask_once, history_file, identify};
+use crate::postgres::settings::{recovery_conf, value_text};
+use crate::postgres::sql::{Target, Walsender, ask_once};
 use crate::postgres::{Control, ControlState, DataDir, Upstream, rewind};
 use crate::status::WalStatus;
 
@@ -27,8 +27,10 @@ pub(super) async fn check(context: &Context, leader: Epoch) -> Result<Outcome, J
     if context.dynamic().is_standby_cluster() {
         return check_upstream(context, leader, &Upstream::Member(address)).await;
     }
-    let postgresql = &context.config.postgresql;
-    let target = Target::new(&address, &postgresql.database, &postgresql.superuser);
+    let live = context.live();
+    let postgresql = &live.postgresql;
+    let options = postgresql.connections.superuser.preferring_tls();
+    let target = Target::new(&address, &postgresql.database, &postgresql.superuser).with_options(&options);
     // A standby that is asked by mistake answers with no row, and nothing is decided on that.
     let sql = "WITH now AS (SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) AS timeline WHERE NOT pg_is_in_recovery()) \
                SELECT timeline, pg_read_file('pg_wal/' || timeline || '.history', 0, 1048576, true) FROM now";
@@ -57,8 +59,14 @@ async fn check_upstream(context: &Context, asked_as: Epoch, upstream: &Upstream)
     let Some(place) = upstream.place() else {
         return Err(JobError::Unclear("nobody is streamed from who could be asked"));
     };
-    let (programs, user) = (&context.programs, &context.config.postgresql.replication);
-    let theirs = identify(programs, &place, user).await?;
+    let (programs, live) = (&context.programs, context.live());
+    let asked = Walsender {
+        programs,
+        place: &place,
+        user: &live.postgresql.replication,
+        options: &live.postgresql.connections.replication,
+    };
+    let theirs = asked.identify().await?;
     if let DataDir::Cluster { control, .. } = inspect(programs, &context.config.postgresql.data_dir).await?
         && control.system_id != theirs.system_id
     {
@@ -68,14 +76,14 @@ async fn check_upstream(context: &Context, asked_as: Epoch, upstream: &Upstream)
             ours: control.system_id,
         });
     }
-    let file = history_file(programs, &place, user, theirs.timeline).await?;
+    let file = asked.history_file(theirs.timeline).await?;
     compare(context, asked_as, &History::parse(theirs.timeline, &file)).await
 }
 
 /// Takes back what the leader has not. What is left of a failure is copied anew.
 pub(super) async fn rewind(context: &Context, leader: &MemberName) -> Result<Outcome, JobError> {
     let source = upstream_address(&context.view(), leader).ok_or_else(|| JobError::NoSuchMember(leader.clone()))?;
-    let (programs, config) = (&context.programs, &context.config);
+    let (programs, config) = (&context.programs, &*context.live());
     let data_dir = &config.postgresql.data_dir;
     Place::of(data_dir)?
         .require_movable("pg_rewind's work, which needs a data directory that can be moved meanwhile: copying anew")?;
@@ -83,7 +91,7 @@ pub(super) async fn rewind(context: &Context, leader: &MemberName) -> Result<Out
         super::handover::stop(context).await?;
     }
     context.keeper.disarm().await?;
-    rewind::recover(programs, data_dir).await?;
+    rewind::recover(programs, &config.postgresql).await?;
     let (dynamic, local) = (context.dynamic().parameters(), &config.postgresql.parameters);
     let says = |name: &str| {
         local
@@ -96,7 +104,11 @@ pub(super) async fn rewind(context: &Context, leader: &MemberName) -> Result<Out
     if matches!(says("archive_mode").as_str(), "on" | "always" | "true" | "yes" | "1") && !command.is_empty() {
         rewind::archive_ready(data_dir, &command).await;
     }
-    let rewound = rewind::rewind(programs, config, &source, !says("restore_command").is_empty()).await?;
+    let recovery = recovery_conf(&config.postgresql, &context.dynamic());
+    let restores = recovery
+        .get("restore_command")
+        .map_or_else(|| says("restore_command"), value_text);
+    let rewound = rewind::rewind(programs, config, &source, !restores.is_empty()).await?;
     tracing::info!(%leader, rewound, "our data fits the leader's");
     Ok(Outcome::Done)
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::Path;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use pgherd_cluster::name::MemberName;
@@ -11,14 +12,15 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{JobError, Outcome, make};
-use crate::context::{Context, local_target};
+use crate::config::PostgresConfig;
+use crate::context::Context;
 use crate::decide::upstream_address;
 use crate::keeper::Instance;
 use crate::postgres::bootstrap::{Progress, UNFINISHED_MARKER, first_scripts, hba_text, make_roles, recovery_settings};
 use crate::postgres::clone::write_pgpass;
 use crate::postgres::control::inspect;
-use crate::postgres::settings::{Inputs, Settings};
-use crate::postgres::{Control, DataDir, ToolError, Upstream, files};
+use crate::postgres::settings::{Inputs, READ_ONLY, Settings, differs_by_role, lines_of};
+use crate::postgres::{Control, DataDir, ToolError, Upstream, files, libraries, pending};
 use crate::record::own_tags;
 use crate::scripts::Run;
 use crate::slots;
@@ -38,6 +40,10 @@ const PRE_PROMOTE_MAX: Duration = Duration::from_secs(300);
 /// How long a restored cluster may recover.
 const RESTORED_MAX: Duration = Duration::from_secs(24 * 3600);
 const ASK_RECOVERING_EVERY: Duration = Duration::from_millis(250);
+/// How long a question about a parameter may take.
+const ASK_MAX: Duration = Duration::from_secs(2);
+/// How long a server may take to read its files.
+const READ_MAX: Duration = Duration::from_secs(3);
 
 /// Writes the configuration files for the next start or reload. Says whether anything changed, and what was rendered.
 ///
@@ -48,44 +54,43 @@ pub fn configure(
     upstream: Option<&Upstream>,
     floors: Option<&Control>,
 ) -> Result<(Settings, bool), ToolError> {
-    let postgresql = &context.config.postgresql;
-    let dir = &postgresql.data_dir;
+    let live = context.live();
+    let postgresql = &live.postgresql;
     let dynamic = context.dynamic();
     let sync_names = context.sync_names();
-    let place = Place::of(&own_tags(&context.config));
+    let place = Place::of(&own_tags(&live));
     let feeds = needs_feedback(&context.view(), &context.config.name, &place);
     let inputs = Inputs {
         sync_names: sync_names.as_ref(),
         // Without it PostgreSQL does not copy slots by itself either.
         feedback: feeds || slots::syncs_by_itself(&dynamic, postgresql),
-        scope: &context.config.scope,
-        name: &context.config.name,
+        scope: &live.scope,
+        name: &live.name,
         postgresql,
+        by_role: &live.by_role,
         dynamic: &dynamic,
         upstream,
         floors,
     };
     let (mut settings, warnings) = Settings::render(inputs);
-    settings.conf.push_str(&recovery_settings(&context.config));
-    let (conf, base) = (dir.join("postgresql.conf"), dir.join("postgresql.base.conf"));
-    if !base.exists() && conf.exists() {
-        // What initdb or an administrator wrote stays in force under what is written here.
-        std::fs::rename(&conf, &base).map_err(|source| ToolError::File {
-            what: "keeping the original configuration",
-            path: conf.clone(),
-            source,
-        })?;
-    }
-    let mut changed = files::write_whole(&conf, &settings.conf, 0o600)?;
-    let written = |lines: &Vec<String>| format!("# Written by pgherd from the configuration.\n{}\n", lines.join("\n"));
+    settings.conf.push_str(&recovery_settings(&live));
+    keep_originals(postgresql)?;
+    let mut changed = files::write_whole(&postgresql.conf_file(), &settings.conf, 0o600)?;
+    let written = |lines: Vec<String>| format!("# Written by pgherd from the configuration.\n{}\n", lines.join("\n"));
+    let dir = &postgresql.config_dir;
     let hba = dir.join("pg_hba.conf");
-    let text = postgresql.pg_hba.as_ref().map(written);
+    let text = lines_of(inputs, "pg_hba").map(written);
     if let Some(text) = text.or_else(|| std::fs::read_to_string(&hba).ok()) {
-        changed |= files::write_whole(&hba, &hba_text(&context.config, &text), 0o600)?;
+        changed |= files::write_whole(&hba, &hba_text(&live, &text), 0o600)?;
     }
-    if let Some(lines) = &postgresql.pg_ident {
+    if let Some(lines) = lines_of(inputs, "pg_ident") {
         changed |= files::write_whole(&dir.join("pg_ident.conf"), &written(lines), 0o600)?;
     }
+    context
+        .wanted
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone_from(&settings.wanted);
     if let Some(upstream) = upstream {
         write_pgpass(postgresql, upstream)?;
     }
@@ -95,6 +100,41 @@ pub fn configure(
         }
     }
     Ok((settings, changed))
+}
+
+/// What initdb or an administrator wrote stays in force under what is written here. Where the configuration has a directory
+/// or a name of its own, that begins with what the data directory has.
+fn keep_originals(postgresql: &PostgresConfig) -> Result<(), ToolError> {
+    let (conf, dir) = (postgresql.conf_file(), &postgresql.config_dir);
+    let base = dir.join(postgresql.base_conf_name());
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| ToolError::File {
+            what: "keeping the original configuration",
+            path,
+            source,
+        }
+    };
+    if !base.exists() && conf.exists() {
+        std::fs::rename(&conf, &base).map_err(failed(&conf))?;
+    }
+    if *dir == postgresql.data_dir && postgresql.config_base_name == "postgresql" {
+        return Ok(());
+    }
+    std::fs::create_dir_all(dir).map_err(failed(dir))?;
+    let originals = [
+        ("postgresql.base.conf", base.clone()),
+        ("postgresql.conf", base),
+        ("pg_hba.conf", dir.join("pg_hba.conf")),
+        ("pg_ident.conf", dir.join("pg_ident.conf")),
+    ];
+    for (name, to) in originals {
+        let from = postgresql.data_dir.join(name);
+        if !to.exists() && from.exists() {
+            std::fs::copy(&from, &to).map_err(failed(&to))?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes the configuration of a running server, and has it read when anything changed.
@@ -133,7 +173,8 @@ pub(super) async fn start_primary(context: &Context, epoch: Epoch) -> Result<Out
 /// agent before this one, goes on.
 async fn start_new(context: &Context, epoch: Epoch) -> Result<Outcome, JobError> {
     let dir = &context.config.postgresql.data_dir;
-    let method = context.config.bootstrap.method.as_ref();
+    let live = context.live();
+    let method = live.bootstrap.method.as_ref();
     if context.keeper.instance().borrow().postmaster.is_none() {
         if !method.is_some_and(|method| method.keep_existing_recovery_conf) {
             files::remove_if_there(&dir.join("standby.signal"))?;
@@ -143,7 +184,7 @@ async fn start_new(context: &Context, epoch: Epoch) -> Result<Outcome, JobError>
     }
     let (limit, ask_every) = match method {
         Some(_) => (RESTORED_MAX, ASK_RECOVERING_EVERY),
-        None => (context.config.postgresql.start_timeout, ASK_STARTED_EVERY),
+        None => (live.postgresql.start_timeout, ASK_STARTED_EVERY),
     };
     wait_until(
         context,
@@ -161,7 +202,7 @@ async fn start_new(context: &Context, epoch: Epoch) -> Result<Outcome, JobError>
 fn primary_start_max(context: &Context) -> Duration {
     let limit = context.dynamic().primary_start_timeout();
     if limit.is_zero() {
-        context.config.postgresql.start_timeout
+        context.live().postgresql.start_timeout
     } else {
         limit
     }
@@ -183,7 +224,7 @@ pub(super) async fn start_standby(context: &Context, upstream: Option<Upstream>)
         context,
         "did not answer",
         ASK_STARTED_EVERY,
-        context.config.postgresql.start_timeout,
+        context.live().postgresql.start_timeout,
         |_| true,
         Nudge::WhenUp,
     )
@@ -211,11 +252,13 @@ async fn launch(context: &Context, upstream: Option<&Upstream>, writable: bool) 
     // What is restored recovers as a standby does, before it takes writes.
     let recovers = !writable || dir.join("recovery.signal").exists();
     let (settings, _) = configure(context, upstream, floors.as_ref().filter(|_| recovers))?;
+    refuse_missing_libraries(context, &settings).await?;
     if !writable {
         context.slots.place(dir, &settings)?;
     }
     remove_dead_locks(dir)?;
-    let arguments = settings.arguments(dir).into_iter().map(OsString::from).collect();
+    let conf = context.config.postgresql.conf_file();
+    let arguments = settings.arguments(dir, &conf).into_iter().map(OsString::from).collect();
     context
         .keeper
         .start(
@@ -226,6 +269,19 @@ async fn launch(context: &Context, upstream: Option<&Upstream>, writable: bool) 
         )
         .await?;
     Ok(())
+}
+
+/// A server that misses a library that it is to preload ends at once, and says why in its own log only.
+async fn refuse_missing_libraries(context: &Context, settings: &Settings) -> Result<(), JobError> {
+    let Some(wanted) = settings.wanted.get("shared_preload_libraries") else {
+        return Ok(());
+    };
+    let path = settings.wanted.get("dynamic_library_path").map(String::as_str);
+    let missing = libraries::missing(&context.programs, wanted, path).await;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(JobError::MissingLibraries(missing.join(", ")))
 }
 
 /// Removes PostgreSQL's lock files when the process that they name is dead and only not yet buried, as in a container whose
@@ -299,7 +355,7 @@ pub(super) async fn promote(context: &Context, epoch: Epoch) -> Result<Outcome, 
         }
         // Any signal of this kind promotes while the file is there, so it must not outlive a promotion that is given up.
         if context.slots.is_at_work() {
-            slots::end_work(&local_target(&context.config)).await;
+            slots::end_work(&context.sql.target()).await;
         }
         let file = context.config.postgresql.data_dir.join("promote");
         files::write_whole(&file, "", 0o600)?;
@@ -322,9 +378,10 @@ pub(super) async fn promote(context: &Context, epoch: Epoch) -> Result<Outcome, 
     settle(context, epoch).await
 }
 
-/// What must be so before the route to a new primary opens: the cluster finished, slots for the others, and a write that
-/// went through.
+/// What must be so before the route to a new primary opens: its role's parameters, the cluster finished, slots for the
+/// others, and a write that went through.
 async fn settle(context: &Context, epoch: Epoch) -> Result<Outcome, JobError> {
+    take_over_parameters(context).await?;
     if let Some(progress) = Progress::read(&context.config.postgresql.data_dir)
         && let Some(failed) = finish_bootstrap(context, &epoch, progress).await?
     {
@@ -342,8 +399,9 @@ async fn settle(context: &Context, epoch: Epoch) -> Result<Outcome, JobError> {
 
 /// Roles, the operator's first scripts, and the initialize key for good. Says so when a script makes the new cluster unusable.
 async fn finish_bootstrap(context: &Context, epoch: &Epoch, progress: Progress) -> Result<Option<Outcome>, JobError> {
-    let (config, dir) = (&context.config, &context.config.postgresql.data_dir);
-    make_roles(&local_target(config), config).await?;
+    let live = context.live();
+    let (config, dir) = (&*live, &live.postgresql.data_dir);
+    make_roles(&context.sql.target(), config).await?;
     match progress {
         // A script that was begun is not begun again: half of its work may be there.
         Progress::ScriptsBegun => {
@@ -387,6 +445,42 @@ pub(super) async fn pre_promote(context: &Context, epoch: Epoch) -> Outcome {
         tracing::warn!("pre_promote: {error}; this member is not promoted");
     }
     Outcome::PrePromoted(epoch, ran.is_ok())
+}
+
+/// A server that was promoted still has a standby's parameters. Where those of a primary are others, or where sessions would
+/// be read-only, they are written, and the route waits until a session has them.
+async fn take_over_parameters(context: &Context) -> Result<(), JobError> {
+    let read_only = is_read_only(context).await?;
+    if !read_only && !differs_by_role(&context.dynamic(), &context.live().by_role) {
+        return Ok(());
+    }
+    let (settings, changed) = configure(context, None, None)?;
+    let before = pending::print(&context.sql).await?;
+    context.keeper.signal(PostmasterSignal::Reload)?;
+    let deadline = Instant::now() + READ_MAX;
+    let mut tick = interval(ASK_PROMOTED_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Another session than ours may read them a moment later than we do; so the question is asked on a new one.
+    while changed && Instant::now() < deadline && pending::print_anew(&context.sql).await? == before {
+        tick.tick().await;
+    }
+    let meant = settings.wanted.get(READ_ONLY).is_some_and(|value| value != "off");
+    if is_read_only(context).await? && !meant {
+        tracing::warn!(
+            "{READ_ONLY} is on for the leader, and no configuration of pgherd's says so: sessions are read-only unless they \
+             switch it off; look for it in postgresql.auto.conf (ALTER SYSTEM RESET {READ_ONLY})"
+        );
+    }
+    Ok(())
+}
+
+async fn is_read_only(context: &Context) -> Result<bool, ToolError> {
+    let sql = format!("SELECT reset_val FROM pg_settings WHERE name = '{READ_ONLY}'");
+    let rows = context
+        .sql
+        .ask("asking whether sessions are read-only", &sql, ASK_MAX)
+        .await?;
+    Ok(rows.into_iter().flatten().flatten().any(|value| value == "on"))
 }
 
 fn is_primary(server: &ServerStatus) -> bool {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::etcd::{Budget, Etcd, StoreError};
-use pgherd_cluster::http::{Ask as HttpAsk, ask};
+use pgherd_cluster::http::Ask as HttpAsk;
 use pgherd_cluster::key::{Key, Keys};
 use pgherd_cluster::name::MemberName;
 use pgherd_cluster::record::MemberRecord;
@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep_until};
 use super::core::{Answer, Ask, BidLoss, Input, KeySeen, LeaseCore, Output, VouchRefusal, Voucher};
 use super::{AskedBy, BidGuards, LeaseParts, LeaseState};
 use crate::keeper::Arming;
+use crate::peers::Peers;
 use crate::slots::Board;
 use crate::vigil::Vigil;
 
@@ -67,8 +68,8 @@ pub(super) struct Thread {
     last_term: u64,
     state: watch::Sender<LeaseState>,
     bid: Option<oneshot::Sender<Result<Epoch, BidLoss>>>,
-    /// For other members' guarded requests.
-    authorization: Option<String>,
+    /// How other members are asked.
+    peers: Peers,
     vigil: Vigil,
     slots: Arc<Board>,
     /// Requests to etcd and to members; each ends by itself.
@@ -88,7 +89,7 @@ impl Thread {
             last_term: 0,
             state,
             bid: None,
-            authorization: parts.authorization,
+            peers: parts.peers,
             vigil: parts.vigil,
             slots: parts.slots,
             work: JoinSet::new(),
@@ -233,10 +234,11 @@ impl Thread {
                         method: hyper::Method::POST,
                         path: "/failsafe".to_owned(),
                         json: Some(body.clone()),
-                        authorization: self.authorization.clone(),
+                        authorization: self.peers.authorization(),
                     };
+                    let peers = self.peers.clone();
                     self.work.spawn(async move {
-                        let lasts = ask_vouch(&member, request, lasts, limit).await;
+                        let lasts = ask_vouch(&peers, &member, request, lasts, limit).await;
                         Input::Vouch {
                             round,
                             member: member.name,
@@ -308,10 +310,16 @@ async fn put(etcd: &Etcd, keys: &Keys, ask: Ask, budget: Budget) -> Result<Answe
 }
 
 /// Asks one member. Ours say for how long they agree; Patroni's agree for one ttl by their own clock.
-async fn ask_vouch(member: &Voucher, request: HttpAsk, lasts: Duration, limit: Duration) -> Option<Duration> {
+async fn ask_vouch(
+    peers: &Peers,
+    member: &Voucher,
+    request: HttpAsk,
+    lasts: Duration,
+    limit: Duration,
+) -> Option<Duration> {
     let record = MemberRecord::new(String::new(), member.api_url.clone());
-    let address = record.api_address()?;
-    let answer = ask(&address, request, limit).await.ok()?;
+    let endpoint = record.api_endpoint()?;
+    let answer = peers.ask(&endpoint, request, limit).await.ok()?;
     if answer.status != 200 {
         return None;
     }

@@ -6,6 +6,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pgherd_cluster::record::{Address, DynamicConfig};
+
 use super::clone::{file_name, forget_recovery};
 use super::files;
 use super::place::{Mark, Place, close, linked_dir, mark, stamp, unmark};
@@ -197,7 +199,9 @@ fn opening_lines(config: &AgentConfig) -> Option<String> {
     config.bootstrap.method.as_ref()?;
     Progress::read(&config.postgresql.data_dir)?;
     let user = identifier(&config.postgresql.superuser.username);
-    let address = local_address(config).host.parse::<IpAddr>().ok()?;
+    let Ok(address) = own_address(config).host.parse::<IpAddr>() else {
+        return Some(format!("local all {user} trust\n")); // By its unix socket.
+    };
     // Whoever connects to another loopback address does so from the first.
     let from = if address.is_loopback() && address.is_ipv4() {
         IpAddr::V4(Ipv4Addr::LOCALHOST)
@@ -241,18 +245,26 @@ fn write_hba(config: &AgentConfig, data_dir: &Path) -> Result<(), ToolError> {
 /// When one fails; the cluster is undone then.
 pub async fn first_scripts(programs: &Programs, config: &AgentConfig) -> Result<(), ToolError> {
     let (postgresql, pgpass) = (&config.postgresql, scripts_pgpass(config));
-    let address = local_address(config);
+    let address = own_address(config);
     if let Some(password) = &postgresql.superuser.password {
-        let line = files::pgpass_line(&address.host, address.port, &postgresql.superuser.username, password);
-        files::write_whole(&pgpass, &line, 0o600)?;
+        // libpq looks for a unix socket under `localhost` where that is its default one.
+        let hosts = ["localhost"].into_iter().filter(|_| address.host.starts_with('/'));
+        let line = |host: &str| files::pgpass_line(host, address.port, &postgresql.superuser.username, password);
+        let lines: String = hosts.chain([address.host.as_str()]).map(line).collect();
+        files::write_whole(&pgpass, &lines, 0o600)?;
     }
     let ran = run_first_scripts(programs, config, &pgpass).await;
     files::remove_if_there(&pgpass)?;
     ran
 }
 
+/// Where the new server is reached, of which the first dynamic configuration holds.
+fn own_address(config: &AgentConfig) -> Address {
+    local_address(config, &DynamicConfig::new(config.bootstrap.dcs.clone()))
+}
+
 async fn run_first_scripts(programs: &Programs, config: &AgentConfig, pgpass: &Path) -> Result<(), ToolError> {
-    let (address, postgresql) = (local_address(config), &config.postgresql);
+    let (address, postgresql) = (own_address(config), &config.postgresql);
     let connstring = format!(
         "dbname={} user={} host={} port={}",
         quote(&postgresql.database),
@@ -315,17 +327,18 @@ fn initdb_scripts(config: &AgentConfig) -> Result<Vec<PathBuf>, ToolError> {
     Ok(scripts)
 }
 
+/// Sent before statements that hold passwords, which must not reach the server's log. PostgreSQL decides on logging a message
+/// before it runs any of it, so what switches logging off is a message of its own; the connection ends with it off.
+pub(super) const QUIET: &str = "SET log_statement = none; SET log_min_duration_statement = -1; \
+    SET log_min_duration_sample = -1; SET log_transaction_sample_rate = 0; SET log_min_error_statement = panic; \
+    SET log_duration = off; SET password_encryption = 'scram-sha-256'";
+
 /// Makes the roles that members use. May be repeated.
 ///
 /// # Errors
 /// When a statement fails.
 pub async fn make_roles(target: &Target, config: &AgentConfig) -> Result<(), ToolError> {
     let postgresql = &config.postgresql;
-    // The statements hold passwords, which must not reach the server's log. PostgreSQL decides on logging a message before
-    // it runs any of it, so what switches logging off is a message of its own; the connection ends with it off.
-    let quiet = "SET log_statement = none; SET log_min_duration_statement = -1; SET log_min_duration_sample = -1; \
-                 SET log_transaction_sample_rate = 0; SET log_min_error_statement = panic; SET log_duration = off; \
-                 SET password_encryption = 'scram-sha-256'";
     let mut roles = Vec::new();
     if config.bootstrap.method.is_some() && postgresql.superuser.password.is_some() {
         roles.push(role(&postgresql.superuser, "LOGIN SUPERUSER"));
@@ -350,7 +363,7 @@ pub async fn make_roles(target: &Target, config: &AgentConfig) -> Result<(), Too
             roles.push(format!("GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {user}"));
         }
     }
-    let statements: Vec<&str> = std::iter::once(quiet).chain(roles.iter().map(String::as_str)).collect();
+    let statements: Vec<&str> = std::iter::once(QUIET).chain(roles.iter().map(String::as_str)).collect();
     tell_in_order(target, "making the replication role", &statements, ROLES_MAX).await
 }
 

@@ -159,7 +159,9 @@ impl Seen {
         let Some(source) = source.addresses().into_iter().next() else {
             return Self::default();
         };
-        let target = Target::new(&source, &config.postgresql.database, &config.postgresql.superuser);
+        let postgresql = &config.postgresql;
+        let options = postgresql.connections.superuser.preferring_tls();
+        let target = Target::new(&source, &postgresql.database, &postgresql.superuser).with_options(&options);
         let sql = "SELECT (SELECT sum(pg_database_size(oid))::bigint FROM pg_database)::text \
                    UNION ALL (SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE pg_tablespace_location(oid) <> '')";
         let rows = match ask_once(&target, "asking for the size of what is to be copied", sql, ASK_MAX).await {
@@ -328,13 +330,17 @@ fn conninfo(config: &AgentConfig, source: &Upstream) -> Option<String> {
 
 /// How a source is reached; without a password, which is in the password file. Nothing where only an archive is read.
 fn connstring(config: &AgentConfig, source: &Upstream) -> Option<String> {
-    Some(format!(
-        "dbname={} user={} {} application_name={} sslmode=prefer",
+    let mut text = format!(
+        "dbname={} user={} {} application_name={}",
         quote(&config.postgresql.database),
         quote(&config.postgresql.replication.username),
         source.place()?,
         quote(config.name.as_str()),
-    ))
+    );
+    for (name, value) in &config.postgresql.connections.replication.preferring_tls().0 {
+        text.push_str(&format!(" {name}={}", quote(value)));
+    }
+    Some(text)
 }
 
 /// Writes the password file for streaming from `source`.

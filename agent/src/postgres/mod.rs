@@ -5,11 +5,16 @@ pub mod clone;
 pub mod control;
 pub mod files;
 pub mod forecast;
+pub mod libraries;
+pub mod passwords;
+pub mod pending;
 pub mod place;
 pub mod programs;
 pub mod rewind;
+mod secure;
 pub mod settings;
 pub mod sql;
+mod target;
 pub mod upstream;
 
 pub use self::control::{Control, ControlState, DataDir};

@@ -1,5 +1,6 @@
 //! PostgreSQL's programs, run with a deadline and with their words kept for the error.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -125,18 +126,30 @@ impl ToolError {
 #[derive(Clone, Debug)]
 pub struct Programs {
     bin_dir: Option<PathBuf>,
+    names: BTreeMap<String, String>,
 }
 
 impl Programs {
     /// In `bin_dir`, or on `PATH` without one.
     #[must_use]
     pub const fn new(bin_dir: Option<PathBuf>) -> Self {
-        Self { bin_dir }
+        Self {
+            bin_dir,
+            names: BTreeMap::new(),
+        }
+    }
+
+    /// With other names for some, by the usual ones.
+    #[must_use]
+    pub fn with_names(mut self, names: BTreeMap<String, String>) -> Self {
+        self.names = names;
+        self
     }
 
     /// The path of one program.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
+        let name = self.names.get(name).map_or(name, String::as_str);
         self.bin_dir
             .as_deref()
             .map_or_else(|| PathBuf::from(name), |dir| dir.join(name))

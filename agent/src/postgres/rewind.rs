@@ -16,7 +16,8 @@ use super::control::{ControlState, DataDir, inspect};
 use super::files;
 use super::place::{Place, stamp};
 use super::programs::{Programs, ToolError, file_error};
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, PostgresConfig};
+use crate::scripts::is_ours;
 
 /// A recovery of much log, and a rewind over much data, take hours; this only keeps a stuck one from waiting for ever.
 const WORK_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -33,7 +34,8 @@ pub fn workplace(data_dir: &Path) -> PathBuf {
 ///
 /// # Errors
 /// When it does not get there; what was to be recovered is still as much to be recovered then.
-pub async fn recover(programs: &Programs, data_dir: &Path) -> Result<(), ToolError> {
+pub async fn recover(programs: &Programs, postgresql: &PostgresConfig) -> Result<(), ToolError> {
+    let data_dir = &postgresql.data_dir;
     let DataDir::Cluster { control, .. } = inspect(programs, data_dir).await? else {
         return Ok(());
     };
@@ -51,16 +53,12 @@ pub async fn recover(programs: &Programs, data_dir: &Path) -> Result<(), ToolErr
     files::remove_if_there(&data_dir.join("recovery.signal"))?;
     let dir = data_dir.display().to_string();
     // What it writes itself is on no timeline that anybody follows, and must not get into the archive.
-    let args = [
-        "--single",
-        "-D",
-        &dir,
-        "-c",
-        "archive_mode=on",
-        "-c",
-        "archive_command=false",
-        "template1",
-    ];
+    let mut args = vec!["--single", "-D", &dir];
+    let conf = format!("config_file={}", postgresql.conf_file().display());
+    if postgresql.is_configured_elsewhere() {
+        args.extend(["-c", &conf]);
+    }
+    args.extend(["-c", "archive_mode=on", "-c", "archive_command=false", "template1"]);
     tracing::info!("recovering what was not stopped in order, before it is rewound");
     programs.run("postgres", &args, &[], WORK_MAX).await.map(|_| ())
 }
@@ -95,7 +93,11 @@ pub async fn archive_ready(data_dir: &Path, command: &str) {
 async fn archive(data_dir: &Path, command: &str, segment: &str) -> Result<(), ToolError> {
     let program = || "archive_command".to_owned();
     let path = format!("pg_wal/{segment}");
-    let child = Command::new("sh")
+    let mut child = Command::new("sh");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_ours(name)) {
+        child.env_remove(name); // As when PostgreSQL runs it.
+    }
+    let child = child
         .arg("-c")
         .arg(archive_text(command, &path, segment))
         .current_dir(data_dir)
@@ -196,10 +198,10 @@ async fn run(
     dry: bool,
 ) -> Result<String, ToolError> {
     let postgresql = &config.postgresql;
-    let user = postgresql.rewind.as_ref().unwrap_or(&postgresql.superuser);
+    let (user, options) = postgresql.rewinds_as();
     let quote = super::settings::quote;
-    let server = format!(
-        "dbname={} user={} host={} port={} application_name={} sslmode=prefer connect_timeout=5 keepalives_idle=5 \
+    let mut server = format!(
+        "dbname={} user={} host={} port={} application_name={} connect_timeout=5 keepalives_idle=5 \
          keepalives_interval=2 keepalives_count=3 tcp_user_timeout=10000",
         quote(&postgresql.database),
         quote(&user.username),
@@ -207,11 +209,19 @@ async fn run(
         source.port,
         quote(config.name.as_str()),
     );
+    for (name, value) in &options.preferring_tls().0 {
+        server.push_str(&format!(" {name}={}", quote(value)));
+    }
     let mut args = vec![
         format!("--target-pgdata={}", target.display()),
         format!("--source-server={server}"),
     ];
-    args.extend(from_archive.then(|| "--restore-target-wal".to_owned()));
+    if from_archive {
+        args.push("--restore-target-wal".to_owned());
+        if postgresql.is_configured_elsewhere() {
+            args.push(format!("--config-file={}", postgresql.conf_file().display()));
+        }
+    }
     args.extend(dry.then(|| "--dry-run".to_owned()));
     let password = user.password.clone().unwrap_or_default();
     let env: [(&str, &OsStr); 1] = [("PGPASSWORD", OsStr::new(&password))];

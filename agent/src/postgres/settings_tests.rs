@@ -1,41 +1,14 @@
-use std::path::PathBuf;
-use std::time::Duration;
-
 use pgherd_cluster::name::{Lsn, SystemId, Timeline};
 use pgherd_cluster::record::{Address, StandbyCluster};
-use serde_json::{Map, json};
+use serde_json::json;
 
 use super::*;
-use crate::config::Credentials;
 use crate::postgres::ControlState;
 
 fn local(parameters: Value) -> PostgresConfig {
     PostgresConfig {
-        listen_addresses: vec!["127.0.0.1".to_owned()],
-        port: 5432,
-        connect_address: Address {
-            host: "127.0.0.1".to_owned(),
-            port: 5432,
-        },
-        data_dir: PathBuf::from("/data/n1"),
-        bin_dir: None,
-        pgpass: PathBuf::from("/run/pgpass"),
-        database: "postgres".to_owned(),
-        superuser: Credentials {
-            username: "postgres".to_owned(),
-            password: None,
-        },
-        replication: Credentials {
-            username: "replicator".to_owned(),
-            password: Some("secret".to_owned()),
-        },
-        rewind: None,
         parameters: parameters.as_object().cloned().unwrap_or_default(),
-        pg_hba: None,
-        pg_ident: None,
-        scripts: Map::new(),
-        divergence: crate::config::DivergenceConfig::default(),
-        start_timeout: Duration::from_secs(60),
+        ..crate::config::tests::agent().postgresql
     }
 }
 
@@ -59,6 +32,7 @@ fn render(
         dynamic: &dynamic(dynamic_parameters),
         upstream,
         floors,
+        by_role: &RoleParameters::default(),
     })
 }
 
@@ -187,7 +161,9 @@ fn the_leader_of_a_standby_cluster_streams_by_the_slot_that_was_named_and_reads_
 #[test]
 fn arguments_are_those_that_patroni_passes() {
     let (settings, _) = render(json!({}), json!({}), None, None);
-    let arguments = settings.arguments(Path::new("/data/n1")).join(" ");
+    let arguments = settings
+        .arguments(Path::new("/data/n1"), Path::new("/data/n1/postgresql.conf"))
+        .join(" ");
     assert_eq!(
         arguments,
         "-D /data/n1 --config-file=/data/n1/postgresql.conf --listen_addresses=127.0.0.1 --port=5432 --cluster_name=batman \
@@ -202,4 +178,139 @@ fn conninfo_values_are_quoted_where_needed() {
     assert_eq!(quote("plain"), "plain");
     assert_eq!(quote(""), "''");
     assert_eq!(quote("it's a \\"), r"'it\'s a \\'");
+}
+
+fn conf(postgresql: PostgresConfig, document: Value, by_role: &RoleParameters, floors: Option<&Control>) -> String {
+    let dynamic = DynamicConfig::new(document.as_object().cloned().unwrap_or_default());
+    let upstream = Upstream::Member(Address {
+        host: "10.0.0.2".to_owned(),
+        port: 5432,
+    });
+    let inputs = Inputs {
+        sync_names: None,
+        scope: &Scope::new("batman").expect("a plain name"),
+        name: &MemberName::new("n1").expect("a plain name"),
+        postgresql: &postgresql,
+        dynamic: &dynamic,
+        upstream: floors.map(|_| &upstream),
+        by_role,
+        floors,
+        feedback: false,
+    };
+    Settings::render(inputs).0.conf
+}
+
+fn standby() -> Control {
+    Control {
+        state: ControlState::InArchiveRecovery,
+        system_id: SystemId(1),
+        checkpoint: Lsn(1),
+        timeline: Timeline(1),
+        floors: vec![],
+    }
+}
+
+#[test]
+fn each_role_has_its_own_parameters_and_the_members_win() {
+    let by_role = RoleParameters {
+        replica: json!({"work_mem": "3MB"}).as_object().cloned().unwrap_or_default(),
+        ..RoleParameters::default()
+    };
+    let document = json!({
+        "postgresql": {"parameters": {"work_mem": "1MB", "jit": "off"}},
+        "pgherd": {"parameters": {"primary": {"jit": "on"}, "replica": {"work_mem": "2MB", "statement_timeout": 5}}},
+    });
+    let primary = conf(local(json!({})), document.clone(), &by_role, None);
+    assert!(
+        primary.contains("work_mem = '1MB'\n") && primary.contains("jit = 'on'\n"),
+        "{primary}"
+    );
+    assert!(!primary.contains("statement_timeout"));
+    let replica = conf(local(json!({})), document, &by_role, Some(&standby()));
+    assert!(
+        replica.contains("work_mem = '3MB'\n") && replica.contains("jit = 'off'\n"),
+        "{replica}"
+    );
+    assert!(replica.contains("statement_timeout = '5'\n"));
+}
+
+#[test]
+fn a_members_own_read_only_ends_with_its_following_and_that_of_the_cluster_does_not() {
+    let own = || local(json!({"default_transaction_read_only": "on"}));
+    let none = RoleParameters::default();
+    let (on, off) = (
+        "default_transaction_read_only = 'on'\n",
+        "default_transaction_read_only = 'off'\n",
+    );
+    assert!(conf(own(), json!({}), &none, Some(&standby())).contains(on));
+    assert!(conf(own(), json!({}), &none, None).contains(off));
+    let cluster = json!({"postgresql": {"parameters": {"default_transaction_read_only": true}}});
+    assert!(conf(local(json!({})), cluster, &none, None).contains(on));
+}
+
+#[test]
+fn files_have_their_configured_places_and_the_recovery_its_own_parameters() {
+    let postgresql = PostgresConfig {
+        config_dir: "/etc/pg".into(),
+        custom_conf: Some("/etc/pg/site's.conf".into()),
+        recovery_conf:
+            json!({"restore_command": "cp /a/%f %p", "recovery_target_time": "now", "primary_conninfo": "x"})
+                .as_object()
+                .cloned(),
+        ..local(json!({"ident_file": "/etc/ident"}))
+    };
+    let conf = conf(postgresql, json!({}), &RoleParameters::default(), Some(&standby()));
+    for line in [
+        "include '/etc/pg/site''s.conf'\n",
+        "hba_file = '/etc/pg/pg_hba.conf'\n",
+        "ident_file = '/etc/ident'\n",
+        "restore_command = 'cp /a/%f %p'\n",
+    ] {
+        assert!(conf.contains(line), "{line} in {conf}");
+    }
+    assert!(!conf.contains("recovery_target_time ") && !conf.contains("'x'"));
+}
+
+#[test]
+fn options_of_the_replication_user_go_into_the_connection() {
+    let mut postgresql = local(json!({}));
+    let options = [("sslmode", "verify-full"), ("sslrootcert", "/ca it.pem")];
+    let owned = options.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    postgresql.connections.replication.0 = owned.to_vec();
+    let conf = conf(postgresql, json!({}), &RoleParameters::default(), Some(&standby()));
+    assert!(conf.contains(" sslmode=verify-full application_name=n1 "), "{conf}");
+    assert!(conf.contains(" sslrootcert=''/ca it.pem''"), "{conf}");
+}
+
+#[test]
+fn authentication_is_the_members_own_or_else_the_clusters() {
+    let lines = |own: Option<Vec<String>>, parameters: Value| {
+        let postgresql = PostgresConfig {
+            pg_hba: own,
+            ..local(parameters)
+        };
+        let document = json!({"postgresql": {"pg_hba": ["host all all all md5"]}});
+        let dynamic = DynamicConfig::new(document.as_object().cloned().unwrap_or_default());
+        let inputs = Inputs {
+            sync_names: None,
+            scope: &Scope::new("batman").expect("a plain name"),
+            name: &MemberName::new("n1").expect("a plain name"),
+            postgresql: &postgresql,
+            dynamic: &dynamic,
+            upstream: None,
+            by_role: &RoleParameters::default(),
+            floors: None,
+            feedback: false,
+        };
+        lines_of(inputs, "pg_hba")
+    };
+    assert_eq!(lines(None, json!({})), Some(vec!["host all all all md5".to_owned()]));
+    let own = vec!["local all all peer".to_owned()];
+    assert_eq!(lines(Some(own.clone()), json!({})), Some(own));
+    assert_eq!(
+        lines(None, json!({"hba_file": "/etc/hba"})),
+        None,
+        "that file is the operator's"
+    );
+    assert!(lines(None, json!({"hba_file": "/data/n1/pg_hba.conf"})).is_some());
 }

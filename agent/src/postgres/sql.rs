@@ -2,71 +2,33 @@
 //! against a backend that is stopped and will never answer.
 
 use std::ffi::OsString;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use pgherd_cluster::name::{Lsn, SystemId, Timeline};
 use pgherd_cluster::record::Address;
 use tokio::sync::Mutex;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow};
+use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
 use super::programs::{Programs, ToolError};
-use crate::config::Credentials;
+use super::settings::quote;
+use super::target::Kept;
+pub use super::target::Target;
+use crate::config::{ConnectionOptions, Credentials};
 use crate::status::{CommitWaiting, ServerStatus, WalSender, WalStatus};
 
-const CONNECT_MAX: Duration = Duration::from_secs(3);
 const STATUS_MAX: Duration = Duration::from_secs(2);
 
 /// A row of a simple query: texts and nulls.
 pub type Row = Vec<Option<String>>;
 
-/// How to reach a server.
-#[derive(Clone)]
-pub struct Target {
-    config: tokio_postgres::Config,
-}
-
-impl Target {
-    /// As `user` to `database` at `address`.
-    #[must_use]
-    pub fn new(address: &Address, database: &str, user: &Credentials) -> Self {
-        let mut config = tokio_postgres::Config::new();
-        config
-            .host(&address.host)
-            .port(address.port)
-            .dbname(database)
-            .user(&user.username)
-            .application_name("pgherd")
-            .connect_timeout(CONNECT_MAX)
-            .tcp_user_timeout(CONNECT_MAX)
-            .options("-c statement_timeout=0 -c synchronous_commit=local -c search_path=pg_catalog");
-        if let Some(password) = &user.password {
-            config.password(password);
-        }
-        Self { config }
-    }
-
-    /// The same, with connections that are called `name`.
-    #[must_use]
-    pub fn named(mut self, name: &str) -> Self {
-        self.config.application_name(name);
-        self
-    }
-}
-
-struct Kept {
-    client: Client,
-    /// Drives the connection; dropping it closes the socket.
-    _driver: JoinSet<()>,
-}
-
 /// Our own server. Connects when first asked, and again after an error.
 pub struct Sql {
-    target: Target,
+    target: Arc<ArcSwap<Target>>,
     kept: Mutex<Option<Kept>>,
-    replication: Replication,
+    replication: ArcSwap<Replication>,
     /// What is known of a running standby's timeline. SQL tells it only while WAL is being received, and the control file
     /// lags behind.
     standby_timeline: std::sync::Mutex<Option<NotedTimeline>>,
@@ -80,6 +42,8 @@ pub struct Replication {
     pub address: Address,
     /// As whom.
     pub user: Credentials,
+    /// And with what.
+    pub options: ConnectionOptions,
 }
 
 /// A timeline that a standby was seen on.
@@ -89,27 +53,6 @@ struct NotedTimeline {
     timeline: Timeline,
     /// How far it had come then. When it has come further unseen, it may be on a later one.
     position: Lsn,
-}
-
-async fn connect(target: &Target) -> Result<Kept, ToolError> {
-    let what = "connecting to PostgreSQL";
-    let connecting = timeout(CONNECT_MAX, target.config.connect(NoTls));
-    let (client, connection) = connecting
-        .await
-        .map_err(|_| ToolError::Timeout {
-            program: what.to_owned(),
-            limit: CONNECT_MAX,
-        })?
-        .map_err(|source| ToolError::Sql { what, source })?;
-    let mut driver = JoinSet::new();
-    driver.spawn(async move {
-        // An error here is seen by whoever waits for an answer.
-        let _ = connection.await;
-    });
-    Ok(Kept {
-        client,
-        _driver: driver,
-    })
 }
 
 async fn ask(client: &Client, what: &'static str, sql: &str, limit: Duration) -> Result<Vec<Row>, ToolError> {
@@ -138,7 +81,7 @@ fn row_texts(row: &SimpleQueryRow) -> Row {
 /// # Errors
 /// When connecting or asking fails or takes too long.
 pub async fn ask_once(target: &Target, what: &'static str, sql: &str, limit: Duration) -> Result<Vec<Row>, ToolError> {
-    let kept = connect(target).await?;
+    let kept = target.connect().await?;
     ask(&kept.client, what, sql, limit).await
 }
 
@@ -165,7 +108,7 @@ pub async fn ask_in_order<S: AsRef<str>>(
     statements: &[S],
     limit: Duration,
 ) -> Result<Vec<Row>, ToolError> {
-    let kept = connect(target).await?;
+    let kept = target.connect().await?;
     let mut rows = Vec::new();
     for sql in statements {
         rows.extend(ask(&kept.client, what, sql.as_ref(), limit).await?);
@@ -178,8 +121,8 @@ impl Sql {
     #[must_use]
     pub fn new(target: Target, replication: Replication) -> Self {
         Self {
-            target,
-            replication,
+            target: Arc::new(ArcSwap::from_pointee(target)),
+            replication: ArcSwap::from_pointee(replication),
             kept: Mutex::new(None),
             standby_timeline: std::sync::Mutex::new(None),
         }
@@ -194,7 +137,10 @@ impl Sql {
         let mut kept = self.kept.lock().await;
         let current = match kept.take() {
             Some(current) if !current.client.is_closed() => current,
-            _ => connect(&self.target).await?,
+            _ => {
+                let target = self.target.load_full();
+                target.connect().await?
+            }
         };
         let answer = ask(&current.client, what, sql, limit).await;
         let usable = match &answer {
@@ -207,6 +153,24 @@ impl Sql {
             *kept = Some(current);
         }
         answer
+    }
+
+    /// Reaches the server in this way from the next connection on.
+    pub fn reach_by(&self, target: Target, replication: Replication) {
+        self.target.store(Arc::new(target));
+        self.replication.store(Arc::new(replication));
+    }
+
+    /// How the server is reached now, for a connection of one's own.
+    #[must_use]
+    pub fn target(&self) -> Target {
+        (**self.target.load()).clone()
+    }
+
+    /// The same for whoever asks later, and by what counts then.
+    #[must_use]
+    pub fn shared_target(&self) -> Arc<ArcSwap<Target>> {
+        Arc::clone(&self.target)
     }
 
     /// Forgets the connection: before a stop, so that it is not what a shutdown waits for.
@@ -240,13 +204,8 @@ impl Sql {
         if let Some(noted) = self.noted_timeline(server, position) {
             return server.timeline.max(Some(noted));
         }
-        let Replication {
-            programs,
-            address,
-            user,
-        } = &self.replication;
-        let place = format!("host={} port={}", super::settings::quote(&address.host), address.port);
-        match identify(programs, &place, user).await {
+        let replication = self.replication.load_full();
+        match replication.identify().await {
             Ok(Identity { timeline, .. }) => {
                 self.note_timeline(server, position, timeline);
                 server.timeline.max(Some(timeline))
@@ -276,16 +235,6 @@ impl Sql {
         });
     }
 
-    /// Whether a parameter has changed that only a restart puts in force.
-    ///
-    /// # Errors
-    /// As for [`Self::ask`].
-    pub async fn pending_restart(&self) -> Result<bool, ToolError> {
-        let sql = "SELECT 1 FROM pg_settings WHERE pending_restart LIMIT 1";
-        let rows = self.ask("asking for pending changes", sql, STATUS_MAX).await?;
-        Ok(!rows.is_empty())
-    }
-
     /// Proves that the server takes writes, by one: a transactional message in the log, which touches no table.
     ///
     /// # Errors
@@ -309,58 +258,80 @@ pub struct Identity {
     pub position: Lsn,
 }
 
-/// What a server tells by the replication protocol, which the SQL client does not speak; psql does. A standby answers as a
-/// primary does. `place` says where to, in libpq's words.
-///
-/// # Errors
-/// When psql fails or takes too long.
-pub async fn identify(programs: &Programs, place: &str, user: &Credentials) -> Result<Identity, ToolError> {
-    let text = tell_walsender(programs, place, user, "IDENTIFY_SYSTEM").await?;
-    let mut columns = text.trim().split('|');
-    let mut next = || columns.next().unwrap_or_default();
-    match (next().parse(), next().parse(), next().parse()) {
-        (Ok(system_id), Ok(timeline), Ok(position)) => Ok(Identity {
-            system_id,
-            timeline: Timeline(timeline),
-            position,
-        }),
-        _ => Err(unexpected("no identity from IDENTIFY_SYSTEM")),
+/// Who is asked by the replication protocol, which the SQL client does not speak; psql does. A standby answers as a primary
+/// does.
+#[derive(Clone, Copy)]
+pub struct Walsender<'a> {
+    /// Where psql is.
+    pub programs: &'a Programs,
+    /// Where to, in libpq's words.
+    pub place: &'a str,
+    /// As whom.
+    pub user: &'a Credentials,
+    /// And with what.
+    pub options: &'a ConnectionOptions,
+}
+
+impl Walsender<'_> {
+    /// What it is, and how far.
+    ///
+    /// # Errors
+    /// When psql fails or takes too long.
+    pub async fn identify(self) -> Result<Identity, ToolError> {
+        let text = self.tell("IDENTIFY_SYSTEM").await?;
+        let mut columns = text.trim().split('|');
+        let mut next = || columns.next().unwrap_or_default();
+        match (next().parse(), next().parse(), next().parse()) {
+            (Ok(system_id), Ok(timeline), Ok(position)) => Ok(Identity {
+                system_id,
+                timeline: Timeline(timeline),
+                position,
+            }),
+            _ => Err(unexpected("no identity from IDENTIFY_SYSTEM")),
+        }
+    }
+
+    /// The history file of its timeline; empty for the first, which has none.
+    ///
+    /// # Errors
+    /// When psql fails or takes too long, or the server has no such file.
+    pub async fn history_file(self, timeline: Timeline) -> Result<String, ToolError> {
+        if timeline.0 <= 1 {
+            return Ok(String::new());
+        }
+        let text = self.tell(&format!("TIMELINE_HISTORY {}", timeline.0)).await?;
+        let content = text.split_once('|').map(|(_, content)| content.to_owned());
+        content.ok_or_else(|| unexpected("no history from TIMELINE_HISTORY"))
+    }
+
+    async fn tell(self, command: &str) -> Result<String, ToolError> {
+        let mut conninfo = format!(
+            "{} user={} dbname=postgres replication=1 connect_timeout=2 application_name=pgherd",
+            self.place,
+            quote(&self.user.username),
+        );
+        for (name, value) in &self.options.0 {
+            conninfo.push_str(&format!(" {name}={}", quote(value)));
+        }
+        let password = OsString::from(self.user.password.clone().unwrap_or_default());
+        let env = [("PGPASSWORD", password.as_os_str())];
+        let args = ["-XAtw", "-d", &conninfo, "-c", command];
+        let output = self.programs.run("psql", &args, &env, STATUS_MAX).await?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }
 
-/// The history file of a server's timeline; empty for the first, which has none.
-///
-/// # Errors
-/// When psql fails or takes too long, or the server has no such file.
-pub async fn history_file(
-    programs: &Programs,
-    place: &str,
-    user: &Credentials,
-    timeline: Timeline,
-) -> Result<String, ToolError> {
-    if timeline.0 <= 1 {
-        return Ok(String::new());
+impl Replication {
+    async fn identify(&self) -> Result<Identity, ToolError> {
+        let place = format!("host={} port={}", quote(&self.address.host), self.address.port);
+        let asked = Walsender {
+            programs: &self.programs,
+            place: &place,
+            user: &self.user,
+            options: &self.options,
+        };
+        asked.identify().await
     }
-    let text = tell_walsender(programs, place, user, &format!("TIMELINE_HISTORY {}", timeline.0)).await?;
-    let content = text.split_once('|').map(|(_, content)| content.to_owned());
-    content.ok_or_else(|| unexpected("no history from TIMELINE_HISTORY"))
-}
-
-async fn tell_walsender(
-    programs: &Programs,
-    place: &str,
-    user: &Credentials,
-    command: &str,
-) -> Result<String, ToolError> {
-    let conninfo = format!(
-        "{place} user={} dbname=postgres replication=1 connect_timeout=2 application_name=pgherd",
-        super::settings::quote(&user.username),
-    );
-    let password = OsString::from(user.password.clone().unwrap_or_default());
-    let env = [("PGPASSWORD", password.as_os_str())];
-    let args = ["-XAtw", "-d", &conninfo, "-c", command];
-    let output = programs.run("psql", &args, &env, STATUS_MAX).await?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn unexpected(what: &str) -> ToolError {

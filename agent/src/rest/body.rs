@@ -53,6 +53,13 @@ pub(super) fn status(facts: &Facts) -> Value {
         document.remove("postmaster_start_time");
         put("scheduled_restart", Value::Object(document));
     }
+    if !facts.status.pending_restart.is_empty() {
+        put("pending_restart", true.into());
+        put(
+            "pending_restart_reason",
+            Value::Object(facts.status.pending_restart.clone()),
+        );
+    }
     put("dcs_last_seen", facts.status.dcs_last_seen.into());
     let tags = published_tags(&facts.status.tags);
     if !tags.is_empty() {

@@ -147,6 +147,7 @@ pub(crate) fn leader_status(now: Boottime) -> MemberStatus {
         watchdog_failed: false,
         scheduled_restart: None,
         reinitialize_failed: None,
+        pending_restart: Map::new(),
         reason: "still leading".into(),
     }
 }

@@ -182,7 +182,11 @@ fn add_server(page: &mut Page, facts: &Facts) {
         help,
         &facts.status.dcs_last_seen.to_string(),
     );
-    page.flag("patroni_pending_restart", "the node needs a restart", false);
+    page.flag(
+        "patroni_pending_restart",
+        "the node needs a restart",
+        !facts.status.pending_restart.is_empty(),
+    );
     page.flag("patroni_is_paused", "auto failover is disabled", facts.is_paused());
     let number = STATES.iter().position(|(state, _)| *state == facts.state());
     let number = number.map_or_else(|| "-1".to_owned(), |number| number.to_string());

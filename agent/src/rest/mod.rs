@@ -7,6 +7,7 @@
 mod access;
 mod answer;
 mod body;
+mod doors;
 mod evaluate;
 mod events;
 mod facts;
@@ -32,10 +33,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::Request;
 use hyper::body::Body;
-use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, TRANSFER_ENCODING};
+use hyper::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::etcd::{Budget, Etcd, StoreError};
 use pgherd_cluster::key::{Key, Keys};
@@ -47,17 +49,18 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use self::access::Guard;
 pub use self::access::authorization;
-use self::answer::{Answer, code_only, document, error_page, plain, sentence, unauthorized};
+use self::answer::{Answer, code_only, document, error_page, plain, sentence};
+use self::doors::Client;
+pub use self::doors::Doors;
 use self::events::EventStream;
 use self::facts::Facts;
 use self::query::Query;
 use self::route::Route;
 pub use self::server::serve;
 use self::switchover::Action;
-use crate::config::Credentials;
 use crate::lease::Vouches;
+use crate::peers::Peers;
 use crate::postgres::sql::Target;
 use crate::restart::Order;
 use crate::slots::Board;
@@ -89,10 +92,12 @@ pub struct ApiParts {
     pub etcd: Etcd,
     /// This cluster's keys.
     pub keys: Keys,
-    /// What unsafe requests must present.
-    pub credentials: Option<Credentials>,
+    /// Who gets in.
+    pub doors: Arc<ArcSwap<Doors>>,
+    /// How other members are asked.
+    pub peers: Peers,
     /// This member's own PostgreSQL, for what only an operator asks.
-    pub postgres: Target,
+    pub postgres: Arc<ArcSwap<Target>>,
     /// Asks the agent for a fresh observation.
     pub refresh: RefreshSender,
     /// Where an operator's orders are taken.
@@ -111,8 +116,9 @@ pub struct Api {
     view: ViewHandle,
     etcd: Etcd,
     keys: Keys,
-    guard: Guard,
-    postgres: Target,
+    doors: Arc<ArcSwap<Doors>>,
+    peers: Peers,
+    postgres: Arc<ArcSwap<Target>>,
     refresh: RefreshSender,
     orders: mpsc::Sender<Order>,
     vouches: Vouches,
@@ -132,7 +138,8 @@ impl Api {
             view: parts.view,
             etcd: parts.etcd,
             keys: parts.keys,
-            guard: Guard::new(parts.credentials.as_ref()),
+            doors: parts.doors,
+            peers: parts.peers,
             postgres: parts.postgres,
             refresh: parts.refresh,
             orders: parts.orders,
@@ -207,7 +214,7 @@ impl Api {
         }
     }
 
-    async fn answer<B>(&self, request: Request<B>, stop: &CancellationToken) -> Answer
+    async fn answer<B>(&self, request: Request<B>, client: Client, stop: &CancellationToken) -> Answer
     where
         B: Body,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -215,10 +222,13 @@ impl Api {
         let path = request.uri().path();
         let query = Query::parse(request.uri().query().unwrap_or_default());
         let route = Route::of(request.method(), path);
-        if route.is_guarded()
-            && let Err(text) = self.guard.check(request.headers().get(AUTHORIZATION))
-        {
-            return unauthorized(text);
+        if route.is_guarded() {
+            let doors = self.doors.load_full();
+            let (view, among_members) = (self.view.load_full(), matches!(route, Route::Vouch | Route::Release));
+            let checked = doors.check(client, request.headers(), &view, among_members).await;
+            if let Err(refusal) = checked {
+                return refusal;
+            }
         }
         match route {
             Route::Health { with_body } => {

@@ -56,12 +56,12 @@ pub(super) async fn reload(api: &Api) -> Answer {
 
 /// Serves `GET /api/v1/forecast`: what a switchover away from this member would meet.
 pub(super) async fn forecast(api: &Api) -> Answer {
-    told(forecast::of_a_stop(&api.postgres).await)
+    told(forecast::of_a_stop(&api.postgres.load()).await)
 }
 
 /// Serves `GET /api/v1/backups`: the copies that are being made of this member's data.
 pub(super) async fn backups(api: &Api) -> Answer {
-    told(forecast::backups(&api.postgres).await)
+    told(forecast::backups(&api.postgres.load()).await)
 }
 
 fn told(found: Result<Value, crate::postgres::ToolError>) -> Answer {

@@ -1,6 +1,7 @@
 //! The listening socket and its connections: one request each, bounded in number, size and time.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -15,6 +17,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Api;
+use super::doors::Client;
 use super::stall::StallGuard;
 
 /// How many connections there may be; more wait in the listener's backlog.
@@ -53,7 +56,7 @@ async fn accept_for_ever(
 ) -> Infallible {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let (stream, slot) = tokio::select! {
+        let (stream, from, slot) = tokio::select! {
             Some(ended) = connections.join_next() => {
                 if let Err(error) = ended {
                     tracing::error!(%error, "a REST connection ended badly");
@@ -64,21 +67,21 @@ async fn accept_for_ever(
         };
         let (api, stop) = (Arc::clone(api), stop.clone());
         connections.spawn(async move {
-            converse(stream, &api, &stop).await;
+            welcome(stream, from, &api, &stop).await;
             drop(slot);
         });
     }
 }
 
 /// The next connection, once there is room for it. Cancel safe.
-async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> (TcpStream, OwnedSemaphorePermit) {
+async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
     loop {
         // Nobody closes this semaphore; were it closed, waiting for ever is all that is left.
         let Ok(slot) = Arc::clone(slots).acquire_owned().await else {
             return std::future::pending().await;
         };
         match listener.accept().await {
-            Ok((stream, _)) => return (stream, slot),
+            Ok((stream, from)) => return (stream, from, slot),
             Err(error) => {
                 tracing::warn!(%error, "accepting a REST connection");
                 sleep(ACCEPT_BACKOFF).await;
@@ -87,9 +90,37 @@ async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> (TcpStream, O
     }
 }
 
-async fn converse(stream: TcpStream, api: &Api, stop: &CancellationToken) {
-    let io = TokioIo::new(StallGuard::new(stream, STALL_MAX));
-    let service = service_fn(async |request| Ok::<_, Infallible>(api.answer(request, stop).await));
+/// Speaks TLS first, where it is configured. The handshake has the time that a request's head has.
+async fn welcome(stream: TcpStream, from: SocketAddr, api: &Api, stop: &CancellationToken) {
+    let mut client = Client {
+        address: Some(from.ip()),
+        certified: false,
+    };
+    let guarded = StallGuard::new(stream, STALL_MAX);
+    let Some(acceptor) = api.doors.load().acceptor() else {
+        return converse(guarded, client, api, stop).await;
+    };
+    match timeout(HEAD_MAX, acceptor.accept(guarded)).await {
+        Ok(Ok(secured)) => {
+            let (_, session) = secured.get_ref();
+            client.certified = session.peer_certificates().is_some_and(|shown| !shown.is_empty());
+            converse(secured, client, api, stop).await;
+        }
+        Ok(Err(error)) => tracing::debug!(%from, %error, "a REST client does not speak our TLS"),
+        Err(_) => tracing::debug!(%from, "a REST client has not finished its TLS handshake in time"),
+    }
+}
+
+async fn converse<S>(stream: S, client: Client, api: &Api, stop: &CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let io = TokioIo::new(stream);
+    let service = service_fn(async |request| {
+        let mut answer = api.answer(request, client, stop).await;
+        api.doors.load().dress(&mut answer);
+        Ok::<_, Infallible>(answer)
+    });
     let mut connection = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())

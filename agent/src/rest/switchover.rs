@@ -55,7 +55,7 @@ async fn serve_or_refuse(api: &Api, action: Action, body: &Map<String, Value>) -
     );
     if order.scheduled_at.is_none() {
         let considered = order.considered(view)?;
-        if !anyone_fit(considered).await {
+        if !anyone_fit(&api.peers, considered).await {
             return Err(order.impossible("no good candidates have been found"));
         }
     }

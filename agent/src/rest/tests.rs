@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 
 use super::fixtures::{keys, leader_status, replica_status, scope, view};
 use super::*;
+use crate::config::Credentials;
 
 mod changes;
 mod streams;
@@ -48,7 +49,8 @@ impl Served {
             view: handle,
             etcd,
             keys: keys(),
-            credentials,
+            doors: doors(credentials),
+            peers: Peers::default(),
             postgres: nobody(),
             refresh,
             orders: mpsc::channel(1).0,
@@ -98,7 +100,7 @@ impl Served {
 }
 
 /// A PostgreSQL that nobody has started.
-fn nobody() -> Target {
+fn nobody() -> Arc<ArcSwap<Target>> {
     let address = Address {
         host: "127.0.0.1".to_owned(),
         port: 1,
@@ -107,7 +109,15 @@ fn nobody() -> Target {
         username: "nobody".to_owned(),
         password: None,
     };
-    Target::new(&address, "postgres", &user)
+    Arc::new(ArcSwap::from_pointee(Target::new(&address, "postgres", &user)))
+}
+
+fn doors(credentials: Option<Credentials>) -> Arc<ArcSwap<Doors>> {
+    let config = crate::config::RestConfig {
+        credentials,
+        ..crate::config::tests::agent().restapi
+    };
+    Arc::new(ArcSwap::from_pointee(Doors::new(&config).expect("no files")))
 }
 
 fn status_line(answer: &str) -> &str {
@@ -286,7 +296,8 @@ async fn an_outage_is_noted_from_its_first_failure_until_it_ends() {
         view: handle,
         etcd: Etcd::new(EtcdConfig::default()),
         keys: keys(),
-        credentials: None,
+        doors: doors(None),
+        peers: Peers::default(),
         postgres: nobody(),
         refresh: mpsc::channel(1).0,
         orders: mpsc::channel(1).0,

@@ -11,6 +11,7 @@ pub use self::methods::{
     BASEBACKUP_RESERVED, BootstrapMethod, CustomMethod, Finding, INITDB_RESERVED, ReplicaMethod, Scripts, ToolOption,
     tool_options,
 };
+pub(crate) use self::run::is_ours;
 pub use self::run::{Run, RunError};
 pub use self::told::{Event, Facts, Server, Told};
 pub use self::words::{NotACommand, Words};

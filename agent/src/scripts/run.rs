@@ -167,7 +167,7 @@ impl Run {
 }
 
 /// Variables that configure pgherd itself, or its supervisor's view of it.
-fn is_ours(name: &OsStr) -> bool {
+pub(crate) fn is_ours(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
     ["PATRONI_", "PGHERD_"].iter().any(|prefix| name.starts_with(prefix)) || name == "NOTIFY_SOCKET"
 }

@@ -15,7 +15,7 @@ use super::round::{Round, WORKER};
 use super::segments::{self, Segment, bytes, missing};
 use super::state_file::{Copies, is_whole};
 use super::{COPYING, lock, syncs_by_itself};
-use crate::context::{Context, local_address};
+use crate::context::Context;
 use crate::decide::upstream_address;
 use crate::postgres::ToolError;
 use crate::postgres::sql::{Target, ask_once, literal, tell_in_order};
@@ -162,8 +162,7 @@ fn copied(action: &Action) -> Option<String> {
 
 /// Our own server, in a database: a logical slot is looked after from its own only.
 fn local(context: &Context, database: &str) -> Target {
-    let superuser = &context.config.postgresql.superuser;
-    Target::new(&local_address(&context.config), database, superuser).named(WORKER)
+    context.sql.target().to_database(database).named(WORKER)
 }
 
 /// The server itself ends what takes too long, also where nobody waits for it any more.
@@ -302,9 +301,10 @@ fn slot_on_leader(seat: &Seat, leader: &MemberName) -> String {
 /// The leader's server, as whoever may read its files.
 fn leaders_server(context: &Context, seat: &Seat) -> Option<Target> {
     let address = upstream_address(&seat.view, seat.leader.as_ref()?)?;
-    let postgresql = &context.config.postgresql;
-    let user = postgresql.rewind.as_ref().unwrap_or(&postgresql.superuser);
-    Some(Target::new(&address, &postgresql.database, user))
+    let live = context.live();
+    let postgresql = &live.postgresql;
+    let (user, options) = postgresql.rewinds_as();
+    Some(Target::new(&address, &postgresql.database, user).with_options(&options.preferring_tls()))
 }
 
 /// Those that a start would bring. One that a start was asked for and did not bring is not asked for again so soon.
@@ -359,7 +359,7 @@ async fn fetch(context: &Context, target: &Target, states: Vec<State>) -> Result
 pub async fn bring(context: &Context, leader: &MemberName) {
     let view = context.view();
     let config = context.dynamic();
-    let place = Place::of(&crate::record::own_tags(&context.config));
+    let place = Place::of(&crate::record::own_tags(&context.live()));
     let logical = config
         .permanent_slots()
         .slots
@@ -372,7 +372,7 @@ pub async fn bring(context: &Context, leader: &MemberName) {
     let lacks: Vec<String> = logical.filter(|name| !dir.join(name).exists()).collect();
     let keeps = config.use_slots()
         && !config.is_standby_cluster()
-        && !syncs_by_itself(&config, &context.config.postgresql)
+        && !syncs_by_itself(&config, &context.live().postgresql)
         && keeps_logical(&view, &context.config.name, &place, leader);
     if lacks.is_empty() || !keeps || view.writable_leader().is_none() {
         return;

@@ -72,7 +72,7 @@ pub fn seat(context: &Context, seen: &Observation) -> Option<Seat> {
         writable,
         position,
         leaders,
-        syncs_by_itself: server.server_version >= SYNCS_SINCE && syncs_by_itself(&dynamic, &context.config.postgresql),
+        syncs_by_itself: server.server_version >= SYNCS_SINCE && syncs_by_itself(&dynamic, &context.live().postgresql),
     })
 }
 
@@ -83,17 +83,17 @@ pub fn seat(context: &Context, seen: &Observation) -> Option<Seat> {
 pub async fn seat_of_new_leader(context: &Context, epoch: &Epoch) -> Result<Seat, ToolError> {
     let server = context.sql.status().await?;
     let view = context.view();
-    let local = &context.config.postgresql;
+    let live = context.live();
     Ok(Seat {
         me: context.config.name.clone(),
-        place: Place::of(&own_tags(&context.config)),
+        place: Place::of(&own_tags(&live)),
         leader: Some(epoch.holder.clone()),
         settled: true,
         retained: view.status.retain_slots.iter().cloned().collect(),
         writable: true,
         position: server.wal.position(),
         leaders: view.status.slots.clone(),
-        syncs_by_itself: server.server_version >= SYNCS_SINCE && syncs_by_itself(&context.dynamic(), local),
+        syncs_by_itself: server.server_version >= SYNCS_SINCE && syncs_by_itself(&context.dynamic(), &live.postgresql),
         view,
     })
 }

@@ -15,6 +15,7 @@ use crate::terminal::say;
 pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
     let document = Document::load(args.file.clone())?;
     document.lint();
+    document.log(); // For its findings.
     // A file without a member's sections is a proxy's; one without anything is told what a member needs.
     let is_member = ["postgresql", "restapi", "name"].iter().any(|key| document.has(key)) || !document.has("proxy");
     let is_proxy = document.has("proxy");

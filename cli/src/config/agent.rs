@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use pgherd_agent::config::{AgentConfig, BootstrapConfig, Credentials, RestConfig};
+use pgherd_agent::config::{AgentConfig, BootstrapConfig, Credentials};
 use pgherd_agent::scripts::{BootstrapMethod, Finding, INITDB_RESERVED, ToolOption, Words, tool_options};
 use pgherd_cluster::name::MemberName;
 use pgherd_cluster::record::DynamicConfig;
@@ -11,9 +11,8 @@ use serde_json::{Map, Value};
 
 use super::ClusterConfig;
 use super::section::{Section, shown};
-use super::{postgresql, value, watchdog};
+use super::{postgresql, rest, value, watchdog};
 
-const REST_PORT: u16 = 8008;
 /// Where PostgreSQL's official image looks for the first scripts of a new cluster.
 const IMAGE_INITDB_D: &str = "/docker-entrypoint-initdb.d";
 
@@ -24,7 +23,7 @@ pub(crate) fn read(
     runtime_dir: impl Fn(&str) -> PathBuf,
 ) -> Option<AgentConfig> {
     let name = name(root);
-    let restapi = rest(root);
+    let restapi = rest::read(root);
     let mut bootstrap = bootstrap(&root.section("bootstrap"));
     bootstrap.initdb_d = initdb_d(&root.section("pgherd"));
     let tags = tags(root);
@@ -47,6 +46,7 @@ pub(crate) fn read(
         restapi: restapi?,
         bootstrap,
         postgresql: postgresql?,
+        by_role: postgresql::by_role(root),
         tags,
         watchdog,
         runtime_dir: runtime_dir?,
@@ -63,28 +63,6 @@ fn name(root: &Section<'_>) -> Option<MemberName> {
             )
         })
         .ok()
-}
-
-fn rest(root: &Section<'_>) -> Option<RestConfig> {
-    let section = root.section("restapi");
-    let credentials = credentials(&section.section("authentication"));
-    if !section.has("listen") {
-        section.missing(
-            "listen",
-            "the address for other members and checks, such as 10.0.0.1:8008",
-        );
-    }
-    let mut listen = section.address("listen", REST_PORT)?;
-    let hosts = std::slice::from_ref(&listen.host);
-    let connect_address = postgresql::connect_address(&section, hosts, listen.port)?;
-    if listen.host == "*" {
-        listen.host = "0.0.0.0".to_owned();
-    }
-    Some(RestConfig {
-        listen,
-        connect_address,
-        credentials,
-    })
 }
 
 /// User and password of an `authentication` section; one without the other guards nothing.

@@ -1,10 +1,11 @@
 //! `PATRONI_*` variables, which go over the file.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
 use super::known::nearest;
+use super::secrets;
 use super::section::Findings;
 
 /// Variables without their prefix and the places in the tree that they fill.
@@ -18,6 +19,17 @@ const VARIABLES: &[(&str, &str)] = &[
     ("LOGFORMAT", "log.format"),
     ("LOG_DATEFMT", "log.dateformat"),
     ("POSTGRESQL_BIN_DIR", "postgresql.bin_dir"),
+    // Names that public guides have, and that Patroni ignores.
+    ("POSTGRESQL_USERNAME", "postgresql.authentication.superuser.username"),
+    ("POSTGRESQL_PASSWORD", "postgresql.authentication.superuser.password"),
+    (
+        "POSTGRESQL_REPLICATION_USERNAME",
+        "postgresql.authentication.replication.username",
+    ),
+    (
+        "POSTGRESQL_REPLICATION_PASSWORD",
+        "postgresql.authentication.replication.password",
+    ),
     ("CITUS_GROUP", "citus.group"),
     ("CITUS_DATABASE", "citus.database"),
 ];
@@ -60,38 +72,93 @@ const LOGIN: &str = "username password sslmode sslcert sslkey sslpassword sslroo
                      channel_binding sslnegotiation";
 const ETCD: &str = "host hosts port url proxy srv srv_suffix protocol use_proxies cacert cert key username password";
 
+/// Variables of other programs that images and guides set; they fill what neither the file nor a variable of ours says, in
+/// sections that are there.
+const OTHERS: [(&str, &str); 4] = [
+    ("POSTGRES_USER", "postgresql.authentication.superuser.username"),
+    ("POSTGRES_PASSWORD", "postgresql.authentication.superuser.password"),
+    ("HAPROXY_STATS_USER", "proxy.stats.username"),
+    ("HAPROXY_STATS_PASSWORD", "proxy.stats.password"),
+];
+
+/// Set for programs beside, and of no use here.
+const NEEDLESS: [(&str, &str); 1] = [(
+    "RESTAPI_AUTH_HEADER",
+    "not needed: no check of pgherd's asks with credentials, and HAProxy's need none",
+)];
+
 /// Sets any PostgreSQL parameter, as public guides have it.
 const PARAMETER_PREFIX: &str = "POSTGRESQL_PARAMETERS_";
 
 /// Ours that are read elsewhere.
 const OURS: [&str; 4] = ["PGHERD_CONFIG", "PGHERD_KEEPER_LINK", "PGHERD_SENTINEL", "PGHERD_LOG"];
 
-/// Puts `variables` over `tree`. Empty values count as absent, as they do for Patroni.
+/// Puts `variables` over `tree`: those that begin with `PGHERD_` over those that begin with `PATRONI_`. Empty values count
+/// as absent, as they do for Patroni. Gives the files that secrets were read from.
 pub(crate) fn apply(
     tree: &mut Map<String, Value>,
     variables: impl IntoIterator<Item = (String, String)>,
     findings: &Findings,
-) {
+) -> Vec<PathBuf> {
     let mut variables: Vec<(String, String)> = variables.into_iter().collect();
     variables.sort(); // So that messages come in one order, and X_FILE after X.
-    for (name, value) in variables {
-        if let Some(rest) = name.strip_prefix("PATRONI_") {
-            if rest == "CONFIGURATION" || value.trim().is_empty() {
+    let mut files = Vec::new();
+    for (name, value) in &variables {
+        if value.trim().is_empty() {
+            continue;
+        }
+        let known = OTHERS
+            .iter()
+            .find(|(known, _)| name.strip_suffix("_FILE").unwrap_or(name) == *known);
+        let Some((known, path)) = known else { continue };
+        let path = split(path);
+        if path.first().is_some_and(|section| !tree.contains_key(section)) || is_set(tree, &path) {
+            continue;
+        }
+        if name == known {
+            put(tree, &path, value.clone());
+        } else {
+            files.extend(put_secret(tree, name, &path, value, findings));
+        }
+    }
+    for prefix in ["PATRONI_", "PGHERD_"] {
+        for (name, value) in &variables {
+            let Some(rest) = name.strip_prefix(prefix) else {
+                continue;
+            };
+            let elsewhere = rest == "CONFIGURATION"
+                || OURS.contains(&name.as_str())
+                || ["PATRONICTL_", "PGHERD_TEST_"]
+                    .iter()
+                    .any(|other| name.starts_with(other));
+            if elsewhere || value.trim().is_empty() {
                 continue;
             }
             match place_of(rest) {
-                Some(path) => put(tree, &path, value),
-                None => apply_file_or_warn(tree, &name, rest, &value, findings),
+                Some(path) => put(tree, &path, value.clone()),
+                None => files.extend(apply_file_or_warn(tree, (prefix, rest), value, findings)),
             }
-        } else if name.starts_with("PGHERD_") && !name.starts_with("PGHERD_TEST_") && !OURS.contains(&name.as_str()) {
-            let meant = nearest(&name, OURS.into_iter());
-            findings.warn(unknown(&name, meant.map(str::to_owned)));
         }
+    }
+    files
+}
+
+fn split(path: &str) -> Vec<String> {
+    path.split('.').map(str::to_owned).collect()
+}
+
+fn is_set(tree: &Map<String, Value>, path: &[String]) -> bool {
+    let Some((first, rest)) = path.split_first() else {
+        return true;
+    };
+    match tree.get(first) {
+        None | Some(Value::Null) => false,
+        Some(Value::Object(inner)) if !rest.is_empty() => is_set(inner, rest),
+        Some(_) => true,
     }
 }
 
 fn place_of(name: &str) -> Option<Vec<String>> {
-    let split = |path: &str| path.split('.').map(str::to_owned).collect::<Vec<_>>();
     if let Some(parameter) = name.strip_prefix(PARAMETER_PREFIX) {
         let mut path = split("postgresql.parameters");
         path.push(parameter.to_lowercase());
@@ -108,26 +175,46 @@ fn place_of(name: &str) -> Option<Vec<String>> {
 }
 
 /// `..._PASSWORD_FILE` names a file that holds the password, so that it need not stand in the environment.
-fn apply_file_or_warn(tree: &mut Map<String, Value>, name: &str, rest: &str, value: &str, findings: &Findings) {
+fn apply_file_or_warn(
+    tree: &mut Map<String, Value>,
+    (prefix, rest): (&str, &str),
+    value: &str,
+    findings: &Findings,
+) -> Option<PathBuf> {
+    let name = format!("{prefix}{rest}");
     let place = rest
         .strip_suffix("_FILE")
         .filter(|rest| rest.ends_with("PASSWORD"))
         .and_then(place_of);
-    let Some(path) = place else {
-        let meant = all_names().into_iter().map(|known| format!("PATRONI_{known}"));
-        let meant: Vec<String> = meant.collect();
-        findings.warn(unknown(
-            name,
-            nearest(name, meant.iter().map(String::as_str)).map(str::to_owned),
-        ));
-        return;
-    };
-    match std::fs::read_to_string(Path::new(value)) {
-        Ok(secret) => put(tree, &path, secret.trim_end_matches(['\n', '\r']).to_owned()),
-        Err(error) => findings.error(format!(
-            "{name}: {value:?} cannot be read ({error}); write the path of a file that holds the password"
-        )),
+    if let Some(path) = place {
+        return put_secret(tree, &name, &path, value, findings);
     }
+    if let Some((_, why)) = NEEDLESS.iter().find(|(known, _)| *known == rest) {
+        findings.warn(format!("{name}: {why}"));
+        return None;
+    }
+    let known = all_names().into_iter().map(|known| format!("{prefix}{known}"));
+    let known: Vec<String> = known.chain(OURS.map(str::to_owned)).collect();
+    findings.warn(unknown(
+        &name,
+        nearest(&name, known.iter().map(String::as_str)).map(str::to_owned),
+    ));
+    None
+}
+
+fn put_secret(
+    tree: &mut Map<String, Value>,
+    name: &str,
+    path: &[String],
+    file: &str,
+    findings: &Findings,
+) -> Option<PathBuf> {
+    let file = PathBuf::from(file);
+    match secrets::read(&file) {
+        Ok(secret) => put(tree, path, secret),
+        Err(why) => findings.error(format!("{name}: {why}")),
+    }
+    Some(file)
 }
 
 fn all_names() -> Vec<String> {
@@ -219,6 +306,7 @@ mod tests {
             &[
                 ("PATRONI_POSTGRESQL_LISTN", "a:1"),
                 ("PATRONI_RESTAPI_AUTH_HEADER", "x"),
+                ("PATRONI_RESTAPI_AUTH_HEADR", "x"),
                 ("PGHERD_CONFG", "x"),
                 ("PGHERD_TEST_X", "x"),
                 ("PGHERD_KEEPER_LINK", "stdin"),
@@ -230,7 +318,8 @@ mod tests {
             warnings,
             [
                 "PATRONI_POSTGRESQL_LISTN: unknown environment variable; did you mean PATRONI_POSTGRESQL_LISTEN?",
-                "PATRONI_RESTAPI_AUTH_HEADER: unknown environment variable; it has no effect",
+                "PATRONI_RESTAPI_AUTH_HEADER: not needed: no check of pgherd's asks with credentials, and HAProxy's need none",
+                "PATRONI_RESTAPI_AUTH_HEADR: unknown environment variable; it has no effect",
                 "PGHERD_CONFG: unknown environment variable; did you mean PGHERD_CONFIG?",
             ]
         );
@@ -248,5 +337,39 @@ mod tests {
             errors[0].starts_with("PATRONI_ETCD3_PASSWORD_FILE: \"/nowhere/x\" cannot be read"),
             "{errors:?}"
         );
+    }
+
+    #[test]
+    fn our_own_prefix_goes_over_patronis_and_the_guides_names_are_known() {
+        let (tree, warnings, errors) = applied(
+            json!({"proxy": {}, "postgresql": {}}),
+            &[
+                ("PGHERD_NAME", "ours"),
+                ("PATRONI_NAME", "theirs"),
+                ("PATRONI_POSTGRESQL_USERNAME", "admin"),
+                ("PATRONI_POSTGRESQL_REPLICATION_USERNAME", "repl"),
+                ("POSTGRES_USER", "not used"),
+                ("POSTGRES_PASSWORD", "of the image"),
+                ("HAPROXY_STATS_USER", "stats"),
+            ],
+        );
+        let expected = json!({
+            "name": "ours",
+            "proxy": {"stats": {"username": "stats"}},
+            "postgresql": {"authentication": {
+                "superuser": {"username": "admin", "password": "of the image"},
+                "replication": {"username": "repl"},
+            }},
+        });
+        assert_eq!((tree, warnings, errors), (expected, vec![], vec![]));
+    }
+
+    #[test]
+    fn variables_of_other_programs_make_no_section() {
+        let (tree, _, errors) = applied(
+            json!({"scope": "c"}),
+            &[("POSTGRES_PASSWORD_FILE", "/nowhere"), ("HAPROXY_STATS_PASSWORD", "x")],
+        );
+        assert_eq!((tree, errors), (json!({"scope": "c"}), vec![]));
     }
 }

@@ -22,12 +22,12 @@ const PATRONI: &[(&str, &str)] = &[
         "listen connect_address authentication certfile keyfile keyfile_password cafile ciphers verify_client allowlist \
          allowlist_include_members http_extra_headers https_extra_headers request_queue_size thread_pool_size server_tokens",
     ),
-    ("restapi.authentication", "username password"),
+    ("restapi.authentication", "username password password_file"),
     (
         "ctl",
         "authentication insecure cacert certfile keyfile keyfile_password",
     ),
-    ("ctl.authentication", "username password"),
+    ("ctl.authentication", "username password password_file"),
     ("etcd", ETCD),
     ("etcd3", ETCD),
     ("watchdog", "mode device safety_margin driver"),
@@ -67,8 +67,8 @@ const PATRONI: &[(&str, &str)] = &[
 ];
 
 const ETCD: &str = "host hosts url proxy srv srv_suffix discovery_srv srv_domain protocol use_proxies username password \
-                    cacert cert key port";
-const LOGIN: &str = "username password sslmode sslcert sslkey sslpassword sslrootcert sslcrl sslcrldir gssencmode \
+                    password_file cacert cert key port";
+const LOGIN: &str = "username password password_file sslmode sslcert sslkey sslpassword sslrootcert sslcrl sslcrldir gssencmode \
                      channel_binding sslnegotiation";
 
 /// Our own sections and their keys, `[]` standing for the elements of a list.
@@ -100,8 +100,10 @@ const OURS: &[(&str, &str)] = &[
         "certificate private_key client_ca client_certificate min_version",
     ),
     ("proxy.probe", "username database password_file passfile"),
-    ("pgherd", "runtime_dir initdb_d"),
-    ("bootstrap.dcs.pgherd", "failover_slots"),
+    ("pgherd", "runtime_dir initdb_d parameters"),
+    ("pgherd.parameters", "primary replica"),
+    ("bootstrap.dcs.pgherd", "failover_slots parameters"),
+    ("bootstrap.dcs.pgherd.parameters", "primary replica"),
 ];
 
 /// Reports every key that nobody reads.

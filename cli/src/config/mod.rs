@@ -7,11 +7,14 @@ pub(crate) mod files;
 mod known;
 mod limits;
 mod locate;
+mod log;
 mod not_yet;
 pub(crate) mod operator;
 mod postgresql;
 pub(crate) mod proxy;
+mod rest;
 pub(crate) mod runtime_dir;
+mod secrets;
 mod section;
 mod value;
 mod watchdog;
@@ -22,6 +25,7 @@ use std::path::PathBuf;
 
 use pgherd_agent::config::AgentConfig;
 use pgherd_cluster::etcd::EtcdConfig;
+use pgherd_cluster::http::AccessConfig;
 use pgherd_cluster::key::Keys;
 use pgherd_cluster::name::Scope;
 use serde_json::{Map, Value};
@@ -29,7 +33,10 @@ use serde_json::{Map, Value};
 pub(crate) use self::locate::Source;
 use self::proxy::ProxySection;
 use self::section::{Findings, Section};
+#[cfg(test)]
+pub(crate) use self::yaml::parse as parse_yaml;
 use crate::failure::Failure;
+use crate::logging::LogConfig;
 
 /// Which cluster, and where its store is: what every command needs.
 #[derive(Clone, Debug)]
@@ -37,6 +44,8 @@ pub(crate) struct ClusterConfig {
     pub(crate) scope: Scope,
     pub(crate) namespace: String,
     pub(crate) etcd: EtcdConfig,
+    /// How members' REST interfaces are reached.
+    pub(crate) peers: AccessConfig,
     /// The section that etcd's own findings are told under.
     pub(crate) etcd_section: &'static str,
 }
@@ -53,6 +62,7 @@ impl ClusterConfig {
             scope: Self::read_scope(root, None)?,
             namespace: String::new(),
             etcd: EtcdConfig::default(),
+            peers: AccessConfig::default(),
             etcd_section: etcd::section_name(root),
         })
     }
@@ -65,6 +75,10 @@ impl ClusterConfig {
             scope: scope?,
             namespace,
             etcd: etcd?,
+            peers: AccessConfig {
+                authorization: None, // Nothing that a proxy asks needs it.
+                ..rest::peers(root, false)
+            },
             etcd_section: etcd::section_name(root),
         })
     }
@@ -92,6 +106,7 @@ pub(crate) struct Document {
     source: Source,
     tree: Map<String, Value>,
     findings: Findings,
+    secret_files: Vec<PathBuf>,
 }
 
 impl Document {
@@ -109,14 +124,21 @@ impl Document {
         let mut tree = locate::read(&source, variable).map_err(Failure::configuration)?;
         let findings = Findings::default();
         // A configuration that comes whole in one variable lets no other count, as with Patroni.
+        let mut secret_files = Vec::new();
         let whole = source == Source::Environment && variable("PATRONI_CONFIGURATION").is_some();
         if !whole {
             let variables = std::env::vars_os();
             let texts =
                 variables.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-            environment::apply(&mut tree, texts, &findings);
+            secret_files = environment::apply(&mut tree, texts, &findings);
         }
-        Ok(Self { source, tree, findings })
+        secret_files.extend(secrets::apply(&mut tree, &findings));
+        Ok(Self {
+            source,
+            tree,
+            findings,
+            secret_files,
+        })
     }
 
     /// Where it came from.
@@ -124,9 +146,19 @@ impl Document {
         &self.source
     }
 
+    /// The files that secrets were read from.
+    pub(crate) fn secret_files(&self) -> &[PathBuf] {
+        &self.secret_files
+    }
+
     /// Whether a section or key has a value.
     pub(crate) fn has(&self, key: &str) -> bool {
         self.root().has(key)
+    }
+
+    /// All of it, environment included, secrets too.
+    pub(crate) fn tree(&self) -> &Map<String, Value> {
+        &self.tree
     }
 
     fn root(&self) -> Section<'_> {
@@ -151,6 +183,11 @@ impl Document {
         } else {
             self.cluster(None)
         }
+    }
+
+    /// Where log lines go.
+    pub(crate) fn log(&self) -> LogConfig {
+        log::read(&self.root().section("log"))
     }
 
     /// One member.

@@ -22,36 +22,12 @@ const NOT_YET: &[(&str, &str, When, &str)] = &[
         When::Set,
         "Patroni 4 has removed it too; create users in SQL",
     ),
-    ("restapi", "certfile", When::Set, "the REST interface speaks plain HTTP"),
     (
-        "restapi",
-        "verify_client",
-        When::Set,
-        "the REST interface speaks plain HTTP",
+        "log",
+        "deduplicate_heartbeat_logs",
+        When::On,
+        "what repeats is not logged in any case",
     ),
-    (
-        "restapi",
-        "allowlist",
-        When::Set,
-        "guard unsafe requests with restapi.authentication",
-    ),
-    (
-        "postgresql",
-        "config_dir",
-        When::Set,
-        "the configuration is kept in data_dir",
-    ),
-    (
-        "postgresql",
-        "custom_conf",
-        When::Set,
-        "postgresql.base.conf is included",
-    ),
-    ("postgresql", "bin_name", When::Set, "programs have their usual names"),
-    ("postgresql", "use_unix_socket", When::On, "local connections use TCP"),
-    ("postgresql", "recovery_conf", When::Set, "its parameters are not set"),
-    ("postgresql", "proxy_address", When::Set, "it is not published"),
-    ("log", "dir", When::Set, "the log goes to standard error"),
 ];
 
 /// The times that are dynamic only, and that many put at the top of the file.
@@ -70,18 +46,6 @@ pub(crate) fn report(root: &Section<'_>) {
         };
         if applies {
             section.warn(key, format!("has no effect yet: {meaning}"));
-        }
-    }
-    for login in ["superuser", "replication", "rewind"] {
-        let section = root.section("postgresql").section("authentication").section(login);
-        for (key, _) in section
-            .entries()
-            .filter(|(key, value)| !matches!(key.as_str(), "username" | "password") && !value.is_null())
-        {
-            section.warn(
-                key,
-                "has no effect yet: connections among members use PostgreSQL's defaults",
-            );
         }
     }
     for key in DYNAMIC_ONLY.iter().filter(|key| root.has(key)) {
@@ -124,12 +88,12 @@ mod tests {
     fn what_would_surprise_is_said() {
         let tree = json!({
             "ttl": 30,
-            "postgresql": {"authentication": {"superuser": {"username": "x", "sslmode": "require"}}},
+            "bootstrap": {"users": {"admin": {"password": "x"}}},
             "citus": {"group": 0},
         });
         let (warnings, errors) = warnings(&tree);
         let starts = [
-            "postgresql.authentication.superuser.sslmode: has no effect yet",
+            "bootstrap.users: has no effect yet",
             "ttl: has no effect here; write it as bootstrap.dcs.ttl",
         ];
         assert_eq!(warnings.len(), starts.len(), "{warnings:?}");

@@ -65,7 +65,7 @@ impl Document {
     /// How members' REST interfaces are reached.
     pub(crate) fn operator_access(&self) -> AccessConfig {
         // Whether a certificate is missing is told by who needs one.
-        super::proxy::source::access(&self.root(), false)
+        super::rest::peers(&self.root(), false)
     }
 
     /// Who owns the cluster, where the configuration is a member's.

@@ -1,9 +1,12 @@
 //! The `postgresql` section.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use pgherd_agent::config::{Credentials, DivergenceConfig, PostgresConfig};
+use pgherd_agent::config::{
+    ConnectionOptions, Connections, Credentials, DivergenceConfig, PostgresConfig, RoleParameters,
+};
 use pgherd_agent::scripts::Scripts;
 use pgherd_cluster::record::Address;
 use serde_json::{Map, Value};
@@ -28,6 +31,7 @@ pub(crate) fn read(root: &Section<'_>, runtime_dir: Option<&Path>) -> Option<Pos
     let authentication = section.section("authentication");
     let superuser = login(&authentication.section("superuser"), "postgres");
     let replication = login(&authentication.section("replication"), "replicator");
+    let connections = connections(&authentication);
     let rewind = authentication
         .has("rewind")
         .then(|| login(&authentication.section("rewind"), "rewind_user"));
@@ -35,35 +39,50 @@ pub(crate) fn read(root: &Section<'_>, runtime_dir: Option<&Path>) -> Option<Pos
         .integer("pg_ctl_timeout", 1)
         .map(seconds)
         .unwrap_or(Duration::from_secs(60));
-    let divergence = DivergenceConfig {
-        use_pg_rewind: section.boolean("use_pg_rewind"),
-        remove_on_rewind_failure: section.boolean("remove_data_directory_on_rewind_failure"),
-        remove_on_diverged_timelines: section.boolean("remove_data_directory_on_diverged_timelines"),
-    };
+    let divergence = divergence(&section);
     let database = section.text("database").unwrap_or_else(|| "postgres".to_owned());
     let bin_dir = section.text("bin_dir").map(Into::into);
     let pgpass = section.text("pgpass").map(|file| absolute(&section, "pgpass", &file));
     let pg_hba = section.texts("pg_hba");
     let pg_ident = section.texts("pg_ident");
-    let parameters = parameters(section.map("parameters"));
-    let scripts = Scripts::keys_of(&section.as_map());
-    for finding in Scripts::read(&scripts).1 {
-        section.error(&finding.key, finding.text);
-    }
+    let own_parameters = parameters(section.map("parameters"));
+    let recovery_conf = section
+        .has("recovery_conf")
+        .then(|| parameters(section.map("recovery_conf")));
+    let proxy_address = section.address("proxy_address", PORT);
+    let config_dir = section
+        .text("config_dir")
+        .map(|dir| absolute(&section, "config_dir", &dir));
+    let config_base_name = base_name(&section);
+    let custom_conf = section.text("custom_conf").map(PathBuf::from);
+    let use_unix_socket = section.boolean("use_unix_socket").unwrap_or(false);
+    let use_unix_socket_repl = section.boolean("use_unix_socket_repl").unwrap_or(false);
+    let bin_name = bin_name(&section.section("bin_name"));
+    let scripts = scripts(&section);
 
     let (listen_addresses, port) = listen?;
+    let data_dir = data_dir?;
     Some(PostgresConfig {
         listen_addresses,
         port,
         connect_address: connect_address?,
-        data_dir: data_dir?,
+        proxy_address,
+        config_dir: config_dir.unwrap_or_else(|| data_dir.clone()),
+        config_base_name,
+        custom_conf,
+        data_dir,
         bin_dir,
+        bin_name,
+        use_unix_socket,
+        use_unix_socket_repl,
         pgpass: pgpass.or_else(|| runtime_dir.map(|dir| dir.join("pgpass")))?,
         database,
         superuser,
         replication,
         rewind,
-        parameters,
+        connections,
+        parameters: own_parameters,
+        recovery_conf,
         pg_hba,
         pg_ident,
         scripts,
@@ -118,6 +137,116 @@ fn login(section: &Section<'_>, username: &str) -> Credentials {
     Credentials {
         username: section.text("username").unwrap_or_else(|| username.to_owned()),
         password: section.secret("password"),
+    }
+}
+
+/// What libpq is told of each user, beside name and password.
+const CONNECTION_OPTIONS: [&str; 9] = [
+    "sslmode",
+    "sslcert",
+    "sslkey",
+    "sslrootcert",
+    "sslcrl",
+    "sslcrldir",
+    "gssencmode",
+    "channel_binding",
+    "sslnegotiation",
+];
+/// Those that take one of a few words.
+const WORDS: [(&str, &[&str]); 4] = [
+    (
+        "sslmode",
+        &["disable", "allow", "prefer", "require", "verify-ca", "verify-full"],
+    ),
+    ("gssencmode", &["disable", "prefer", "require"]),
+    ("channel_binding", &["disable", "prefer", "require"]),
+    ("sslnegotiation", &["postgres", "direct"]),
+];
+
+fn connections(authentication: &Section<'_>) -> Connections {
+    let options = |user: &str| connection_options(&authentication.section(user));
+    Connections {
+        superuser: options("superuser"),
+        replication: options("replication"),
+        rewind: options("rewind"),
+    }
+}
+
+fn connection_options(section: &Section<'_>) -> ConnectionOptions {
+    if section.has("sslpassword") {
+        section.error(
+            "sslpassword",
+            "encrypted keys cannot be read; remove it, and write as sslkey the file of a key that is not encrypted",
+        );
+    }
+    let mut options = Vec::new();
+    for key in CONNECTION_OPTIONS {
+        let Some(value) = section.text(key) else { continue };
+        let words = WORDS.iter().find(|(known, _)| *known == key);
+        match words {
+            Some((_, words)) if !words.contains(&value.as_str()) => {
+                section.error(
+                    key,
+                    format!("{value:?} is not known; write one of {}", words.join(", ")),
+                );
+            }
+            _ => options.push((key.to_owned(), value)),
+        }
+    }
+    if section.has("sslcert") != section.has("sslkey") {
+        let (there, missing) = if section.has("sslcert") {
+            ("certificate", "sslkey")
+        } else {
+            ("key", "sslcert")
+        };
+        section.missing(missing, &format!("the file that belongs to the {there}"));
+    }
+    ConnectionOptions(options)
+}
+
+fn base_name(section: &Section<'_>) -> String {
+    let name = section
+        .text("config_base_name")
+        .unwrap_or_else(|| "postgresql".to_owned());
+    if name.contains('/') {
+        section.error(
+            "config_base_name",
+            format!("{name:?} is not the stem of a file's name; write one such as postgresql, and the directory as config_dir"),
+        );
+    }
+    name
+}
+
+fn divergence(section: &Section<'_>) -> DivergenceConfig {
+    DivergenceConfig {
+        use_pg_rewind: section.boolean("use_pg_rewind"),
+        remove_on_rewind_failure: section.boolean("remove_data_directory_on_rewind_failure"),
+        remove_on_diverged_timelines: section.boolean("remove_data_directory_on_diverged_timelines"),
+    }
+}
+
+/// The keys of operators' programs as they are written, which the agent reads anew; here for their findings.
+fn scripts(section: &Section<'_>) -> Map<String, Value> {
+    let keys = Scripts::keys_of(&section.as_map());
+    for finding in Scripts::read(&keys).1 {
+        section.error(&finding.key, finding.text);
+    }
+    keys
+}
+
+fn bin_name(section: &Section<'_>) -> BTreeMap<String, String> {
+    let names = section
+        .entries()
+        .filter_map(|(key, _)| Some((key.clone(), section.text(key)?)));
+    names.collect()
+}
+
+/// `pgherd.parameters`: what holds in one role only.
+pub(super) fn by_role(root: &Section<'_>) -> RoleParameters {
+    let section = root.section("pgherd").section("parameters");
+    RoleParameters {
+        primary: parameters(section.map("primary")),
+        replica: parameters(section.map("replica")),
     }
 }
 
@@ -186,6 +315,49 @@ mod tests {
             [
                 "postgresql.listen: missing; write the addresses to listen on, such as 10.0.0.1:5432 or *:5432",
                 "postgresql.data_dir: missing; write the data directory, such as /var/lib/postgresql/data",
+            ]
+        );
+    }
+
+    #[test]
+    fn every_key_of_the_section_is_read() {
+        let (config, errors) = read_from(&json!({
+            "listen": "10.0.0.1:5432", "data_dir": "/d", "config_dir": "/etc/pg", "config_base_name": "pg",
+            "custom_conf": "/etc/pg/site.conf", "proxy_address": "10.0.0.9:6432", "use_unix_socket": "yes",
+            "use_unix_socket_repl": true, "bin_name": {"postgres": "postgres17"},
+            "recovery_conf": {"recovery_min_apply_delay": "1h", "recovery_target_inclusive": true},
+            "authentication": {"replication": {"sslmode": "verify-full", "sslrootcert": "/ca.pem"}},
+        }));
+        assert_eq!(errors, Vec::<String>::new());
+        let config = config.expect("no errors");
+        assert_eq!(config.conf_file(), Path::new("/etc/pg/pg.conf"));
+        assert_eq!(config.custom_conf.as_deref(), Some(Path::new("/etc/pg/site.conf")));
+        assert_eq!(config.proxy_address.map(|address| address.port), Some(6432));
+        assert!(config.use_unix_socket && config.use_unix_socket_repl);
+        assert_eq!(config.bin_name.get("postgres").map(String::as_str), Some("postgres17"));
+        assert_eq!(config.connections.replication.get("sslmode"), Some("verify-full"));
+        let recovery = config.recovery_conf.map(Value::Object);
+        let expected = json!({"recovery_min_apply_delay": "1h", "recovery_target_inclusive": "on"});
+        assert_eq!(recovery, Some(expected));
+    }
+
+    #[test]
+    fn a_wrong_way_to_connect_is_told_with_what_would_be_right() {
+        let user = json!({"sslmode": "always", "sslcert": "/c.pem", "sslpassword": "hunter2"});
+        let (_, errors) = read_from(&json!({
+            "listen": "10.0.0.1:5432", "data_dir": "/d", "authentication": {"superuser": user},
+        }));
+        let path = "postgresql.authentication.superuser";
+        assert_eq!(
+            errors,
+            [
+                format!(
+                    "{path}.sslpassword: encrypted keys cannot be read; remove it, and write as sslkey the file of a key that is not encrypted"
+                ),
+                format!(
+                    "{path}.sslmode: \"always\" is not known; write one of disable, allow, prefer, require, verify-ca, verify-full"
+                ),
+                format!("{path}.sslkey: missing; write the file that belongs to the certificate"),
             ]
         );
     }

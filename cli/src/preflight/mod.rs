@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use pgherd_agent::config::AgentConfig;
+use pgherd_agent::rest::Doors;
 use pgherd_cluster::etcd::EtcdTls;
 use pgherd_cluster::record::Address;
 use rustix::process::geteuid;
@@ -43,6 +44,11 @@ pub(crate) fn member(config: &mut AgentConfig) -> Preflight {
         .errors
         .extend(data_dir::check(&config.postgresql.data_dir, uid));
     preflight.errors.extend(tls_files(&config.etcd.tls));
+    if let Err(error) = Doors::new(&config.restapi) {
+        preflight.errors.push(format!(
+            "restapi: its TLS cannot be set up: {error}; write files in PEM that this user may read and that belong together"
+        ));
+    }
     preflight.port("restapi.listen", &config.restapi.listen, None);
     // A PostgreSQL that runs in our own data directory is taken over, not in the way.
     let own_postmaster = postmaster_pid(&config.postgresql.data_dir);
@@ -112,6 +118,9 @@ pub(crate) fn refuse_root(command: &str) -> Option<String> {
     })
 }
 
+/// Where PostgreSQL goes when the proxy takes its port.
+const BEHIND: u16 = 5434;
+
 /// The ports that a member and a proxy on one host both want.
 pub(crate) fn clashes(agent: &AgentConfig, proxy: &ProxySection) -> Vec<String> {
     let postgresql = agent.postgresql.listen_addresses.iter().map(|host| {
@@ -126,15 +135,28 @@ pub(crate) fn clashes(agent: &AgentConfig, proxy: &ProxySection) -> Vec<String> 
     let members: Vec<_> = postgresql
         .chain([("restapi.listen", agent.restapi.listen.clone())])
         .collect();
+    let ports = proxy.listeners.iter().map(|listener| &listener.address);
+    let ports: Vec<String> = ports
+        .chain([&proxy.stats])
+        .map(|address| address.port.to_string())
+        .collect();
     let listeners = proxy.listeners.iter().enumerate();
     let listeners = listeners.map(|(index, listener)| (format!("proxy.listeners[{index}].address"), &listener.address));
     let wanted = listeners.chain([("proxy.stats.address".to_owned(), &proxy.stats)]);
     wanted
         .filter_map(|(key, address)| {
             let (other, _) = members.iter().find(|(_, other)| overlap(other, address))?;
+            let keeps = format!("{key}: \"{address}\" is {other}'s port too; the proxy stands in front, so let {other} have another, such as");
+            if *other != "postgresql.listen" {
+                return Some(format!("{keeps} 8009"));
+            }
+            // All of it, since the file is most likely a patroni.yml that knows of no proxy.
+            let (hosts, own) = (agent.postgresql.listen_addresses.join(","), &agent.postgresql.connect_address.host);
             Some(format!(
-                "{key}: \"{address}\" is {other}'s port too; the proxy stands in front, so let {other} have another, such as {}",
-                if *other == "postgresql.listen" { "5434" } else { "8009" }
+                "{keeps} {BEHIND}: write postgresql.listen: '{hosts}:{BEHIND}' and postgresql.connect_address: '{own}:{BEHIND}'; \
+                 clients keep their port, and this host has PostgreSQL on {BEHIND}, REST on {}, the proxy on {}",
+                agent.restapi.listen.port,
+                ports.join(", ")
             ))
         })
         .collect()

@@ -132,7 +132,12 @@ impl DynamicConfig {
             .document()
             .get("postgresql")
             .and_then(|section| section.get("use_slots"));
-        !matches!(set, Some(Value::Bool(false)))
+        match set {
+            Some(Value::Bool(set)) => *set,
+            Some(Value::Number(number)) => number.as_f64() != Some(0.0),
+            Some(Value::String(text)) => !matches!(text.to_lowercase().as_str(), "off" | "false" | "no" | "0"),
+            _ => true,
+        }
     }
 
     /// What becomes of a candidate without the failover slots: `pgherd.failover_slots`, `warn` or `require`.

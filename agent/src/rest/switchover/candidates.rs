@@ -2,20 +2,22 @@
 
 use std::time::Duration;
 
-use pgherd_cluster::http::{Ask, ask};
+use pgherd_cluster::http::Ask;
 use pgherd_cluster::record::MemberRecord;
 use pgherd_cluster::view::Member;
 use serde_json::{Map, Value};
 use tokio::task::JoinSet;
 
+use crate::peers::Peers;
+
 /// Patroni's limit for such a question.
 const ASK_MAX: Duration = Duration::from_secs(2);
 
 /// Whether one of `members` says so; the first that does is enough.
-pub(super) async fn anyone_fit(members: Vec<&Member>) -> bool {
+pub(super) async fn anyone_fit(peers: &Peers, members: Vec<&Member>) -> bool {
     let mut asked = JoinSet::new();
     for member in members {
-        asked.spawn(is_fit(member.record.clone()));
+        asked.spawn(is_fit(peers.clone(), member.record.clone()));
     }
     while let Some(fit) = asked.join_next().await {
         if matches!(fit, Ok(true)) {
@@ -25,11 +27,11 @@ pub(super) async fn anyone_fit(members: Vec<&Member>) -> bool {
     false
 }
 
-async fn is_fit(record: MemberRecord) -> bool {
-    let Some(address) = record.api_address() else {
+async fn is_fit(peers: Peers, record: MemberRecord) -> bool {
+    let Some(endpoint) = record.api_endpoint() else {
         return false;
     };
-    let answer = ask(&address, Ask::get(path_of(&record.api_url)), ASK_MAX).await;
+    let answer = peers.ask(&endpoint, Ask::get(path_of(&record.api_url)), ASK_MAX).await;
     let status = answer.ok().and_then(|answer| answer.json());
     status.is_some_and(|status| allows_failover(&status))
 }

@@ -3,12 +3,11 @@
 use std::fs;
 use std::path::PathBuf;
 
-use pgherd_agent::rest::authorization;
 use pgherd_cluster::http::{AccessConfig, Endpoint};
 use pgherd_cluster::record::Address;
 use pgherd_cluster::tls::ServerTlsConfig;
 
-use super::super::agent::credentials;
+use super::super::rest::peers;
 use super::super::section::Section;
 use super::super::value;
 use super::one_of;
@@ -62,7 +61,7 @@ pub(super) fn read(root: &Section<'_>, section: &Section<'_>, server_tls: &Serve
     match word {
         "agents" => {
             let urls = urls(section);
-            let access = access(root, urls.iter().flatten().any(|url| url.tls));
+            let access = peers(root, urls.iter().flatten().any(|url| url.tls));
             Some(SourceSection::Agents { urls: urls?, access })
         }
         "static" => hosts(section, server_tls).map(SourceSection::Static),
@@ -101,37 +100,6 @@ fn urls(section: &Section<'_>) -> Option<Vec<Endpoint>> {
     });
     let read: Vec<Option<Endpoint>> = read.collect(); // All of them, for their findings.
     read.into_iter().collect()
-}
-
-/// As patronictl reads it: what `ctl` does not say, `restapi` does.
-pub(crate) fn access(root: &Section<'_>, tls: bool) -> AccessConfig {
-    let (ctl, restapi) = (root.section("ctl"), root.section("restapi"));
-    let path = |key: &str, other: &str| ctl.text(key).or_else(|| restapi.text(other)).map(PathBuf::from);
-    let insecure = ctl.boolean("insecure").unwrap_or(false);
-    let cacert = path("cacert", "cafile");
-    if tls && cacert.is_none() && !insecure {
-        ctl.missing(
-            "cacert",
-            "the file of the CAs of members' certificates, in PEM; or insecure: true to believe anybody",
-        );
-    }
-    if tls && (ctl.has("keyfile_password") || restapi.has("keyfile_password")) {
-        let section = if ctl.has("keyfile_password") { &ctl } else { &restapi };
-        section.error(
-            "keyfile_password",
-            "encrypted keys cannot be read; write the file of one that is not",
-        );
-    }
-    let certificate = path("certfile", "certfile");
-    let key = path("keyfile", "keyfile").or_else(|| certificate.clone());
-    let presented = credentials(&ctl.section("authentication"));
-    let presented = presented.or_else(|| credentials(&restapi.section("authentication")));
-    AccessConfig {
-        cacert,
-        identity: certificate.zip(key),
-        insecure,
-        authorization: authorization(presented.as_ref()),
-    }
 }
 
 fn hosts(section: &Section<'_>, server_tls: &ServerTlsConfig) -> Option<StaticSection> {
