@@ -179,6 +179,8 @@ async fn read_rows(address: SocketAddr, book: Arc<Mutex<Book>>) {
         };
         match read.await {
             Ok(_) => open(&book).reads.push(Instant::now()),
+            // A replica that has not got so far as to have the table.
+            Err(failure) if failure.code() == "42P01" && open(&book).reads.is_empty() => connection = None,
             Err(failure) => {
                 connection = None;
                 *open(&book).read_errors.entry(failure.code().to_owned()).or_default() += 1;

@@ -297,7 +297,7 @@ async fn a_bootstrap_that_dies_or_fails_on_the_way_leaves_the_cluster_to_others(
     let cluster = Cluster::builder()
         .members(2)
         .member_config(json!({"pgherd": {"initdb_d": "initdb.d"}}))
-        .config_of("m1", post("sleep 600"))
+        .config_of("m1", post("sh -c 'sleep 600'"))
         .config_of("m2", post("sh -c 'echo told >> post.log; exit 3'"))
         .prepare()
         .await?;
@@ -317,7 +317,7 @@ async fn a_bootstrap_that_dies_or_fails_on_the_way_leaves_the_cluster_to_others(
     eventually("m1 is in the middle of it", SOON, async || {
         let output = m1.output().await;
         ensure!(
-            output.contains("running sleep, as bootstrap.post_bootstrap says"),
+            output.contains("running sh, as bootstrap.post_bootstrap says"),
             "{output}"
         );
         Ok(())

@@ -57,6 +57,10 @@ pub async fn ask(sql: &Sql, wanted: &BTreeMap<String, String>) -> Result<Map<Str
             None if parameter.flagged => in_files(sql, parameter.name).await?,
             None => continue,
         };
+        // One that a file no longer sets is flagged, also where it was set to its default.
+        if parameter.is(&new) {
+            continue;
+        }
         found.insert(
             parameter.name.to_owned(),
             json!({"old_value": parameter.shown, "new_value": new}),

@@ -36,7 +36,7 @@ async fn a_view_that_was_pushed_ends_sessions_at_once() {
     cluster.writable_with_agent("n1", server.address, agent.address, true);
     agent.says(&cluster, 200, 0, 60_000);
     let mut config = config(vec![write_listener()]);
-    config.hold.timeout = std::time::Duration::from_secs(1);
+    config.hold.timeout = std::time::Duration::from_secs(4);
     let proxy = Running::start(config, &cluster);
     let mut client = proxy.client().await;
     let _session = server.session().await;
