@@ -18,8 +18,13 @@ async fn pair() -> Result<(Cluster, Cluster)> {
     let kept = json!({"slots": {SLOT: {"type": "physical"}}});
     let source = Cluster::builder().members(1).dcs(kept).start().await?;
     let leader = source.settled().await?;
-    let slot = format!("SELECT pg_create_physical_replication_slot('{SLOT}', true)");
-    leader.client().await?.rows(&slot, SOON).await?;
+    let slot = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{SLOT}'");
+    eventually("the leader has the slot for the other cluster", SOON, async || {
+        let found = leader.sql(&slot).await?;
+        ensure!(found == "1", "{found} slots");
+        Ok(())
+    })
+    .await?;
     leader.client().await?.rows("CREATE TABLE told (n int)", SOON).await?;
     let follower = Cluster::builder()
         .members(2)
