@@ -65,6 +65,7 @@ async fn one_of_patronis_and_two_of_ours_switch_over_in_every_direction() -> Res
 }
 
 #[tokio::test]
+#[ignore = "a minute and a half; make test switches over among one of Patroni's and two of ours, make test-all among these too"]
 async fn two_of_patronis_and_one_of_ours_switch_over_synchronously() -> Result<()> {
     switchovers(
         Mixed::builder(patronis_least(all_synchronous()), &["m1", "m2"], "m1"),
