@@ -36,7 +36,7 @@ async fn a_crowd_comes_and_goes_and_nothing_grows() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "long: scripts/test.sh --long"]
+#[ignore = "long: clients come and go for ten minutes"]
 async fn a_crowd_comes_and_goes_for_ten_minutes_and_nothing_grows() -> Result<()> {
     churn(LONG).await
 }
@@ -152,7 +152,7 @@ async fn reloads_each_second_are_felt_by_nobody() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "long: scripts/test.sh --long"]
+#[ignore = "long: a reload each second for two minutes"]
 async fn reloads_each_second_for_two_minutes_are_felt_by_nobody() -> Result<()> {
     reloads(RELOADS_LONG).await
 }
