@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::lock_file::LockFile;
 use crate::process::DirectoryId;
+use crate::signals::spared;
 
 /// How long one look may take before what was seen last has to do. A disk that works answers in microseconds, a machine
 /// that is busy in milliseconds; and it is spent once, not again for each look at a disk that hangs.
@@ -44,11 +45,11 @@ impl DataDirectory {
     fn seen_by(look: impl Fn() -> Sight + Send + 'static) -> std::io::Result<Self> {
         let (ask, asked) = sync_channel(1);
         let (tell, answers) = sync_channel(1);
-        // It ends with the handle, as soon as the disk lets it.
-        thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("data directory".to_owned())
-            .stack_size(128 << 10)
-            .spawn(move || while asked.recv().is_ok() && tell.send(look()).is_ok() {})?;
+            .stack_size(128 << 10);
+        // It ends with the handle, as soon as the disk lets it.
+        spared(|| thread.spawn(move || while asked.recv().is_ok() && tell.send(look()).is_ok() {}))?;
         Ok(Self {
             ask,
             answers,
@@ -59,12 +60,17 @@ impl DataDirectory {
 
     /// What there is to see now; on a disk that hangs what was seen before, and nothing where that was nothing.
     pub(crate) fn look(&mut self) -> Option<Sight> {
-        if self.waits && self.take(Duration::ZERO).is_none() {
+        if self.hangs() {
             return self.last;
         }
         self.waits = self.ask.try_send(()).is_ok();
         self.take(LOOK_MAX);
         self.last
+    }
+
+    /// Whether a look is under way that the disk has not answered, even now. Its thread cannot be ended before.
+    pub(crate) fn hangs(&mut self) -> bool {
+        self.waits && self.take(Duration::ZERO).is_none()
     }
 
     fn take(&mut self, limit: Duration) -> Option<()> {
@@ -97,6 +103,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(5);
         while directory.look().is_none() && Instant::now() < deadline {}
         assert_eq!(directory.look(), Some(sight("/")));
+        assert!(directory.hangs(), "nothing has been answered");
         let before = Instant::now();
         for _ in 0..100 {
             assert_eq!(directory.look(), Some(sight("/")), "it hangs again");
@@ -107,6 +114,10 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(5);
         while directory.look() != Some(sight("/proc")) && Instant::now() < deadline {}
         assert_eq!(directory.look(), Some(sight("/proc")), "what it says late counts");
+        drop(let_it);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while directory.hangs() && Instant::now() < deadline {}
+        assert!(!directory.hangs(), "the disk answers at once again");
     }
 
     #[test]

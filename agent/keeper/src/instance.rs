@@ -75,6 +75,11 @@ impl Instance {
         unseen || self.find(household).map_or(true, |found| !found.is_empty()) || self.is_attached_to()
     }
 
+    /// Whether the data directory's disk has yet to answer.
+    pub(crate) fn disk_hangs(&mut self) -> bool {
+        self.data_dir.hangs()
+    }
+
     /// The postmaster that the data directory names, if it serves this very directory now.
     pub(crate) fn living_postmaster(&mut self) -> Option<Pid> {
         let Sight { id, lock } = self.data_dir.look()?;

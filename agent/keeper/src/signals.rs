@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR2};
 use signal_hook::{flag, low_level::pipe};
@@ -75,6 +75,16 @@ pub(crate) fn block() -> io::Result<()> {
 /// Lets them through again. Nothing may be started before, for the mask is inherited.
 pub(crate) fn unblock() -> io::Result<()> {
     Ok(mask().thread_unblock()?)
+}
+
+/// Starts a thread that none of the keeper's signals is given to. The kernel gives a signal to any thread that does not
+/// block it, and [`block`] speaks for one thread alone: what another took just before an exec would be lost with its pipe.
+pub(crate) fn spared<T>(start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    // What is blocked already, as it is in a keeper that begins after an upgrade, stays so.
+    let before = mask().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let started = start();
+    before.thread_set_mask()?;
+    started
 }
 
 /// All that `Signals` catches.

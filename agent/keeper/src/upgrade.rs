@@ -163,8 +163,9 @@ impl Keeper {
     }
 
     /// Whether the state tells all: no end, fence or stop is under way. A sentinel has to run, for if the new program
-    /// failed all the same, it would be what is left to end PostgreSQL.
-    fn is_quiet(&self, now: Boottime) -> bool {
+    /// failed all the same, it would be what is left to end PostgreSQL. A disk has to answer: the kernel ends all threads
+    /// before an exec, and would wait for one that a hung disk holds, with the fence unguarded.
+    fn is_quiet(&mut self, now: Boottime) -> bool {
         let has_room = self
             .fence
             .wake_at()
@@ -175,6 +176,7 @@ impl Keeper {
             && has_room
             && self.agent.sweep_at().is_none()
             && self.sentinel.child().is_some()
+            && !self.instance.disk_hangs()
     }
 
     /// The program is given a standard input that is no link and the variable that says it is one: a release that does
