@@ -156,7 +156,7 @@ impl Context {
 }
 
 /// Where PostgreSQL's unix socket is when no parameter says: the packages' place, and PostgreSQL's own.
-const SOCKET_DIRS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
+pub const SOCKET_DIRS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 
 /// How our own server is reached, by what this member's own configuration says.
 #[must_use]

@@ -1,7 +1,7 @@
 //! Starting and promoting PostgreSQL.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{JobError, Outcome, make};
 use crate::config::PostgresConfig;
-use crate::context::Context;
+use crate::context::{Context, SOCKET_DIRS};
 use crate::decide::upstream_address;
 use crate::keeper::Instance;
 use crate::postgres::bootstrap::{Progress, UNFINISHED_MARKER, first_scripts, hba_text, make_roles, recovery_settings};
 use crate::postgres::clone::write_pgpass;
 use crate::postgres::control::inspect;
 use crate::postgres::settings::{Inputs, READ_ONLY, Settings, differs_by_role, lines_of};
-use crate::postgres::{Control, DataDir, ToolError, Upstream, files, libraries, pending};
+use crate::postgres::{Control, DataDir, ToolError, Upstream, files, libraries, locks, pending};
 use crate::record::own_tags;
 use crate::scripts::Run;
 use crate::slots;
@@ -256,19 +256,22 @@ async fn launch(context: &Context, upstream: Option<&Upstream>, writable: bool) 
     if !writable {
         context.slots.place(dir, &settings)?;
     }
-    remove_dead_locks(dir)?;
+    let environment = locks::clear(dir, &socket_dirs(&settings), context.config.postgresql.port)?;
     let conf = context.config.postgresql.conf_file();
     let arguments = settings.arguments(dir, &conf).into_iter().map(OsString::from).collect();
     context
         .keeper
-        .start(
-            writable,
-            context.programs.path("postgres"),
-            arguments,
-            reused_number(dir),
-        )
+        .start(writable, context.programs.path("postgres"), arguments, environment)
         .await?;
     Ok(())
+}
+
+/// Where the server will have its sockets.
+fn socket_dirs(settings: &Settings) -> Vec<PathBuf> {
+    match settings.wanted.get("unix_socket_directories") {
+        Some(dirs) => dirs.split(',').map(|dir| dir.trim().into()).collect(),
+        None => SOCKET_DIRS.iter().map(PathBuf::from).collect(),
+    }
 }
 
 /// A server that misses a library that it is to preload ends at once, and says why in its own log only.
@@ -282,65 +285,6 @@ async fn refuse_missing_libraries(context: &Context, settings: &Settings) -> Res
         return Ok(());
     }
     Err(JobError::MissingLibraries(missing.join(", ")))
-}
-
-/// Removes PostgreSQL's lock files when the process that they name is dead and only not yet buried, as in a container whose
-/// first process does not do that: PostgreSQL asks whether the number is in use, takes that for a server, and would never
-/// start. The keeper has found no process of the instance left.
-fn remove_dead_locks(data_dir: &Path) -> Result<(), ToolError> {
-    let lock = data_dir.join("postmaster.pid");
-    let Ok(text) = std::fs::read_to_string(&lock) else {
-        return Ok(());
-    };
-    // Process id, data directory, start, port, first directory of sockets: `src/include/utils/pidfile.h`.
-    let mut lines = text.lines().map(str::trim);
-    let pid = lines.next().unwrap_or_default().trim_start_matches('-');
-    if !is_unburied(pid) {
-        return Ok(());
-    }
-    tracing::info!(pid, "removing the lock file of a PostgreSQL that is dead");
-    // The socket's first: where it is, only the other one tells.
-    if let (Some(port), Some(sockets)) = (lines.nth(2), lines.next().filter(|sockets| !sockets.is_empty())) {
-        let of_socket = data_dir.join(sockets).join(format!(".s.PGSQL.{port}.lock"));
-        let holder = std::fs::read_to_string(&of_socket).unwrap_or_default();
-        if holder.lines().next().is_some_and(|holder| holder.trim() == pid) {
-            files::remove_if_there(&of_socket)?;
-        }
-    }
-    files::remove_if_there(&lock)
-}
-
-/// The number in a lock file that was left may be that of another process by now, as in a container that begins with small
-/// numbers again: PostgreSQL would take that for a server. It does not, of a process that is said to be its grandparent, and
-/// looks at the shared memory all the same. The keeper has found no process of the instance left.
-fn reused_number(data_dir: &Path) -> Vec<(OsString, OsString)> {
-    let text = std::fs::read_to_string(data_dir.join("postmaster.pid")).unwrap_or_default();
-    let pid = text.lines().next().unwrap_or_default().trim().trim_start_matches('-');
-    let Ok(number) = pid.parse::<u32>() else {
-        return Vec::new();
-    };
-    // A server's working directory is its data directory. Whose cannot be read is another user's, and no server of this one.
-    let cwd = std::fs::read_link(format!("/proc/{number}/cwd"));
-    let is_server = cwd.is_ok_and(|cwd| data_dir.canonicalize().is_ok_and(|dir| dir == cwd));
-    let lives = Path::new("/proc").join(pid).exists();
-    if !lives || is_server {
-        return Vec::new();
-    }
-    tracing::info!(
-        pid,
-        "the lock file that was left names another process, which is no server"
-    );
-    vec![("PG_GRANDPARENT_PID".into(), pid.into())]
-}
-
-/// Whether a process has ended and nobody has asked how.
-fn is_unburied(pid: &str) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // `pid (name) state ...`, where the name may hold anything.
-    let state = stat
-        .rsplit_once(')')
-        .and_then(|(_, rest)| rest.split_whitespace().next());
-    matches!(state, Some("Z" | "X"))
 }
 
 /// Promotes a standby, or takes over a primary whose proof is still to come.
@@ -535,61 +479,5 @@ async fn wait_until(
         if Instant::now() > deadline {
             return Err(JobError::TooSlow { what, limit });
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::process::Command;
-
-    use super::*;
-
-    #[test]
-    fn a_number_that_another_process_has_by_now_is_told_to_postgresql() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let write = |pid: u32| std::fs::write(dir.path().join("postmaster.pid"), format!("{pid}\n")).expect("written");
-        assert!(reused_number(dir.path()).is_empty(), "no lock file");
-        let mut server = Command::new("sleep")
-            .arg("60")
-            .current_dir(dir.path())
-            .spawn()
-            .expect("a process");
-        write(server.id());
-        assert!(
-            reused_number(dir.path()).is_empty(),
-            "one that works in the data directory is a server"
-        );
-        server.kill().expect("ended");
-        server.wait().expect("buried");
-        assert!(reused_number(dir.path()).is_empty(), "nobody has the number");
-        let own = std::process::id();
-        write(own);
-        let told = vec![("PG_GRANDPARENT_PID".into(), own.to_string().into())];
-        assert_eq!(reused_number(dir.path()), told);
-    }
-
-    #[test]
-    fn both_locks_of_an_unburied_server_go_and_those_of_others_stay() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let (lock, of_socket) = (dir.path().join("postmaster.pid"), dir.path().join(".s.PGSQL.5432.lock"));
-        let write = |pid: u32, holder: u32| {
-            let sockets = dir.path().display();
-            std::fs::write(&lock, format!("{pid}\n{sockets}\n1795322013\n5432\n{sockets}\n*\n")).expect("written");
-            std::fs::write(&of_socket, format!("{holder}\n{sockets}\n")).expect("written");
-            remove_dead_locks(dir.path()).expect("looked at");
-            (lock.exists(), of_socket.exists())
-        };
-        let alive = std::process::id();
-        assert_eq!(write(alive, alive), (true, true));
-        let mut child = Command::new("true").spawn().expect("a process");
-        let unburied = child.id();
-        let deadline = std::time::Instant::now() + Duration::from_secs(30);
-        while !is_unburied(&unburied.to_string()) {
-            assert!(std::time::Instant::now() < deadline, "it does not end");
-            std::thread::yield_now();
-        }
-        assert_eq!(write(unburied, alive), (false, true));
-        assert_eq!(write(unburied, unburied), (false, false));
-        child.wait().expect("buried");
     }
 }

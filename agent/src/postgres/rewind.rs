@@ -13,9 +13,9 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::control::{ControlState, DataDir, inspect};
-use super::files;
 use super::place::{Place, stamp};
 use super::programs::{Programs, ToolError, file_error};
+use super::{files, locks};
 use crate::config::{AgentConfig, PostgresConfig};
 use crate::scripts::is_ours;
 
@@ -60,7 +60,15 @@ pub async fn recover(programs: &Programs, postgresql: &PostgresConfig) -> Result
     }
     args.extend(["-c", "archive_mode=on", "-c", "archive_command=false", "template1"]);
     tracing::info!("recovering what was not stopped in order, before it is rewound");
-    programs.run("postgres", &args, &[], WORK_MAX).await.map(|_| ())
+    let environment = locks::clear_data(data_dir)?;
+    let environment: Vec<_> = environment
+        .iter()
+        .filter_map(|(name, value)| Some((name.to_str()?, value.as_os_str())))
+        .collect();
+    programs
+        .run("postgres", &args, &environment, WORK_MAX)
+        .await
+        .map(|_| ())
 }
 
 /// Archives what was ready to be when the server ended, in its order: pg_rewind removes it, and whoever restores a backup may
