@@ -141,6 +141,8 @@ fn accept(config: &ClientTlsConfig) -> Result<ServerConfig, TlsConfigError> {
     let resolver = rustls::sign::SingleCertAndKey::from(certified);
     let mut accept = builder.with_cert_resolver(Arc::new(resolver));
     accept.alpn_protocols = vec![ALPN.to_vec()];
+    // The provider's order has a reason.
+    accept.ignore_client_order = true;
     // PostgreSQL's clients do not resume sessions: what it takes to offer that would be paid for nothing.
     accept.send_tls13_tickets = 0;
     accept.session_storage = Arc::new(NoServerSessionStorage {});

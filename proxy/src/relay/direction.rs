@@ -18,6 +18,8 @@ use crate::stream::{Stream, is_transient};
 const BYTES_PER_POLL: usize = 1024 * 1024;
 /// Copying costs as much more by the byte, and less may be copied accordingly.
 const COPY_COSTS: usize = 4;
+/// What a receive that brings nothing takes from a turn.
+const NOTHING_COSTS: usize = 4096;
 /// From here on a receive counts as a large one.
 const LARGE: usize = 32 * 1024;
 /// So many large ones in a row and a pipe pays.
@@ -151,7 +153,11 @@ impl Direction {
             ready!(source.poll_receivable(cx)).map_err(|_| Broken::Source)?;
             let count = match source.receive(buffer) {
                 Ok(count) => count,
-                Err(error) if is_transient(&error) => continue,
+                // Records that hold nothing cost something too, and a peer can send them without end.
+                Err(error) if is_transient(&error) => {
+                    *budget = budget.saturating_sub(NOTHING_COSTS);
+                    continue;
+                }
                 Err(_) => return Poll::Ready(Err(Broken::Source)),
             };
             let Some(bytes) = buffer.get(..count).filter(|bytes| !bytes.is_empty()) else {

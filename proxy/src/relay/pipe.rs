@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice};
 
+use crate::counters::{Counted, Gauge};
+
 /// What a pipe holds, where the system allows as much; four of them pass in one turn.
 pub(super) const PIPE_BYTES: usize = 256 * 1024;
 /// From here on a pipe is worth having.
@@ -19,16 +21,18 @@ const OPEN_MAX: usize = 64;
 pub(crate) const PIPE_FILES_MAX: usize = 2 * OPEN_MAX;
 
 thread_local! {
-    static POOL: RefCell<Pool> = const { RefCell::new(Pool { kept: Vec::new(), open: 0 }) };
+    static POOL: RefCell<Pool> = RefCell::default();
 }
 
+#[derive(Default)]
 struct Pool {
     #[expect(
         clippy::vec_box,
         reason = "a session has room for a pointer, and taking a pipe allocates nothing"
     )]
     kept: Vec<Box<Ends>>,
-    open: usize,
+    /// Pipes that were taken here: one may end on another thread, with its session.
+    open: Gauge,
 }
 
 /// Both ends of a pipe, and how many bytes have come in and not gone out.
@@ -37,6 +41,8 @@ struct Ends {
     read: OwnedFd,
     write: OwnedFd,
     holds: usize,
+    /// Its place among those in use, where it was taken.
+    place: Option<Counted>,
 }
 
 /// A session's pipe, while it has one, with what is in it.
@@ -50,11 +56,9 @@ impl Pipe {
     pub(super) fn take(&mut self) -> bool {
         if self.ends.is_none() {
             self.ends = POOL.with_borrow_mut(|pool| {
-                if pool.open >= OPEN_MAX {
-                    return None;
-                }
-                let ends = pool.kept.pop().or_else(make)?;
-                pool.open += 1;
+                let place = pool.open.enter_below(OPEN_MAX)?;
+                let mut ends = pool.kept.pop().or_else(make)?;
+                ends.place = Some(place);
                 Some(ends)
             });
         }
@@ -63,14 +67,16 @@ impl Pipe {
 
     /// Gives it to whoever needs one next.
     pub(super) fn give_back(&mut self) {
-        let Some(ends) = self.ends.take() else { return };
-        POOL.with_borrow_mut(|pool| {
-            pool.open = pool.open.saturating_sub(1);
-            // What a broken session has left in its pipe must reach nobody else.
-            if ends.holds == 0 && pool.kept.len() < KEPT_MAX {
-                pool.kept.push(ends);
-            }
-        });
+        let Some(mut ends) = self.ends.take() else { return };
+        ends.place = None;
+        // What a broken session has left in its pipe must reach nobody else.
+        if ends.holds == 0 {
+            POOL.with_borrow_mut(|pool| {
+                if pool.kept.len() < KEPT_MAX {
+                    pool.kept.push(ends);
+                }
+            });
+        }
     }
 
     /// Whether there is one.
@@ -130,7 +136,12 @@ fn make() -> Option<Box<Ends>> {
     // A user over the limit for pipe pages gets a smaller one. Where that is so small that little moves at a time, or that it
     // is full with what is held back in it, copying does better.
     let size = fcntl_setpipe_size(&write, PIPE_BYTES).or_else(|_| fcntl_getpipe_size(&write));
-    let ends = Ends { read, write, holds: 0 };
+    let ends = Ends {
+        read,
+        write,
+        holds: 0,
+        place: None,
+    };
     size.is_ok_and(|size| size >= PIPE_BYTES_MIN).then(|| Box::new(ends))
 }
 
@@ -174,6 +185,21 @@ mod tests {
         let other = taken();
         assert!(other.is_some() && !first.take());
         drop((first, other, pipes));
-        POOL.with_borrow(|pool| assert_eq!((pool.open, pool.kept.len()), (0, KEPT_MAX)));
+        POOL.with_borrow(|pool| assert_eq!((pool.open.get(), pool.kept.len()), (0, KEPT_MAX)));
+    }
+
+    /// As a session does that is carried by one thread and ends on another.
+    #[test]
+    fn a_pipe_that_ends_on_another_thread_leaves_its_place_where_it_was_taken() {
+        for _ in 0..2 {
+            let pipes: Vec<_> = std::iter::from_fn(taken).collect();
+            assert_eq!(pipes.len(), OPEN_MAX);
+            let elsewhere = std::thread::spawn(move || {
+                drop(pipes);
+                POOL.with_borrow(|pool| pool.open.get())
+            });
+            assert_eq!(elsewhere.join().expect("dropped"), 0);
+        }
+        POOL.with_borrow(|pool| assert_eq!(pool.open.get(), 0));
     }
 }
