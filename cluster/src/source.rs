@@ -16,7 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 pub use self::agents::{AgentsSource, view_document};
-pub use self::hosts::{HostsConfig, HostsSource};
+pub use self::hosts::{HostsConfig, HostsSource, reach_postgres};
 use crate::clock::Boottime;
 use crate::etcd::{Budget, Etcd, StoreError};
 use crate::http::Access;

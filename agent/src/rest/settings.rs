@@ -1,6 +1,6 @@
 //! `PATCH /config` and `PUT /config`: the dynamic configuration, changed.
 
-use pgherd_cluster::etcd::{Compare, Op, StoreError, Txn};
+use pgherd_cluster::etcd::{StoreError, Txn};
 use pgherd_cluster::key::Key;
 use pgherd_cluster::record::DynamicConfig;
 use serde_json::{Map, Value};
@@ -30,15 +30,10 @@ async fn patch_or_fail(api: &Api, change: &Map<String, Value>) -> Result<Answer,
         return Ok(document(200, &Value::Object(merged)));
     }
     let merged = Value::Object(merged);
-    let changed = Txn::new()
-        .when(Compare::ModRevision(key.clone(), stored.mod_revision))
-        .then(Op::Put {
-            key,
-            value: merged.to_string(),
-            lease: 0,
-        });
+    let value = merged.to_string();
+    let changed = Txn::put_over(key, value.clone(), stored.mod_revision);
     let outcome = api.etcd.txn(&changed, api.budget()).await?;
-    Ok(if outcome.succeeded {
+    Ok(if outcome.has_put(&value) {
         document(200, &merged)
     } else {
         error_page(409, "Conflict")

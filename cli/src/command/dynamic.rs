@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 use std::process::Command;
 
-use pgherd_cluster::etcd::{Compare, Op, Txn};
+use pgherd_cluster::etcd::Txn;
 use pgherd_cluster::key::Key;
 use pgherd_cluster::record::DynamicConfig;
 use serde_json::{Map, Value};
@@ -91,16 +91,11 @@ pub(crate) async fn edit(scene: &Scene, args: &EditConfigArgs) -> Result<(), Fai
 
 async fn store(site: &Site, config: Map<String, Value>, mod_revision: i64) -> Result<(), Failure> {
     let key = site.keys().of(&Key::Config);
-    let txn = Txn::new()
-        .when(Compare::ModRevision(key.clone(), mod_revision))
-        .then(Op::Put {
-            key,
-            value: Value::Object(config).to_string(),
-            lease: 0,
-        });
+    let value = Value::Object(config).to_string();
+    let txn = Txn::put_over(key, value.clone(), mod_revision);
     let outcome = site.etcd.txn(&txn, site.budget()).await;
     match outcome.map_err(|error| site.store_failure(&error))? {
-        outcome if outcome.succeeded => Ok(()),
+        outcome if outcome.has_put(&value) => Ok(()),
         _ => Err(Failure::Refused(
             "Config modification aborted due to concurrent changes".to_owned(),
         )),

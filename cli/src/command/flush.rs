@@ -1,7 +1,7 @@
 //! `pgherd flush`: what was scheduled is taken back.
 
 use hyper::Method;
-use pgherd_cluster::etcd::{Compare, Op, Txn};
+use pgherd_cluster::etcd::Txn;
 use pgherd_cluster::key::Key;
 use pgherd_cluster::view::View;
 use serde_json::json;
@@ -114,16 +114,11 @@ async fn switchover(site: &Site, view: &View) -> Result<(), Failure> {
 /// As a member does it: an empty request is none.
 async fn in_store(site: &Site, view: &View) -> Result<(), Failure> {
     let key = site.keys().of(&Key::Failover);
-    let txn = Txn::new()
-        .when(Compare::ModRevision(key.clone(), view.failover.mod_revision))
-        .then(Op::Put {
-            key,
-            value: "{}".to_owned(),
-            lease: 0,
-        });
+    let nothing = "{}";
+    let txn = Txn::put_over(key, nothing.to_owned(), view.failover.mod_revision);
     let outcome = site.etcd.txn(&txn, site.budget()).await;
     match outcome.map_err(|error| site.store_failure(&error))? {
-        outcome if outcome.succeeded => {
+        outcome if outcome.has_put(nothing) => {
             say("Success: scheduled switchover deleted");
             Ok(())
         }

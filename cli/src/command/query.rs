@@ -5,10 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pgherd_cluster::record::Address;
+use pgherd_cluster::source::reach_postgres;
+use pgherd_cluster::tls::{ServerTlsConfig, ServerTlsMode};
 use pgherd_cluster::view::Member;
 use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_postgres::config::SslMode;
 use tokio_postgres::{Config, NoTls, SimpleQueryMessage};
 
 use super::dsn::one;
@@ -99,10 +102,14 @@ async fn ask(member: &Member, args: &QueryArgs, sql: &str, password: Option<&str
     let address = address.ok_or_else(|| format!("{} publishes no address", member.name))?;
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let config = config(&address, args, password, &variable);
-    let connecting = timeout(CONNECT_MAX, config.connect(NoTls)).await;
+    let tls = tls(&variable)?;
+    let connecting = timeout(CONNECT_MAX, async {
+        let wire = reach_postgres(&address, &tls).await?;
+        config.connect_raw(wire, NoTls).await.map_err(|error| told(&error))
+    });
     let (client, connection) = connecting
-        .map_err(|_| format!("{address} does not answer within {} s", CONNECT_MAX.as_secs()))?
-        .map_err(|error| told(&error))?;
+        .await
+        .map_err(|_| format!("{address} does not answer within {} s", CONNECT_MAX.as_secs()))??;
     let mut driver = JoinSet::new();
     driver.spawn(async move {
         // An error here is seen by who waits for the answer.
@@ -164,11 +171,38 @@ fn config(
         .user(user)
         .dbname(database)
         .application_name("pgherd ctl")
-        .connect_timeout(CONNECT_MAX);
+        // If there is to be TLS, it is there before.
+        .ssl_mode(SslMode::Disable);
     if let Some(password) = password {
         config.password(password);
     }
     config
+}
+
+/// TLS as libpq's environment asks for it, which by default takes it where it is offered.
+fn tls(variable: &dyn Fn(&str) -> Option<String>) -> Result<ServerTlsConfig, String> {
+    let mode = match variable("PGSSLMODE").as_deref() {
+        Some("disable" | "allow") => ServerTlsMode::Disable,
+        None | Some("prefer") => ServerTlsMode::Prefer,
+        Some("require") => ServerTlsMode::Require,
+        Some("verify-ca") => ServerTlsMode::VerifyCa,
+        Some("verify-full") => ServerTlsMode::VerifyFull,
+        Some(other) => {
+            return Err(format!(
+                "PGSSLMODE is {other:?}: disable, allow, prefer, require, verify-ca or verify-full is accepted"
+            ));
+        }
+    };
+    let home = variable("HOME").map(|home| PathBuf::from(home).join(".postgresql"));
+    let file = |name: &str, usual: &str| match variable(name) {
+        Some(path) => Some(PathBuf::from(path)),
+        None => home.as_ref().map(|home| home.join(usual)).filter(|path| path.exists()),
+    };
+    Ok(ServerTlsConfig {
+        mode,
+        ca: file("PGSSLROOTCERT", "root.crt"),
+        identity: file("PGSSLCERT", "postgresql.crt").zip(file("PGSSLKEY", "postgresql.key")),
+    })
 }
 
 /// The code of what a server says, the words of anything else.
@@ -254,6 +288,32 @@ mod tests {
         let config = super::config(&address, &said, Some("typed"), &environment);
         assert_eq!((config.get_user(), config.get_dbname()), (Some("bob"), Some("db")));
         assert_eq!(config.get_password(), Some(b"typed".as_slice()));
+    }
+
+    #[test]
+    fn tls_is_what_libpqs_environment_asks_for() {
+        let home = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir(home.path().join(".postgresql")).expect("made");
+        let root = home.path().join(".postgresql/root.crt");
+        std::fs::write(&root, "").expect("written");
+        let asked = |mode: Option<&str>, ca: Option<&str>| {
+            tls(&|name: &str| match name {
+                "PGSSLMODE" => mode.map(str::to_owned),
+                "PGSSLROOTCERT" => ca.map(str::to_owned),
+                "HOME" => Some(home.path().display().to_string()),
+                _ => None,
+            })
+        };
+        let usual = asked(None, None).expect("good");
+        assert_eq!((usual.mode, usual.ca), (ServerTlsMode::Prefer, Some(root)));
+        assert_eq!(usual.identity, None);
+        let full = asked(Some("verify-full"), Some("/ca.pem")).expect("good");
+        assert_eq!(
+            (full.mode, full.ca),
+            (ServerTlsMode::VerifyFull, Some(PathBuf::from("/ca.pem")))
+        );
+        let refused = asked(Some("verify"), None).expect_err("no such word");
+        assert!(refused.contains("PGSSLMODE is \"verify\""), "{refused}");
     }
 
     #[test]

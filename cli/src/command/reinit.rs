@@ -109,6 +109,7 @@ async fn wait(site: &Site, member: &Member, before: &Value) -> Result<(), String
     let until = Instant::now() + COPY_MAX;
     let mut heard = Instant::now();
     let mut shown = String::new();
+    let mut was_gone = false;
     let mut tick = interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while Instant::now() < until {
@@ -116,7 +117,8 @@ async fn wait(site: &Site, member: &Member, before: &Value) -> Result<(), String
         match site.get(member, "/patroni", ANSWER_MAX).await {
             Some(status) => {
                 heard = Instant::now();
-                match Progress::of(before, &status) {
+                was_gone |= status["state"] != "running";
+                match Progress::of(before, was_gone, &status) {
                     Progress::Done => return Ok(()),
                     Progress::Failed(why) => return Err(why),
                     Progress::UnderWay => {}
@@ -146,12 +148,15 @@ enum Progress {
 }
 
 impl Progress {
-    fn of(before: &Value, now: &Value) -> Self {
+    /// A copy was made where another postmaster runs than before, or one runs again after it was seen that none does. What ran
+    /// before need not be known: the member may not have answered then.
+    fn of(before: &Value, was_gone: bool, now: &Value) -> Self {
         if let Some(why) = now["pgherd"]["reinitialize_failed"].as_str() {
             return Self::Failed(why.to_owned());
         }
         let started = |status: &Value| status["postmaster_start_time"].as_str().map(str::to_owned);
-        let anew = started(now).is_some() && started(now) != started(before);
+        let another = started(before).is_some() && started(now).is_some() && started(now) != started(before);
+        let anew = another || was_gone;
         match now["state"].as_str() {
             Some("running") if anew => Self::Done,
             Some(state @ ("start failed" | "initdb failed")) => Self::Failed(format!("state is {state}")),
@@ -212,12 +217,11 @@ mod tests {
                 Progress::Failed("no room".to_owned()),
             ),
         ] {
-            assert_eq!(Progress::of(&before, &now), expected, "{now}");
+            assert_eq!(Progress::of(&before, false, &now), expected, "{now}");
         }
-        assert_eq!(
-            Progress::of(&json!({"state": "stopped"}), &running("x")),
-            Progress::Done
-        );
+        // What was before is not known, and what runs may be just that.
+        assert_eq!(Progress::of(&json!(null), false, &running("x")), Progress::UnderWay);
+        assert_eq!(Progress::of(&json!(null), true, &running("x")), Progress::Done);
     }
 
     #[test]

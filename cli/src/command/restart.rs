@@ -141,14 +141,24 @@ fn converse(
     Ok(body)
 }
 
-/// PostgreSQL's own version numbers: two parts since 10, three before.
 fn check_version(text: &str) -> Result<(), Failure> {
-    let numbers: Vec<Option<u32>> = text.split('.').map(|part| part.parse().ok()).collect();
-    match numbers.as_slice() {
-        [Some(1..=999), Some(0..=99)] | [Some(1..=999), Some(0..=99), Some(0..=99)] => Ok(()),
-        _ => Err(Failure::configuration(format!(
+    match version_number(text) {
+        Some(_) => Ok(()),
+        None => Err(Failure::configuration(format!(
             "Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: {text}"
         ))),
+    }
+}
+
+/// A version as PostgreSQL's `server_version_num` has it: two parts since 10, three before.
+pub(super) fn version_number(text: &str) -> Option<u64> {
+    let numbers: Vec<Option<u64>> = text.split('.').map(|part| part.parse().ok()).collect();
+    match *numbers.as_slice() {
+        [Some(major @ 1..=999), Some(minor @ 0..=99)] => Some(major * 10_000 + minor),
+        [Some(major @ 1..=999), Some(middle @ 0..=99), Some(minor @ 0..=99)] => {
+            Some(major * 10_000 + middle * 100 + minor)
+        }
+        _ => None,
     }
 }
 
@@ -232,5 +242,7 @@ mod tests {
             ..args(true)
         };
         assert!(talk(&version, &view, "").1.is_err());
+        let numbers = ["16.1", "9.6.24", "15", "16.100"].map(version_number);
+        assert_eq!(numbers, [Some(160_001), Some(90_624), None, None]);
     }
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::answer::Outcomes;
-use super::restart::{note, restart};
+use super::restart::{note, restart, version_number};
 use super::site::{ANSWER_MAX, Site};
 use super::switchover::{self, Request};
 use crate::failure::Failure;
@@ -31,13 +31,28 @@ pub(crate) async fn run(
     conditions: &Map<String, Value>,
     limit: Duration,
 ) -> Result<(), Failure> {
-    let plan = Plan::of(view, members)?;
+    let mut older = Vec::with_capacity(members.len());
+    for member in members {
+        if is_older(site, member, conditions).await {
+            older.push(*member);
+        }
+    }
+    let plan = Plan::of(view, &older)?;
     if plan.is_empty() {
-        say("No member waits for a restart");
+        say("No member is to be restarted");
         return Ok(());
     }
+    // A replica that has been elected meanwhile is not restarted in the middle of its clients' writes.
+    let mut of_replicas = conditions.clone();
+    of_replicas.insert("role".to_owned(), "replica".into());
     for replica in plan.replicas {
-        one(site, replica, conditions, limit).await?;
+        if leads_now(site, replica).await? {
+            return Err(Failure::TryAgain(format!(
+                "{} has become the leader meanwhile; it and the rest were not restarted",
+                replica.name
+            )));
+        }
+        one(site, replica, &of_replicas, limit).await?;
     }
     let Some(leader) = plan.leader else { return Ok(()) };
     let before = started(site, leader).await;
@@ -50,6 +65,26 @@ pub(crate) async fn run(
         return Ok(());
     }
     one(site, leader, conditions, limit).await
+}
+
+/// Whether a member is to be restarted for its version, which it would refuse otherwise: a run that was interrupted goes on
+/// where it was.
+async fn is_older(site: &Site, member: &Member, conditions: &Map<String, Value>) -> bool {
+    let wanted = conditions.get("postgres_version").and_then(Value::as_str);
+    let Some(wanted) = wanted.and_then(version_number) else {
+        return true;
+    };
+    let status = site.get(member, "/patroni", ANSWER_MAX).await.unwrap_or_default();
+    let older = status["server_version"].as_u64().is_none_or(|runs| runs < wanted);
+    if !older {
+        say(format!("{} runs that version already, or a newer one", member.name));
+    }
+    older
+}
+
+async fn leads_now(site: &Site, member: &Member) -> Result<bool, Failure> {
+    let view = site.view().await?;
+    Ok(view.epoch().is_some_and(|epoch| epoch.holder == member.name))
 }
 
 /// When a member's postmaster was started, by its own word.
@@ -128,13 +163,13 @@ async fn hand_over(site: &Site, leader: &Member) -> Result<String, Failure> {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        let view = site.view().await?;
-        if view.epoch().is_none_or(|epoch| epoch.holder != leader.name) {
+        if !leads_now(site, leader).await? {
             return Err(Failure::TryAgain(format!(
                 "{} does not lead any more; it was not restarted",
                 leader.name
             )));
         }
+        let view = site.view().await?;
         let request = Request {
             leader: Some(leader.name.to_string()),
             candidate: None,

@@ -5,6 +5,7 @@
 //! connects, before any password. That a new leader takes writes is known of ours by the write that it has proven itself by,
 //! of Patroni's by its PostgreSQL's own word that it has left recovery.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use pgherd_cluster::http::{Access, Ask, ask_at};
@@ -155,16 +156,17 @@ async fn last_in(address: &Address) -> Instant {
         tick.tick().await;
         let asked = Instant::now();
         match timeout(LOOK_MAX, lets_in(address)).await {
-            Ok(true) => last = asked,
-            Ok(false) => return last,
-            Err(_) => {} // It is slow, which is no refusal.
+            Ok(Some(true)) => last = asked,
+            Ok(Some(false)) => return last,
+            // It is slow, or could not be asked, which is no refusal.
+            Ok(None) | Err(_) => {}
         }
     }
 }
 
-/// Whether a server takes newcomers: it asks for a password, or refuses for a reason of its own. PostgreSQL's protocol,
-/// "Message Formats": a StartupMessage is answered by Authentication or ErrorResponse.
-async fn lets_in(address: &Address) -> bool {
+/// Whether a server takes newcomers: it asks for a password, or refuses for a reason of its own; nothing when that could not
+/// be found out. PostgreSQL's protocol, "Message Formats": a StartupMessage is answered by Authentication or ErrorResponse.
+async fn lets_in(address: &Address) -> Option<bool> {
     let ask = async {
         let mut stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
         stream.write_all(&startup_message()).await?;
@@ -172,7 +174,18 @@ async fn lets_in(address: &Address) -> bool {
         let read = stream.read(&mut answer).await?;
         Ok::<_, std::io::Error>(answer.get(..read).is_some_and(is_served))
     };
-    ask.await.unwrap_or(false)
+    match ask.await {
+        Ok(served) => Some(served),
+        Err(error) => is_refusal(error.kind()).then_some(false),
+    }
+}
+
+/// Whether the server's side said no. What is missing on ours, such as a free port, says nothing about it.
+const fn is_refusal(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+    )
 }
 
 fn startup_message() -> Vec<u8> {
@@ -257,6 +270,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_host_that_could_not_be_asked_has_not_refused() {
+        let address = Address {
+            host: "no such host".to_owned(),
+            port: 5432,
+        };
+        assert_eq!(lets_in(&address).await, None);
+    }
+
+    #[tokio::test]
     async fn a_closed_port_lets_nobody_in() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let port = listener.local_addr().expect("an address").port();
@@ -265,6 +287,6 @@ mod tests {
             host: "127.0.0.1".to_owned(),
             port,
         };
-        assert!(!lets_in(&address).await);
+        assert_eq!(lets_in(&address).await, Some(false));
     }
 }

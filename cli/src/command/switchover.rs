@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hyper::Method;
 use jiff::tz::TimeZone;
-use pgherd_cluster::etcd::{Compare, Op, Txn};
+use pgherd_cluster::etcd::Txn;
 use pgherd_cluster::http::Answer;
 use pgherd_cluster::key::Key;
 use pgherd_cluster::record::{DynamicConfig, FailoverRequest};
@@ -325,16 +325,11 @@ async fn in_store(site: &Site, view: &View, request: &Request) -> Result<(), Fai
         member: request.candidate.clone(),
         scheduled_at: request.scheduled_at.clone(),
     };
-    let txn = Txn::new()
-        .when(Compare::ModRevision(key.clone(), view.failover.mod_revision))
-        .then(Op::Put {
-            key,
-            value: serde_json::to_string(&value).unwrap_or_default(),
-            lease: 0,
-        });
+    let value = serde_json::to_string(&value).unwrap_or_default();
+    let txn = Txn::put_over(key, value.clone(), view.failover.mod_revision);
     let outcome = site.etcd.txn(&txn, site.budget()).await;
     match outcome.map_err(|error| site.store_failure(&error))? {
-        outcome if outcome.succeeded => Err(Failure::TryAgain(format!(
+        outcome if outcome.has_put(&value) => Err(Failure::TryAgain(format!(
             "no member could be asked, so the {} was left in etcd; `pgherd list` tells what becomes of it",
             request.action()
         ))),

@@ -52,6 +52,16 @@ impl Txn {
         Self::default()
     }
 
+    /// A write over what was read: nothing is written when the key has changed since. `mod_revision` is 0 for a key that was
+    /// not there. Whether it was done is [`TxnOutcome::has_put`].
+    #[must_use]
+    pub fn put_over(key: String, value: String, mod_revision: i64) -> Self {
+        Self::new()
+            .when(Compare::ModRevision(key.clone(), mod_revision))
+            .otherwise(Op::Get(key.clone()))
+            .then(Op::Put { key, value, lease: 0 })
+    }
+
     /// Adds a condition.
     #[must_use]
     pub fn when(mut self, compare: Compare) -> Self {
@@ -109,6 +119,14 @@ pub struct TxnOutcome {
     pub read: Vec<Entry>,
     /// The store's revision after it.
     pub revision: i64,
+}
+
+impl TxnOutcome {
+    /// Whether a [`Txn::put_over`] is in force. One that was sent again after its answer was lost finds its own first try.
+    #[must_use]
+    pub fn has_put(&self, value: &str) -> bool {
+        self.succeeded || self.read.first().is_some_and(|found| found.value == value)
+    }
 }
 
 fn wire_compare(compare: &Compare) -> WireCompare {

@@ -14,6 +14,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+pub use self::session::reach_postgres;
 use self::session::{Session, said};
 use super::{Proof, SourceHealth, ViewHandle, ViewPublisher, brief, channel_with};
 use crate::clock::Boottime;

@@ -70,12 +70,7 @@ async fn hosts_are_asked_by_tls_as_configured_and_where_they_take_nobody_without
         assert_eq!(is_asked_by_tls(&mut demanding, mode, None).await, Ok(true), "{mode:?}");
     }
     for (member, mode, ca, says) in [
-        (
-            &mut plain,
-            Require,
-            None,
-            "it does not offer TLS, which server_tls requires",
-        ),
+        (&mut plain, Require, None, "it does not offer TLS, which is required"),
         (
             &mut offering,
             VerifyCa,

@@ -1,7 +1,7 @@
 //! A session with a host that is asked by SQL, by TLS where that is configured or the host takes none without.
 
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio_postgres::config::SslMode;
@@ -88,6 +88,21 @@ impl Session {
     }
 }
 
+/// Connects to a PostgreSQL server, by TLS as far as that is asked for: what comes next is the startup message. No wait in it
+/// has a limit of its own.
+///
+/// # Errors
+/// Why it cannot be reached, or not as asked.
+pub async fn reach_postgres(
+    host: &Address,
+    tls: &ServerTlsConfig,
+) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, String> {
+    match tls.mode {
+        ServerTlsMode::Disable => Ok(tcp(host).await?),
+        _ => by_tls(host, tls).await,
+    }
+}
+
 async fn tcp(host: &Address) -> Result<Box<dyn Wire>, Refused> {
     let connected = async { TcpStream::connect(&resolve(host).await?[..]).await };
     match connected.await {
@@ -104,7 +119,7 @@ async fn by_tls(host: &Address, tls: &ServerTlsConfig) -> Result<Box<dyn Wire>, 
     match stream.read_u8().await.map_err(broken)? {
         b'S' => {}
         b'N' if tls.mode == ServerTlsMode::Prefer => return Ok(stream),
-        b'N' => return Err("it does not offer TLS, which server_tls requires".to_owned()),
+        b'N' => return Err("it does not offer TLS, which is required".to_owned()),
         _ => return Err("it answers the request for TLS with neither S nor N".to_owned()),
     }
     let files = tls.clone();
