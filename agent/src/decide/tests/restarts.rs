@@ -89,6 +89,30 @@ fn an_election_comes_before_a_restart() {
 }
 
 #[test]
+fn the_checkpoint_before_a_restart_gives_way_to_an_election_and_the_restart_to_who_wins_it() {
+    let mut memory = asked();
+    let at_checkpoint = |lease| Observation {
+        job: Some(JobKind::Checkpoint),
+        ..seen(lease)
+    };
+    assert_eq!(step(&at_checkpoint(LeaseSeen::Theirs(epoch("n2"))), &memory), None);
+    assert_eq!(step(&at_checkpoint(LeaseSeen::Free), &memory), Some(Step::DropJob));
+    // It had ended a moment before.
+    ended(&mut memory, JobKind::Checkpoint);
+    for step in [Step::Bid(guards(&view(None))), Step::Promote(epoch("n1"))] {
+        let mut memory = memory.clone();
+        memory.stepped(&step, NOW);
+        assert_eq!(memory.restart, None, "{step:?}");
+    }
+    ended(&mut memory, JobKind::Stop);
+    memory.stepped(&Step::Bid(guards(&view(None))), NOW);
+    assert!(
+        memory.restart.is_some(),
+        "in a pause nothing else starts what it has stopped"
+    );
+}
+
+#[test]
 fn a_leader_that_may_not_take_time_to_start_gives_way_to_one_that_can_lead() {
     let down = |config: &str| {
         let mut seen = seen(LeaseSeen::Mine(epoch("n1")));
