@@ -80,6 +80,24 @@ fn a_replica_is_restarted_and_follows_again() {
 }
 
 #[test]
+fn a_replica_that_streams_from_nobody_is_started_again_as_a_replica() {
+    let mut memory = asked();
+    for job in [JobKind::Checkpoint, JobKind::Stop] {
+        ended(&mut memory, job);
+    }
+    let mut replica = seen(LeaseSeen::Theirs(epoch("n2")));
+    let tags = json!({"nostream": true}).as_object().cloned().unwrap_or_default();
+    let record = MemberRecord {
+        tags,
+        ..MemberRecord::new(String::new(), String::new())
+    };
+    replica.place = Place::of(&record);
+    replica.postgres = Postgres::Down;
+    let upstream = None;
+    assert_eq!(step(&replica, &memory), Some(Step::StartStandby { upstream }));
+}
+
+#[test]
 fn an_election_comes_before_a_restart() {
     let mut free = seen(LeaseSeen::Free);
     assert_eq!(step(&free, &asked()), Some(Step::Poll));
