@@ -221,6 +221,7 @@ impl Cycle {
     /// Carries facts over from cycle to cycle.
     fn take_note(&mut self, seen: &mut Observation) {
         self.known.data = Some(seen.data.clone());
+        self.known.note(&seen.postgres);
         if let Some(config) = &seen.view.config.value {
             self.known.last_config = Some(config.clone());
         }

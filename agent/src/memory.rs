@@ -292,6 +292,11 @@ impl Memory {
         }
     }
 
+    /// The restart of a replica is not one of the leader that it becomes. What it has stopped it starts all the same.
+    fn forget_restart(&mut self) {
+        self.restart = self.restart.filter(|restart| restart.stage == RestartStage::Start);
+    }
+
     fn note_ending(&mut self, seen: &Observation, now: Boottime) {
         match &seen.postgres {
             Postgres::Ending => {
@@ -441,7 +446,11 @@ impl Memory {
                     self.gave_way_at = Some(now);
                 }
             }
-            Step::Bid(_) => self.bid_despite = self.due_for_another,
+            Step::Bid(_) => {
+                self.bid_despite = self.due_for_another;
+                self.forget_restart();
+            }
+            Step::Promote(_) => self.forget_restart(),
             Step::StartPrimary => {
                 self.starting_since.get_or_insert(now);
             }

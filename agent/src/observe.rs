@@ -20,7 +20,7 @@ use crate::postgres::settings::user_names;
 use crate::postgres::{DataDir, ToolError, Upstream};
 use crate::record::own_tags;
 use crate::slots::plan::lacking;
-use crate::status::WalSender;
+use crate::status::{WalSender, WalStatus};
 use crate::sync::{CommitLevel, Sender, StandbyName, SyncNames, SyncRank, SyncSettings};
 use crate::topology::Place;
 
@@ -41,6 +41,27 @@ pub struct Known {
     pub failover_slots: BTreeSet<String>,
     /// What the data directory was last seen to hold; it does not change while a postmaster runs on it.
     pub data: Option<DataDir>,
+}
+
+impl Known {
+    /// Takes in what a server that runs tells of itself: one that an agent before this one has started or promoted takes
+    /// writes as well. One that is about to be promoted says no yet, and takes nothing back.
+    pub fn note(&mut self, postgres: &Postgres) {
+        if let Postgres::Running(server) = postgres {
+            self.writable |= matches!(server.wal, WalStatus::Primary { .. });
+        }
+    }
+
+    /// Whether it is known what PostgreSQL's files say: the dynamic configuration, and whom a standby streams from. An agent
+    /// that has just begun learns both from etcd, and until then what the agent before it has written stands.
+    #[must_use]
+    pub fn can_configure(&self, lease: &LeaseSeen) -> bool {
+        let leader_known = match lease {
+            LeaseSeen::Mine(_) | LeaseSeen::Theirs(_) | LeaseSeen::Free => true,
+            LeaseSeen::MineUnproven(_) | LeaseSeen::Stale { .. } | LeaseSeen::Unknown => false,
+        };
+        self.last_config.is_some() && (self.writable || self.upstream.is_some() || leader_known)
+    }
 }
 
 /// Observes.
@@ -251,7 +272,7 @@ pub fn lease_seen(
 mod tests {
     use std::time::Duration;
 
-    use pgherd_cluster::name::Scope;
+    use pgherd_cluster::name::{Lsn, Scope};
     use pgherd_cluster::view::Leader;
 
     use super::*;
@@ -353,6 +374,54 @@ mod tests {
             LeaseSeen::Theirs(epoch("n2", 5))
         );
         assert_eq!(seen(&view(None, 9), true, &none, None), LeaseSeen::Free);
+    }
+
+    fn running(wal: WalStatus) -> Postgres {
+        Postgres::Running(Box::new(crate::status::ServerStatus {
+            postmaster_start_time: String::new(),
+            server_version: 170_000,
+            wal,
+            timeline: None,
+            replication_state: None,
+            replication: Vec::new(),
+            waiting: crate::status::CommitWaiting::default(),
+        }))
+    }
+
+    #[test]
+    fn an_agent_that_resumes_learns_from_its_server_that_it_takes_writes() {
+        let standby = WalStatus::Standby {
+            received: Lsn(7),
+            replayed: Lsn(7),
+            replayed_at: None,
+            paused: false,
+            latest_end: None,
+        };
+        let mut known = Known::default();
+        known.note(&running(standby.clone()));
+        assert!(!known.writable);
+        known.note(&running(WalStatus::Primary { location: Lsn(7) }));
+        assert!(known.writable);
+        known.note(&running(standby));
+        assert!(known.writable, "it may be about to be promoted");
+    }
+
+    #[test]
+    fn until_an_agent_knows_what_is_configured_and_whom_to_follow_it_writes_no_configuration() {
+        let theirs = LeaseSeen::Theirs(epoch("n2", 5));
+        let begun = Known::default();
+        assert!(!begun.can_configure(&theirs), "no view has come yet");
+        let mut known = Known {
+            last_config: Some(DynamicConfig::default()),
+            ..begun
+        };
+        assert!(
+            !known.can_configure(&LeaseSeen::Unknown),
+            "its standby would lose whom it streams from"
+        );
+        assert!(known.can_configure(&theirs));
+        known.writable = true;
+        assert!(known.can_configure(&LeaseSeen::Unknown));
     }
 
     #[test]

@@ -105,7 +105,8 @@ impl Cycle {
         let feedback = needs_feedback(&seen.view, &seen.me, &seen.place);
         let revision = (seen.view.config.mod_revision, feedback);
         let known = self.upkeep.config_revision() == Some(revision);
-        if known || seen.job.is_some() || !matches!(seen.postgres, Postgres::Running(_)) {
+        let busy = seen.job.is_some() || !matches!(seen.postgres, Postgres::Running(_));
+        if known || busy || !self.known.can_configure(&seen.lease) {
             return;
         }
         let (live, dynamic) = (self.context.live(), self.context.dynamic().postgresql());

@@ -248,7 +248,7 @@ pub fn decide(seen: &Observation, memory: &Memory, now: Boottime) -> Decision {
         if job == JobKind::Checkpoint && synchronous::leader(seen, memory, now).is_some() {
             return Decision::act(Reason::Busy(job), Step::DropJob);
         }
-        return during(seen, job);
+        return during(seen, memory, job);
     }
     // Before anything can be done to it, somebody must be able to end it.
     if seen.stranger {
@@ -322,8 +322,8 @@ fn never_ends(seen: &Observation, memory: &Memory, now: Boottime) -> Option<Deci
     })
 }
 
-/// A job is under way: only the loss of the lease, and the order to stop, interrupt it.
-fn during(seen: &Observation, job: JobKind) -> Decision {
+/// A job is under way: only the loss of the lease, an election, and the order to stop interrupt it.
+fn during(seen: &Observation, memory: &Memory, job: JobKind) -> Decision {
     let needs_lease = matches!(job, JobKind::StartPrimary | JobKind::Promote);
     let lost = match &seen.lease {
         LeaseSeen::Mine(_) | LeaseSeen::MineUnproven(_) | LeaseSeen::Unknown => false,
@@ -335,6 +335,10 @@ fn during(seen: &Observation, job: JobKind) -> Decision {
     // Nothing has been promoted yet.
     if job == JobKind::PrePromote && lost {
         return Decision::act(Reason::LostLease, Step::DropJob);
+    }
+    // Before a restart it may take minutes, and an election does not wait for that.
+    if job == JobKind::Checkpoint && seen.lease == LeaseSeen::Free && memory.handover.is_none() {
+        return Decision::act(Reason::Restarting, Step::DropJob);
     }
     // A stop does not wait for a clone of hours; what a dropped job leaves is stopped or cleared next.
     let is_the_stop = matches!(job, JobKind::Stop | JobKind::Confirm);

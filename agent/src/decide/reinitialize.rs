@@ -13,7 +13,7 @@ pub(super) fn decide(seen: &Observation, memory: &Memory) -> Option<Decision> {
     if matches!(seen.data, DataDir::Foreign(_)) {
         return None;
     }
-    let from = seen.view.writable_leader()?.name.clone();
+    let from = seen.view.ready_leader()?.name.clone();
     Some(Decision::act(
         Reason::Reinitializing(from.clone()),
         Step::Clone { from },

@@ -11,14 +11,14 @@ use crate::observation::{LeaseSeen, Observation, Postgres};
 pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime, standby_data: bool) -> Option<Decision> {
     let stage = memory.restart.as_ref()?.stage;
     let act = |step| Some(Decision::act(Reason::Restarting, step));
-    let leader = match &seen.lease {
+    match &seen.lease {
         // One that is to follow another cluster does not come up as primary.
-        LeaseSeen::Mine(_) if !standby_data && seen.standby_cluster.is_none() => None,
-        LeaseSeen::Mine(_) if standby_data && seen.standby_cluster.is_some() => None,
-        LeaseSeen::Theirs(leader) if standby_data => source_of(seen, leader),
+        LeaseSeen::Mine(_) if !standby_data && seen.standby_cluster.is_none() => {}
+        LeaseSeen::Mine(_) if standby_data && seen.standby_cluster.is_some() => {}
+        LeaseSeen::Theirs(_) if standby_data => {}
         // Nobody's order is worth more than a lease that is lost or free, or a promotion that is due.
         _ => return None,
-    };
+    }
     // Commits may wait for a step of synchronous replication: it interrupts a checkpoint, and comes before the next.
     if stage == RestartStage::Checkpoint
         && !standby_data
@@ -31,8 +31,12 @@ pub(super) fn decide(seen: &Observation, memory: &Memory, now: Boottime, standby
         (RestartStage::Checkpoint | RestartStage::Stop, Postgres::Running(_) | Postgres::Silent { .. }) => {
             act(Step::Stop)
         }
-        (_, Postgres::Down) if standby_data && leader.is_none() => act(Step::StartStandbyLeader),
-        (_, Postgres::Down) if standby_data => act(Step::StartStandby { upstream: leader }),
+        (_, Postgres::Down) if standby_data => act(match &seen.lease {
+            LeaseSeen::Theirs(leader) => Step::StartStandby {
+                upstream: source_of(seen, leader),
+            },
+            _ => Step::StartStandbyLeader,
+        }),
         // Whatever `primary_start_timeout` says: it was stopped in order, and is whole.
         (_, Postgres::Down) => act(Step::StartPrimary),
         (RestartStage::Start, _) | (_, Postgres::Ending) => None,

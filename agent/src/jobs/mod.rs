@@ -5,6 +5,7 @@ mod make;
 mod poll;
 mod rejoin;
 mod serve;
+mod slot;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -6,7 +6,7 @@ use pgherd_cluster::name::{Lsn, MemberName, Timeline};
 use pgherd_cluster::record::StandbyCluster;
 use pgherd_cluster::view::Epoch;
 
-use super::{JobError, Outcome};
+use super::{JobError, Outcome, slot};
 use crate::context::Context;
 use crate::decide::upstream_address;
 use crate::observation::Rejoin;
@@ -122,7 +122,9 @@ async fn compare(context: &Context, leader: Epoch, history: &History) -> Result<
     };
     let own_history = own_history(&postgresql.data_dir, history.current);
     let verdict = match history.judge(&ours, own_history.as_ref()) {
-        Rejoin::Follows if waits_for_more(context).await => Rejoin::Waits,
+        Rejoin::Follows if waits_for_more(context).await && slot::can_be_had(context, &leader.holder).await => {
+            Rejoin::Waits
+        }
         verdict => verdict,
     };
     tracing::info!(leader = %leader, ?verdict, ?ours, "compared our data with the leader's history");

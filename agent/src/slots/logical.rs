@@ -8,13 +8,13 @@ use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::name::{Lsn, MemberName};
 use pgherd_cluster::record::PermanentSlot;
 use pgherd_cluster::view::Epoch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::plan::{Action, STRIDE_BYTES, Seat, Slot};
 use super::round::{Round, WORKER};
 use super::segments::{self, Segment, bytes, missing};
 use super::state_file::{Copies, is_whole};
-use super::{COPYING, lock, syncs_by_itself};
+use super::{COPYING, TAKES_NONE, lock, syncs_by_itself, takes};
 use crate::context::Context;
 use crate::decide::upstream_address;
 use crate::postgres::ToolError;
@@ -30,8 +30,6 @@ const ADVANCE_MAX: Duration = Duration::from_secs(60);
 const LEADER_MAX: Duration = Duration::from_secs(3);
 /// All of the log that is fetched before a start.
 const FETCH_MAX: Duration = Duration::from_secs(15);
-/// Each try costs a restart.
-const ASK_AGAIN: Duration = Duration::from_secs(600);
 /// SQLSTATE `undefined_file`: the log that a slot begins in is not here any more.
 const NO_FILE: &str = "58P01";
 
@@ -122,6 +120,7 @@ pub async fn work(context: &Context, round: Round, readiness: Readiness) -> Repo
         readiness: readiness.under(seat.view.epoch()),
         to_copy: Vec::new(),
     };
+    context.slots.arrived(slots.iter().map(|slot| slot.name.as_str()));
     let copies: Vec<String> = rest.iter().filter_map(copied).collect();
     if !seat.writable && seat.settled {
         let unsure = report.readiness.unsure(&seat, &slots);
@@ -307,20 +306,13 @@ fn leaders_server(context: &Context, seat: &Seat) -> Option<Target> {
     Some(Target::new(&address, &postgresql.database, user).with_options(&options.preferring_tls()))
 }
 
-/// Those that a start would bring. One that a start was asked for and did not bring is not asked for again so soon.
+/// Those that a start would bring, and that are worth one.
 fn can_be_had(context: &Context, states: &[State]) -> Vec<String> {
     let board = &context.slots;
     let data_dir = &context.config.postgresql.data_dir;
     let mut names = Vec::new();
     for State { name, first, state } in states {
-        let asked = lock(&board.asked_for).get(name).copied();
-        if asked.is_some_and(|at| Boottime::now().since(at) < ASK_AGAIN) {
-            board.complain(
-                COPYING,
-                name,
-                "a start was to bring it and did not; it is tried again later",
-            );
-        } else if !is_whole(state) {
+        if !is_whole(state) {
             board.complain(COPYING, name, "the leader's file is not whole");
         } else if missing(data_dir, first).is_none() {
             let why = format!("its consumer needs the log from {first} on, and too much of that is not here yet");
@@ -329,9 +321,13 @@ fn can_be_had(context: &Context, states: &[State]) -> Vec<String> {
             names.push(name.clone());
         }
     }
-    let now = Boottime::now();
-    lock(&board.asked_for).extend(names.iter().map(|name| (name.clone(), now)));
-    names
+    let parameters = context.wanted();
+    // All that can be had come with one start.
+    if !names.is_empty() && !takes(data_dir, names.len(), |name| parameters.get(name).map(String::as_str)) {
+        board.complain(COPYING, "", TAKES_NONE);
+        return Vec::new();
+    }
+    board.ask_for(names, Boottime::now())
 }
 
 /// Gets what PostgreSQL is to find when it starts: the states, and the log that they begin in.
@@ -344,10 +340,11 @@ async fn fetch(context: &Context, target: &Target, states: Vec<State>) -> Result
             continue;
         };
         for segment in segments {
-            if Instant::now() >= until {
-                return Ok(());
+            // One that is not whole by then is not kept.
+            match timeout_at(until, segments::fetch(target, data_dir, &segment)).await {
+                Ok(fetched) => fetched?,
+                Err(_) => return Ok(()),
             }
-            segments::fetch(target, data_dir, &segment).await?;
         }
         copies.insert(name, state);
         *lock(&context.slots.copies) = copies.clone();

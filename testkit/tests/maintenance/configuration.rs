@@ -178,6 +178,25 @@ async fn rest_speaks_tls(cluster: &Cluster, more: &Value) -> Result<()> {
     Ok(())
 }
 
+/// An agent that resumes beside a running leader writes its configuration as a leader's.
+async fn another_agent_leaves_the_leader_writable(cluster: &Cluster, leader: &Member) -> Result<()> {
+    let agent = leader.agent_pid().await?;
+    leader.kill_agent().await?;
+    eventually("another agent runs", SOON, async || {
+        ensure!(leader.agent_pid().await? != agent);
+        Ok(())
+    })
+    .await?;
+    cluster
+        .configure(&json!({"postgresql": {"parameters": {"maintenance_work_mem": "33MB"}}}))
+        .await?;
+    shows(leader, "maintenance_work_mem", "33MB").await?;
+    ensure!(leader.sql(READ_ONLY).await? == "off");
+    let session = Sql::connect(cluster.write_address(), SOON).await?;
+    session.rows("CREATE TABLE resumed (i int)", SOON).await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn configuration_and_secrets_change_in_a_running_cluster_and_a_new_leader_takes_writes_at_once() -> Result<()> {
     let by_role = json!({"replica": {"default_transaction_read_only": "on"}});
@@ -204,6 +223,7 @@ async fn configuration_and_secrets_change_in_a_running_cluster_and_a_new_leader_
         reload(member).await?;
     }
     a_password_changes(&cluster, "replication.password").await?;
+    another_agent_leaves_the_leader_writable(&cluster, leader).await?;
     rest_speaks_tls(&cluster, &secrets).await?;
 
     ensure!(leader.sql(READ_ONLY).await? == "off");

@@ -80,12 +80,54 @@ fn a_replica_is_restarted_and_follows_again() {
 }
 
 #[test]
+fn a_replica_that_streams_from_nobody_is_started_again_as_a_replica() {
+    let mut memory = asked();
+    for job in [JobKind::Checkpoint, JobKind::Stop] {
+        ended(&mut memory, job);
+    }
+    let mut replica = seen(LeaseSeen::Theirs(epoch("n2")));
+    let tags = json!({"nostream": true}).as_object().cloned().unwrap_or_default();
+    let record = MemberRecord {
+        tags,
+        ..MemberRecord::new(String::new(), String::new())
+    };
+    replica.place = Place::of(&record);
+    replica.postgres = Postgres::Down;
+    let upstream = None;
+    assert_eq!(step(&replica, &memory), Some(Step::StartStandby { upstream }));
+}
+
+#[test]
 fn an_election_comes_before_a_restart() {
     let mut free = seen(LeaseSeen::Free);
     assert_eq!(step(&free, &asked()), Some(Step::Poll));
     let mut memory = asked();
     memory.note(&mut free, LATER);
     assert_eq!(memory.restart, None, "after a minute nobody expects it any more");
+}
+
+#[test]
+fn the_checkpoint_before_a_restart_gives_way_to_an_election_and_the_restart_to_who_wins_it() {
+    let mut memory = asked();
+    let at_checkpoint = |lease| Observation {
+        job: Some(JobKind::Checkpoint),
+        ..seen(lease)
+    };
+    assert_eq!(step(&at_checkpoint(LeaseSeen::Theirs(epoch("n2"))), &memory), None);
+    assert_eq!(step(&at_checkpoint(LeaseSeen::Free), &memory), Some(Step::DropJob));
+    // It had ended a moment before.
+    ended(&mut memory, JobKind::Checkpoint);
+    for step in [Step::Bid(guards(&view(None))), Step::Promote(epoch("n1"))] {
+        let mut memory = memory.clone();
+        memory.stepped(&step, NOW);
+        assert_eq!(memory.restart, None, "{step:?}");
+    }
+    ended(&mut memory, JobKind::Stop);
+    memory.stepped(&Step::Bid(guards(&view(None))), NOW);
+    assert!(
+        memory.restart.is_some(),
+        "in a pause nothing else starts what it has stopped"
+    );
 }
 
 #[test]

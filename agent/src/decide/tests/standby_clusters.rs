@@ -203,6 +203,16 @@ fn the_others_follow_and_are_cloned_from_the_standby_leader() {
 }
 
 #[test]
+fn a_new_copy_is_made_from_the_standby_leader() {
+    let asked = Memory {
+        reinitialize_asked_at: Some(NOW),
+        ..Memory::default()
+    };
+    let replica = following(seen(LeaseSeen::Theirs(epoch("n2"))));
+    assert_eq!(step(&replica, &asked), Some(Step::Clone { from: name("n2") }));
+}
+
+#[test]
 fn a_standby_leader_hands_over_while_it_serves() {
     let asked = with_view(leads(), |view| view.failover = request(Some("n1"), Some("n2")));
     assert!(matches!(
