@@ -64,7 +64,7 @@ pub(crate) fn report(root: &Section<'_>) {
             When::On => value::boolean(found) != Some(false),
         };
         if applies {
-            section.warn(key, format!("has no effect yet: {meaning}"));
+            section.warn(key, format!("has no effect: {meaning}"));
         }
     }
     for key in DYNAMIC_ONLY.iter().filter(|key| root.has(key)) {
@@ -112,9 +112,9 @@ mod tests {
         });
         let (warnings, errors) = warnings(&tree);
         let starts = [
-            "bootstrap.users: has no effect yet",
-            "thread_pool_size: has no effect yet: ",
-            "postgresql.use_slots: has no effect yet: it is dynamic only",
+            "bootstrap.users: has no effect",
+            "thread_pool_size: has no effect: ",
+            "postgresql.use_slots: has no effect: it is dynamic only",
             "ttl: has no effect here; write it as bootstrap.dcs.ttl",
         ];
         assert_eq!(warnings.len(), starts.len(), "{warnings:?}");
