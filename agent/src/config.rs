@@ -10,6 +10,7 @@ use pgherd_cluster::http::AccessConfig;
 use pgherd_cluster::name::{MemberName, Scope};
 use pgherd_cluster::record::{Address, DynamicConfig};
 use pgherd_cluster::timing::LeaseTiming;
+use pgherd_cluster::tls::KeyFile;
 use pgherd_keeper::protocol::{WatchdogDriver, WatchdogMode, WatchdogSettings};
 use serde_json::{Map, Value};
 
@@ -151,7 +152,7 @@ pub struct RestTls {
     /// Our certificate, in PEM.
     pub certificate: PathBuf,
     /// Its key, in PEM; may be the same file.
-    pub key: PathBuf,
+    pub key: KeyFile,
     /// The CAs that clients' certificates lead to.
     pub client_ca: Option<PathBuf>,
     /// Which requests need a client's certificate.

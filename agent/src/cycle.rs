@@ -2,6 +2,7 @@
 
 mod act;
 mod configuration;
+mod remembered;
 mod restart;
 mod slots;
 mod upkeep;
@@ -124,6 +125,7 @@ impl Cycle {
         };
         let known = Known {
             last_held: resumed.epoch.clone(),
+            last_config: remembered::load(&context.config.postgresql.data_dir),
             ..Known::default()
         };
         Self {

@@ -86,6 +86,7 @@ fn keep_what_is_bound(before: &AgentConfig, mut fresh: AgentConfig) -> (AgentCon
     keep("name", before.name != fresh.name);
     keep("namespace", before.namespace != fresh.namespace);
     keep("etcd3.hosts", before.etcd.endpoints != fresh.etcd.endpoints);
+    keep("etcd3.srv", before.etcd.discovery != fresh.etcd.discovery);
     keep("pgherd.runtime_dir", before.runtime_dir != fresh.runtime_dir);
     let (old, new) = (&before.postgresql, &fresh.postgresql);
     keep("postgresql.data_dir", old.data_dir != new.data_dir);
@@ -100,6 +101,7 @@ fn keep_what_is_bound(before: &AgentConfig, mut fresh: AgentConfig) -> (AgentCon
     fresh.namespace.clone_from(&before.namespace);
     fresh.runtime_dir.clone_from(&before.runtime_dir);
     fresh.etcd.endpoints.clone_from(&before.etcd.endpoints);
+    fresh.etcd.discovery.clone_from(&before.etcd.discovery);
     fresh.postgresql.data_dir.clone_from(&before.postgresql.data_dir);
     fresh.postgresql.config_dir.clone_from(&before.postgresql.config_dir);
     let base_name = &before.postgresql.config_base_name;

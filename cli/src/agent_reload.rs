@@ -132,13 +132,13 @@ fn read(named: Option<PathBuf>, extent: Extent) -> Result<Read, Failure> {
 fn watched(document: &Document, config: &AgentConfig) -> Vec<PathBuf> {
     let mut files = document.secret_files().to_vec();
     if let Some(tls) = &config.restapi.tls {
-        files.extend([tls.certificate.clone(), tls.key.clone()]);
+        files.extend([tls.certificate.clone(), tls.key.path.clone()]);
         files.extend(tls.client_ca.clone());
     }
     let peers = &config.restapi.peers;
     files.extend(peers.cacert.clone());
     if let Some((certificate, key)) = &peers.identity {
-        files.extend([certificate.clone(), key.clone()]);
+        files.extend([certificate.clone(), key.path.clone()]);
     }
     files.sort();
     files.dedup();

@@ -171,6 +171,7 @@ fn changed(before: &ClusterConfig, after: &ClusterConfig) -> Vec<String> {
         ("scope".to_owned(), before.scope != after.scope),
         ("namespace".to_owned(), before.namespace != after.namespace),
         (format!("{store}.hosts"), etcd.endpoints != other.endpoints),
+        (format!("{store}.srv"), etcd.discovery != other.discovery),
         (format!("{store}.username"), etcd.credentials != other.credentials),
         (format!("{store}.cacert"), tls),
     ];

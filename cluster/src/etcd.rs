@@ -4,6 +4,7 @@
 //! to one *pinned* endpoint, with its own deadline, and an endpoint that fails is left for the next at once. Every call is
 //! made of forms that may be repeated: a repeated guarded write finds its own first try, and callers recognise that.
 
+mod discovery;
 mod error;
 mod txn;
 
@@ -16,6 +17,7 @@ use etcd_client::{
 };
 use tokio::time::{Instant, timeout, timeout_at};
 
+pub use self::discovery::Discovery;
 pub use self::error::StoreError;
 pub use self::txn::{Compare, Op, Txn, TxnOutcome};
 use crate::view::{Change, Entry};
@@ -23,8 +25,10 @@ use crate::view::{Change, Entry};
 /// How to reach etcd.
 #[derive(Clone, Default)]
 pub struct EtcdConfig {
-    /// `http(s)://host:port`, at least one.
+    /// `http(s)://host:port`, at least one where they are not looked up.
     pub endpoints: Vec<String>,
+    /// Where they are looked up, instead.
+    pub discovery: Option<Discovery>,
     /// User and password, when etcd asks for them.
     pub credentials: Option<(String, String)>,
     /// For `https` endpoints.
@@ -46,9 +50,21 @@ impl std::fmt::Debug for EtcdConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("EtcdConfig")
             .field("endpoints", &self.endpoints)
+            .field("discovery", &self.discovery)
             .field("user", &self.credentials.as_ref().map(|(user, _)| user)) // Never the password.
             .field("tls", &self.tls)
             .finish()
+    }
+}
+
+impl EtcdConfig {
+    /// Where etcd is, as the operator has written it.
+    #[must_use]
+    pub fn named(&self) -> String {
+        match &self.discovery {
+            Some(discovery) => format!("the endpoints that DNS knows under {}", discovery.domain),
+            None => self.endpoints.join(", "),
+        }
     }
 }
 
@@ -142,6 +158,8 @@ struct Shared {
     config: EtcdConfig,
     /// Those in force, which may change while the others do not. Handles of one configuration share them.
     credentials: Arc<Mutex<Option<(String, String)>>>,
+    /// The endpoints: those that are configured, or that were last found. Shared likewise.
+    endpoints: Arc<Mutex<Vec<String>>>,
     pinned: Mutex<Option<Pinned>>,
     next: Mutex<usize>,
 }
@@ -156,15 +174,11 @@ impl Etcd {
     /// A handle that connects when first used.
     #[must_use]
     pub fn new(config: EtcdConfig) -> Self {
-        let credentials = Arc::new(Mutex::new(config.credentials.clone()));
-        Self::with(config, credentials)
-    }
-
-    fn with(config: EtcdConfig, credentials: Arc<Mutex<Option<(String, String)>>>) -> Self {
         Self {
             shared: Arc::new(Shared {
+                credentials: Arc::new(Mutex::new(config.credentials.clone())),
+                endpoints: Arc::new(Mutex::new(config.endpoints.clone())),
                 config,
-                credentials,
                 pinned: Mutex::new(None),
                 next: Mutex::new(0),
             }),
@@ -174,7 +188,15 @@ impl Etcd {
     /// A handle with the same configuration and connections of its own, for a caller that must not wait behind others.
     #[must_use]
     pub fn separate(&self) -> Self {
-        Self::with(self.shared.config.clone(), Arc::clone(&self.shared.credentials))
+        Self {
+            shared: Arc::new(Shared {
+                config: self.shared.config.clone(),
+                credentials: Arc::clone(&self.shared.credentials),
+                endpoints: Arc::clone(&self.shared.endpoints),
+                pinned: Mutex::new(None),
+                next: Mutex::new(0),
+            }),
+        }
     }
 
     /// Presents these from the next connection on, as do the handles that were made of this one. What is connected stays so.
@@ -182,10 +204,24 @@ impl Etcd {
         *lock(&self.shared.credentials) = credentials;
     }
 
-    /// How many endpoints are configured.
+    /// How many endpoints there are: as configured, or as last found, none before the first lookup.
     #[must_use]
     pub fn endpoint_count(&self) -> usize {
-        self.shared.config.endpoints.len()
+        lock(&self.shared.endpoints).len()
+    }
+
+    /// The endpoints. Those that are looked up are so anew where `afresh` asks for it, as after all of them have failed.
+    async fn endpoints(&self, afresh: bool) -> Result<Vec<String>, StoreError> {
+        let known = lock(&self.shared.endpoints).clone();
+        let Some(discovery) = &self.shared.config.discovery else {
+            return Ok(known);
+        };
+        if !afresh && !known.is_empty() {
+            return Ok(known);
+        }
+        let found = discovery.find(known, &self.shared.config.tls).await?;
+        lock(&self.shared.endpoints).clone_from(&found);
+        Ok(found)
     }
 
     /// Everything under `prefix`, read linearizably.
@@ -290,7 +326,8 @@ impl Etcd {
     /// How many of the configured endpoints answer within `attempt`, asked all at once.
     pub async fn answering(&self, attempt: Duration) -> usize {
         let mut asked = tokio::task::JoinSet::new();
-        for index in 0..self.endpoint_count() {
+        let found = timeout(attempt, self.endpoints(false)).await;
+        for index in 0..found.map_or(0, |found| found.map_or(0, |found| found.len())) {
             let this = self.clone();
             asked.spawn(async move {
                 let asking = async {
@@ -361,7 +398,9 @@ impl Etcd {
 
     async fn connect(&self, index: usize, attempt: Duration) -> Result<Client, StoreError> {
         let config = &self.shared.config;
-        let Some(endpoint) = config.endpoints.get(index) else {
+        let endpoints = self.endpoints(index == 0).await?;
+        // The list may have become shorter; the first of it stands for what is not there any more.
+        let Some(endpoint) = endpoints.get(index).or(endpoints.first()) else {
             return Err(StoreError::Protocol {
                 what: "no etcd endpoint is configured".to_owned(),
             });

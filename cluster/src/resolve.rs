@@ -2,6 +2,8 @@
 //! meanwhile waits for the answer that is under way, so that a resolver in trouble holds one thread for each name, however
 //! often it is asked for.
 
+pub mod srv;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};

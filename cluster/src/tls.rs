@@ -1,5 +1,8 @@
 //! TLS towards members, of whichever kind: their PostgreSQL and their REST interfaces. Whom we believe, and what we show them.
 
+mod clients;
+mod key;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -7,12 +10,15 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::CertifiedKey;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme,
     SupportedCipherSuite,
 };
+
+pub use self::clients::client_check;
+pub use self::key::KeyFile;
 
 /// What PostgreSQL 17 and its clients agree on where TLS is spoken without asking first.
 pub const ALPN: &[u8] = b"postgresql";
@@ -55,7 +61,7 @@ pub struct ServerTlsConfig {
     /// The CAs of members' certificates, in PEM.
     pub ca: Option<PathBuf>,
     /// Our own certificate and key, for members that ask for one.
-    pub identity: Option<(PathBuf, PathBuf)>,
+    pub identity: Option<(PathBuf, KeyFile)>,
 }
 
 /// Why TLS cannot be spoken as configured.
@@ -125,24 +131,20 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsConfigEr
     Ok(certificates)
 }
 
-fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsConfigError> {
-    PrivateKeyDer::from_pem_file(path).map_err(|error| in_file(path, &error))
-}
-
 /// Certificate and key of one pair.
 ///
 /// # Errors
 /// When a file cannot be used, or they are of two pairs.
-pub fn identity(certificate: &Path, private_key: &Path) -> Result<CertifiedKey, TlsConfigError> {
+pub fn identity(certificate: &Path, private_key: &KeyFile) -> Result<CertifiedKey, TlsConfigError> {
     let chain = certificates(certificate)?;
-    let certified = CertifiedKey::from_der(chain, key(private_key)?, &provider());
+    let certified = CertifiedKey::from_der(chain, private_key.read()?, &provider());
     certified.map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) => TlsConfigError::Mismatch {
             certificate: certificate.to_owned(),
-            key: private_key.to_owned(),
+            key: private_key.path.clone(),
         },
         error => TlsConfigError::File {
-            path: private_key.to_owned(),
+            path: private_key.path.clone(),
             what: format!("not a key that can be used: {error}"),
         },
     })

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 pub(crate) use pgherd_cluster::tls::{ALPN, explain};
 pub use pgherd_cluster::tls::{ServerTlsConfig, ServerTlsMode, TlsConfigError};
-use pgherd_cluster::tls::{connect, identity, provider, roots};
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use pgherd_cluster::tls::{client_check, connect, identity, provider};
+use rustls::server::NoServerSessionStorage;
 use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
 
 /// How a listener treats its clients' wish for TLS.
@@ -121,7 +121,7 @@ fn other(error: impl std::fmt::Display) -> TlsConfigError {
 }
 
 fn accept(config: &ClientTlsConfig) -> Result<ServerConfig, TlsConfigError> {
-    let certified = identity(&config.certificate, &config.private_key)?;
+    let certified = identity(&config.certificate, &config.private_key.clone().into())?;
     let builder = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(config.min_version.versions())
         .map_err(other)?;
@@ -129,13 +129,8 @@ fn accept(config: &ClientTlsConfig) -> Result<ServerConfig, TlsConfigError> {
         (_, ClientCertificates::Ignored) => builder.with_no_client_auth(),
         (None, _) => return Err(other("clients are asked for a certificate, and no CA is given")),
         (Some(path), wanted) => {
-            let (roots, _) = roots(path)?;
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
-            let verifier = match wanted {
-                ClientCertificates::Optional => verifier.allow_unauthenticated(),
-                _ => verifier,
-            };
-            builder.with_client_cert_verifier(verifier.build().map_err(other)?)
+            let required = wanted != ClientCertificates::Optional;
+            builder.with_client_cert_verifier(client_check(path, required)?)
         }
     };
     let resolver = rustls::sign::SingleCertAndKey::from(certified);

@@ -37,6 +37,8 @@ pub mod patroni;
 pub mod postgres;
 pub mod process;
 pub mod program;
+#[cfg(test)]
+mod scenarios;
 pub mod site;
 pub mod sql;
 pub mod synchronous;

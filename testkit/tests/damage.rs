@@ -89,6 +89,19 @@ async fn an_etcd_that_was_emptied_gets_back_what_it_had_and_no_data_is_replaced(
     })
     .await?;
     cluster.settled().await?;
+    // Once more while nobody of the cluster runs: now only what lies beside the data can tell.
+    for member in cluster.members() {
+        member.stop().await?;
+    }
+    cluster.etcd().ctl(&["del", "--prefix", ""]).await?.success()?;
+    for member in cluster.members() {
+        member.start().await?;
+    }
+    cluster.settled().await?;
+    ensure!(value(&cluster, "initialize").await? == system_id);
+    let limit = "maximum_lag_on_failover";
+    let now: Value = serde_json::from_str(&value(&cluster, "config").await?)?;
+    ensure!(now[limit] == 4242, "{now}");
     for member in cluster.members() {
         ensure!(member.sql("SELECT n FROM told").await? == "1", "{member:?} has lost it");
     }

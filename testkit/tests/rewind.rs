@@ -100,14 +100,21 @@ enum At {
     Rewind,
 }
 
-/// Waits until the member says that it is at it: that is over within a second.
-async fn is_at(member: &Member, at: At) -> Result<()> {
-    let says = match at {
-        At::Clone => "has no data and is cloned",
-        At::Rewind => "and is rewound",
-    };
-    eventually(&format!("{member:?} {says}"), SETTLED_MAX, async || {
-        ensure!(member.output().await.contains(says), "{at:?} has not begun");
+impl At {
+    /// How often a member has said so, in all its lives.
+    fn times_said(self, member: &Member) -> Result<usize> {
+        let says = match self {
+            Self::Clone => "has no data and is cloned",
+            Self::Rewind => "and is rewound",
+        };
+        Ok(fs::read_to_string(member.log_file())?.matches(says).count())
+    }
+}
+
+/// Waits until the member says once more that it is at it: that is over within a second.
+async fn is_at(member: &Member, at: At, said_before: usize) -> Result<()> {
+    eventually(&format!("{member:?} is at {at:?}"), SETTLED_MAX, async || {
+        ensure!(at.times_said(member)? > said_before, "it has not begun");
         Ok(())
     })
     .await
@@ -137,8 +144,9 @@ async fn ten_leaders_lost_while_a_member_is_copied_or_rewound_leave_nobody_half_
                 leader
             }
         };
+        let said_before = at.times_said(hurt)?;
         hurt.start().await?;
-        is_at(hurt, at).await?;
+        is_at(hurt, at, said_before).await?;
         let holder = cluster.lease_holder().await?;
         let lost = cluster.member(&holder)?;
         if lost.name() == hurt.name() {

@@ -433,7 +433,7 @@ impl Cycle {
         self.write_first_config(seen.standby_cluster.is_some()).await
     }
 
-    async fn write_first_config(&self, follows_another: bool) -> Result<(), JobError> {
+    pub(super) async fn write_first_config(&self, follows_another: bool) -> Result<(), JobError> {
         let key = self.context.key(&Key::Config);
         let mut configured = self.context.config.bootstrap.dcs.clone();
         if !follows_another {

@@ -28,6 +28,8 @@ pub(super) struct Upkeep {
     /// Of the dynamic configuration, and whether the standby says which rows it needs.
     config_revision: Option<(i64, bool)>,
     forgotten: bool,
+    /// The revision of the configuration that is kept beside the data.
+    pub(super) kept: Option<i64>,
     timing: Option<LeaseTiming>,
     memo: Resumed,
     failsafe: Option<(Option<u64>, Option<Vec<Voucher>>)>,
@@ -70,6 +72,7 @@ impl Cycle {
     pub(super) async fn upkeep(&mut self, seen: &Observation) {
         self.remember();
         self.retime(seen).await;
+        self.keep_configuration(seen);
         self.reload_configuration(seen);
         self.look_for_pending(seen).await;
         self.change_passwords(seen).await;
@@ -186,6 +189,7 @@ impl Cycle {
             }
         }
         self.upkeep.status = Some((status, now));
+        self.restore_configuration(seen).await;
         self.publish_history(seen).await;
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use pgherd_cluster::etcd::{Compare, Op, Txn};
 use pgherd_cluster::key::Key;
 use pgherd_cluster::name::{Lsn, MemberName, Timeline};
-use pgherd_cluster::record::{FailoverRequest, Status};
+use pgherd_cluster::record::{DynamicConfig, FailoverRequest, Status};
 use pgherd_cluster::view::{Epoch, View};
 use pgherd_keeper::protocol::PostmasterSignal;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -15,6 +15,7 @@ use super::{JobError, Outcome};
 use crate::context::Context;
 use crate::postgres::sql::ask_once;
 use crate::scripts::Run;
+use crate::sync::{SyncMode, SyncSettings};
 
 /// A checkpoint while still serving may take its time.
 const CHECKPOINT_MAX: Duration = Duration::from_secs(300);
@@ -51,14 +52,22 @@ pub(super) async fn before_stop(context: &Context) {
     }
 }
 
+/// `primary_stop_timeout` counts in synchronous mode only, as with Patroni: there a standby has all that was acknowledged.
+fn stop_max(dynamic: &DynamicConfig) -> Duration {
+    let synchronous = SyncSettings::of(dynamic).mode != SyncMode::Off;
+    let configured = dynamic.primary_stop_timeout().filter(|_| synchronous);
+    configured.unwrap_or(STOP_MAX)
+}
+
 /// Stops PostgreSQL in order and waits until all of it has ended.
 pub(super) async fn stop(context: &Context) -> Result<Outcome, JobError> {
     before_stop(context).await;
     context.sql.disconnect().await;
     context.slot_sql.disconnect().await;
     context.keeper.signal(PostmasterSignal::StopFast)?;
-    if context.keeper.wait_ended(STOP_MAX).await.is_err() {
-        tracing::warn!("PostgreSQL did not stop within {} s: ending it", STOP_MAX.as_secs());
+    let limit = stop_max(&context.dynamic());
+    if context.keeper.wait_ended(limit).await.is_err() {
+        tracing::warn!("PostgreSQL did not stop within {} s: ending it", limit.as_secs());
         context.keeper.end().await?;
     }
     Ok(Outcome::Done)
@@ -192,4 +201,23 @@ pub(crate) async fn clear_request(context: &Context, view: &View) -> Result<(), 
         });
     context.etcd.txn(&txn, context.budget()).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configured_limit_of_a_stop_counts_in_synchronous_mode_only() {
+        for (text, expected) in [
+            (r#"{"primary_stop_timeout": 5}"#, STOP_MAX),
+            (
+                r#"{"primary_stop_timeout": 5, "synchronous_mode": "quorum"}"#,
+                Duration::from_secs(5),
+            ),
+            (r#"{"primary_stop_timeout": 0, "synchronous_mode": true}"#, STOP_MAX),
+        ] {
+            assert_eq!(stop_max(&DynamicConfig::parse(text)), expected, "{text}");
+        }
+    }
 }

@@ -1,18 +1,15 @@
-//! TLS of our own SQL connections, in libpq's words: `sslmode`, `sslrootcert`, `sslcert`, `sslkey`.
+//! TLS of our own SQL connections, in libpq's words: `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `sslpassword`.
 
 use std::future::Future;
 use std::io;
-use std::path::Path;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use pgherd_cluster::tls::{self, KeyFile, ServerTlsConfig, ServerTlsMode};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::config::SslMode;
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
@@ -50,108 +47,35 @@ impl Connector {
     /// # Errors
     /// When one cannot be read or used; names it.
     pub(super) fn new(options: &ConnectionOptions) -> io::Result<Self> {
-        let other = |error: &dyn std::fmt::Display| io::Error::other(error.to_string());
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_safe_default_protocol_versions()
-            .map_err(|error| other(&error))?;
-        let check = Arc::new(Check::new(options, provider)?);
-        let builder = builder.dangerous().with_custom_certificate_verifier(check);
-        let (Some(certificate), Some(key)) = (options.get("sslcert"), options.get("sslkey")) else {
-            return Ok(Self(Arc::new(builder.with_no_client_auth())));
-        };
-        let private = PrivateKeyDer::from_pem_file(key).map_err(|error| in_file(key, &error))?;
-        let config = builder.with_client_auth_cert(certificates(certificate)?, private);
-        Ok(Self(Arc::new(config.map_err(|error| in_file(certificate, &error))?)))
+        let config = believed(options)?;
+        let connect = tls::connect(&config, tls::ALPN).map_err(io::Error::other)?;
+        Ok(Self(Arc::new(connect)))
     }
 }
 
-fn in_file(path: impl AsRef<Path>, error: &dyn std::fmt::Display) -> io::Error {
-    io::Error::other(format!("{}: {error}", path.as_ref().display()))
-}
-
-fn certificates(path: &str) -> io::Result<Vec<CertificateDer<'static>>> {
-    let read = CertificateDer::pem_file_iter(path).map_err(|error| in_file(path, &error))?;
-    let all: Result<Vec<_>, _> = read.collect();
-    all.map_err(|error| in_file(path, &error))
-}
-
-/// Whether the server is believed, by libpq's rules: not looked at unless a mode that verifies is set, or a file with CAs
-/// is named; the name counts for `verify-full` only.
-#[derive(Debug)]
-struct Check {
-    chain: Option<Arc<WebPkiServerVerifier>>,
-    any_name: bool,
-    provider: Arc<CryptoProvider>,
-}
-
-impl Check {
-    fn new(options: &ConnectionOptions, provider: Arc<CryptoProvider>) -> io::Result<Self> {
-        let mode = options.get("sslmode");
-        let verifies = matches!(mode, Some("verify-ca" | "verify-full"));
-        let roots = options
-            .get("sslrootcert")
-            .filter(|_| verifies || mode == Some("require"));
-        if verifies && roots.is_none() {
-            return Err(io::Error::other("sslmode verifies, and no sslrootcert says by what"));
-        }
-        let chain = roots.map(|path| {
-            let mut store = RootCertStore::empty();
-            for anchor in certificates(path)? {
-                store.add(anchor).map_err(|error| in_file(path, &error))?;
-            }
-            let built = WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(&provider)).build();
-            built.map_err(|error| in_file(path, &error))
-        });
-        Ok(Self {
-            chain: chain.transpose()?,
-            any_name: mode != Some("verify-full"),
-            provider,
-        })
+/// Whom we believe and what we show, by libpq's rules: the server's certificate is not looked at unless a mode that
+/// verifies is set, or CAs are named beside `require`; its name counts for `verify-full` only.
+fn believed(options: &ConnectionOptions) -> io::Result<ServerTlsConfig> {
+    let mode = match options.get("sslmode") {
+        Some("require") => ServerTlsMode::Require,
+        Some("verify-ca") => ServerTlsMode::VerifyCa,
+        Some("verify-full") => ServerTlsMode::VerifyFull,
+        _ => ServerTlsMode::Prefer,
+    };
+    // Where they are not used they need not be there, as with libpq.
+    let ca = options.get("sslrootcert").filter(|_| mode >= ServerTlsMode::Require);
+    if mode >= ServerTlsMode::VerifyCa && ca.is_none() {
+        return Err(io::Error::other("sslmode verifies, and no sslrootcert says by what"));
     }
-}
-
-impl ServerCertVerifier for Check {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let Some(chain) = &self.chain else {
-            return Ok(ServerCertVerified::assertion());
-        };
-        match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            Err(rustls::Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) if self.any_name => Ok(ServerCertVerified::assertion()),
-            verified => verified,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
+    let key = options.get("sslkey").map(|path| KeyFile {
+        path: path.into(),
+        password: options.get("sslpassword").map(str::to_owned),
+    });
+    Ok(ServerTlsConfig {
+        mode,
+        ca: ca.map(PathBuf::from),
+        identity: options.get("sslcert").map(PathBuf::from).zip(key),
+    })
 }
 
 impl<S> MakeTlsConnect<S> for Connector
@@ -163,7 +87,8 @@ where
     type Error = io::Error;
 
     fn make_tls_connect(&mut self, domain: &str) -> io::Result<Handshake> {
-        let name = ServerName::try_from(domain.to_owned()).map_err(|error| in_file(domain, &error))?;
+        let name =
+            ServerName::try_from(domain.to_owned()).map_err(|error| io::Error::other(format!("{domain}: {error}")))?;
         Ok(Handshake {
             connector: TlsConnector::from(Arc::clone(&self.0)),
             name,
@@ -231,7 +156,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream for Stream<S> {
 
 #[cfg(test)]
 mod tests {
+    use pgherd_cluster::record::Address;
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::task::JoinSet;
+    use tokio_rustls::TlsAcceptor;
+
     use super::*;
+    use crate::config::Credentials;
+    use crate::postgres::target::Target;
 
     fn options(pairs: &[(&str, &str)]) -> ConnectionOptions {
         let owned = pairs
@@ -265,5 +200,70 @@ mod tests {
         assert!(refused(&[("sslmode", "verify-ca")]).contains("sslrootcert"));
         let missing = refused(&[("sslmode", "verify-full"), ("sslrootcert", "/nowhere/ca.pem")]);
         assert!(missing.starts_with("/nowhere/ca.pem: "), "{missing}");
+    }
+
+    /// A server with a certificate that is its own CA and made out to another name. Lets in whoever comes by TLS.
+    async fn serve_one(listener: TcpListener, certificate: CertificateDer<'static>, key: PrivateKeyDer<'static>) {
+        let builder = rustls::ServerConfig::builder_with_provider(tls::provider());
+        let builder = builder.with_safe_default_protocol_versions().expect("versions");
+        let config = builder.with_no_client_auth().with_single_cert(vec![certificate], key);
+        let acceptor = TlsAcceptor::from(Arc::new(config.expect("a pair")));
+        let (mut stream, _) = listener.accept().await.expect("a client");
+        let mut request = [0; 8];
+        stream.read_exact(&mut request).await.expect("a request for TLS");
+        stream.write_all(b"S").await.expect("written");
+        let Ok(mut stream) = acceptor.accept(stream).await else {
+            return;
+        };
+        let mut startup = vec![0; stream.read_u32().await.expect("a length") as usize - 4];
+        stream.read_exact(&mut startup).await.expect("a startup message");
+        stream
+            .write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I")
+            .await
+            .expect("let in");
+        stream.flush().await.expect("let in");
+        // Until the client has seen it and goes.
+        let _ = stream.read_u8().await;
+    }
+
+    #[tokio::test]
+    async fn a_server_whose_certificate_is_the_configured_ca_itself_is_believed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("server.crt");
+        let own = |name: &str| {
+            let key = KeyPair::generate().expect("a key");
+            let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            (params.self_signed(&key).expect("signed"), key)
+        };
+        let (ours, key) = own("db.example");
+        std::fs::write(&file, ours.pem()).expect("written");
+        let (strangers, strange_key) = own("db.example");
+        let rootcert = file.to_str().expect("a path");
+        for (mode, served, believed) in [
+            ("verify-ca", (&ours, &key), true),
+            // It is made out to another name than the one that is connected to.
+            ("verify-full", (&ours, &key), false),
+            ("verify-ca", (&strangers, &strange_key), false),
+            ("require", (&strangers, &strange_key), false),
+        ] {
+            let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+            let address = Address {
+                host: "127.0.0.1".to_owned(),
+                port: listener.local_addr().expect("an address").port(),
+            };
+            let der = PrivateKeyDer::try_from(served.1.serialize_der()).expect("a key");
+            let mut server = JoinSet::new();
+            server.spawn(serve_one(listener, served.0.der().clone(), der));
+            let user = Credentials {
+                username: "u".to_owned(),
+                password: None,
+            };
+            let options = options(&[("sslmode", mode), ("sslrootcert", rootcert)]);
+            let target = Target::new(&address, "postgres", &user).with_options(&options);
+            let connected = target.connect().await.map(|_| ());
+            assert_eq!(connected.is_ok(), believed, "{mode}: {connected:?}");
+            server.join_all().await;
+        }
     }
 }

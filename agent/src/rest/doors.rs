@@ -2,16 +2,14 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use pgherd_cluster::tls::{client_check, identity, provider};
 use pgherd_cluster::view::View;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::ServerConfig;
+use rustls::sign::SingleCertAndKey;
 use tokio::net::lookup_host;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -149,44 +147,18 @@ fn in_network(entry: &str, address: IpAddr) -> Option<bool> {
 }
 
 fn server_config(tls: &RestTls) -> io::Result<ServerConfig> {
-    let other = |error: &dyn std::fmt::Display| io::Error::other(error.to_string());
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+    let builder = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
-        .map_err(|error| other(&error))?;
+        .map_err(io::Error::other)?;
     let builder = match (&tls.client_ca, tls.verify_client) {
         (Some(path), VerifyClient::Optional | VerifyClient::Required) => {
-            let mut roots = RootCertStore::empty();
-            for anchor in certificates(path)? {
-                roots.add(anchor).map_err(|error| in_file(path, &error))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-            let verifier = match tls.verify_client {
-                VerifyClient::Required => verifier,
-                _ => verifier.allow_unauthenticated(),
-            };
-            builder.with_client_cert_verifier(verifier.build().map_err(|error| in_file(path, &error))?)
+            let required = tls.verify_client == VerifyClient::Required;
+            builder.with_client_cert_verifier(client_check(path, required).map_err(io::Error::other)?)
         }
         _ => builder.with_no_client_auth(),
     };
-    let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| in_file(&tls.key, &error))?;
-    builder
-        .with_single_cert(certificates(&tls.certificate)?, key)
-        .map_err(|error| in_file(&tls.certificate, &error))
-}
-
-fn in_file(path: &Path, error: &dyn std::fmt::Display) -> io::Error {
-    io::Error::other(format!("{}: {error}", path.display()))
-}
-
-fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
-    let read = CertificateDer::pem_file_iter(path).map_err(|error| in_file(path, &error))?;
-    let all: Result<Vec<_>, _> = read.collect();
-    let all = all.map_err(|error| in_file(path, &error))?;
-    if all.is_empty() {
-        return Err(in_file(path, &"has no certificate in PEM"));
-    }
-    Ok(all)
+    let certified = identity(&tls.certificate, &tls.key).map_err(io::Error::other)?;
+    Ok(builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified))))
 }
 
 #[cfg(test)]

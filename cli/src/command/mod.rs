@@ -119,7 +119,7 @@ pub(crate) fn store_failure(cluster: &ClusterConfig, error: &StoreError) -> Fail
             "{section}.username: etcd denies {user} access: {what}; grant that user a role with read and write on the prefix {}",
             cluster.keys().prefix()
         )),
-        _ => Failure::Unavailable(format!("{error} (asked {})", cluster.etcd.endpoints.join(", "))),
+        _ => Failure::Unavailable(format!("{error} (asked {})", cluster.etcd.named())),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The `etcd3` or `etcd` section: both mean the v3 interface.
 
-use pgherd_cluster::etcd::{EtcdConfig, EtcdTls};
+use pgherd_cluster::etcd::{Discovery, EtcdConfig, EtcdTls};
 use pgherd_cluster::record::Address;
 use serde_json::Value;
 
@@ -45,7 +45,11 @@ pub(crate) fn read(root: &Section<'_>) -> Option<EtcdConfig> {
         root.warn("etcd", "ignored, since there is an etcd3: section");
     }
     let section = root.section(name);
-    let endpoints = endpoints(&section)?;
+    let discovery = discovery(&section);
+    let endpoints = match discovery {
+        Some(_) => Vec::new(),
+        None => endpoints(&section)?,
+    };
     let credentials = credentials(&section);
     let path = |key: &str| section.text(key).map(Into::into);
     let (cert, key) = (section.text("cert"), section.text("key"));
@@ -58,8 +62,8 @@ pub(crate) fn read(root: &Section<'_>) -> Option<EtcdConfig> {
         key: key.or_else(|| cert.clone()).map(Into::into),
         cert: cert.map(Into::into),
     };
-    if endpoints.iter().all(|endpoint| endpoint.starts_with("http://")) && (tls.cacert.is_some() || tls.cert.is_some())
-    {
+    let in_the_clear = endpoints.iter().all(|endpoint| endpoint.starts_with("http://"));
+    if discovery.is_none() && in_the_clear && (tls.cacert.is_some() || tls.cert.is_some()) {
         section.warn(
             "protocol",
             "http, so that cacert, cert and key are not used; write protocol: https to use them",
@@ -67,6 +71,7 @@ pub(crate) fn read(root: &Section<'_>) -> Option<EtcdConfig> {
     }
     Some(EtcdConfig {
         endpoints,
+        discovery,
         credentials,
         tls,
     })
@@ -82,26 +87,42 @@ fn credentials(section: &Section<'_>) -> Option<(String, String)> {
     username.zip(password)
 }
 
+/// Where endpoints are looked up in DNS. Endpoints that are named win, as with Patroni.
+fn discovery(section: &Section<'_>) -> Option<Discovery> {
+    let suffix = section.text("srv_suffix");
+    let key = ["srv", "discovery_srv", "srv_domain"]
+        .into_iter()
+        .find(|key| section.has(key));
+    let named = NAMED.into_iter().find(|key| section.has(key));
+    match (key, named) {
+        (None, _) if suffix.is_some() => section.missing("srv", "the domain whose services the suffix is of"),
+        (Some(key), Some(named)) => {
+            section.warn(key, format!("has no effect beside {named}, which says where etcd is"))
+        }
+        _ => {}
+    }
+    let key = key.filter(|_| named.is_none())?;
+    section.boolean("use_proxies"); // For its finding.
+    Some(Discovery {
+        domain: section.text(key)?.trim_end_matches('.').to_owned(),
+        suffix,
+    })
+}
+
+/// The keys that name endpoints, in the order of who wins.
+const NAMED: [&str; 4] = ["hosts", "host", "url", "proxy"];
+
 fn endpoints(section: &Section<'_>) -> Option<Vec<String>> {
     let protocol = protocol(section)?;
-    for key in ["srv", "discovery_srv", "srv_domain"] {
-        if let Some(domain) = section.text(key) {
-            section.error(
-                key,
-                format!(
-                    "{domain:?}: endpoints are not looked up in DNS in this version; write hosts: [HOST:2379, ...]"
-                ),
-            );
+    // A proxy is asked as it is named, and so is every endpoint: there is no list of members to be kept from.
+    section.boolean("use_proxies");
+    let (key, texts) = match NAMED.into_iter().find(|key| section.has(key)) {
+        Some("hosts") => ("hosts", section.texts("hosts")?),
+        Some(key) => (key, vec![section.text(key)?]),
+        None => {
+            section.missing("hosts", "[HOST:2379, ...]");
             return None;
         }
-    }
-    let (key, texts) = if section.has("hosts") {
-        ("hosts", section.texts("hosts")?)
-    } else if let Some(key) = ["host", "url", "proxy"].into_iter().find(|key| section.has(key)) {
-        (key, vec![section.text(key)?])
-    } else {
-        section.missing("hosts", "[HOST:2379, ...]");
-        return None;
     };
     if texts.is_empty() {
         section.error(key, "names no host; write [HOST:2379, ...]");
@@ -218,12 +239,36 @@ mod tests {
                 "etcd.username: missing; write the etcd user that the password belongs to",
             ),
             (
-                json!({"etcd3": {"srv": "example.com"}}),
-                "etcd3.srv: \"example.com\": endpoints are not looked up in DNS in this version; write hosts: [HOST:2379, ...]",
+                json!({"etcd3": {"host": "a", "srv_suffix": "x"}}),
+                "etcd3.srv: missing; write the domain whose services the suffix is of",
+            ),
+            (
+                json!({"etcd3": {"proxy": "http://a:1", "use_proxies": "maybe"}}),
+                "etcd3.use_proxies: \"maybe\" is not a yes or no; write true or false",
             ),
         ] {
             assert_eq!(read_from(&tree).1, [expected], "{tree}");
         }
+    }
+
+    #[test]
+    fn a_domain_is_looked_up_where_no_endpoint_is_named() {
+        for key in ["srv", "discovery_srv", "srv_domain"] {
+            let (config, errors, warnings) =
+                read_from(&json!({"etcd3": {key: "example.com.", "srv_suffix": "db", "cacert": "/ca.pem"}}));
+            assert_eq!((errors, warnings), (vec![], vec![]));
+            let expected = Discovery {
+                domain: "example.com".to_owned(),
+                suffix: Some("db".to_owned()),
+            };
+            assert_eq!(config.and_then(|config| config.discovery), Some(expected));
+        }
+        let (config, _, warnings) = read_from(&json!({"etcd3": {"srv": "example.com", "host": "a"}}));
+        assert_eq!(config.and_then(|config| config.discovery), None);
+        assert_eq!(
+            warnings,
+            ["etcd3.srv: has no effect beside host, which says where etcd is"]
+        );
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub(crate) fn named_by(section: &ProxySection) -> Vec<PathBuf> {
     paths.extend(section.page.password_file.clone());
     paths.extend(section.server_tls.ca.clone());
     if let Some((certificate, key)) = &section.server_tls.identity {
-        paths.extend([certificate.clone(), key.clone()]);
+        paths.extend([certificate.clone(), key.path.clone()]);
     }
     paths
 }

@@ -237,6 +237,75 @@ mod tests {
         assert_eq!(nearest("zebra", ["listen", "connect_address"].into_iter()), None);
     }
 
+    /// Every key of Patroni's documentation that is not of another store, by section.
+    const DOCUMENTED: &[(&str, &str)] = &[
+        (
+            "",
+            "scope name namespace thread_pool_size thread_stack_size log restapi ctl etcd etcd3 bootstrap postgresql watchdog tags",
+        ),
+        (
+            "etcd3",
+            "host hosts url proxy srv srv_suffix discovery_srv srv_domain protocol use_proxies username password cacert cert key",
+        ),
+        (
+            "restapi",
+            "listen connect_address authentication certfile keyfile keyfile_password cafile ciphers verify_client allowlist \
+             allowlist_include_members http_extra_headers https_extra_headers request_queue_size thread_pool_size server_tokens",
+        ),
+        (
+            "ctl",
+            "authentication insecure cacert certfile keyfile keyfile_password",
+        ),
+        (
+            "log",
+            "type level traceback_level format dateformat static_fields max_queue_size dir mode file_num file_size loggers \
+             deduplicate_heartbeat_logs",
+        ),
+        ("watchdog", "mode device safety_margin driver"),
+        (
+            "postgresql",
+            "listen connect_address proxy_address data_dir config_dir config_base_name custom_conf bin_dir bin_name database pgpass \
+             use_unix_socket use_unix_socket_repl authentication parameters pg_hba pg_ident recovery_conf callbacks \
+             create_replica_methods create_replica_method pg_ctl_timeout use_pg_rewind remove_data_directory_on_rewind_failure \
+             remove_data_directory_on_diverged_timelines pre_promote before_stop krbsrvname",
+        ),
+        (
+            "postgresql.authentication.rewind",
+            "username password sslmode sslcert sslkey sslpassword sslrootcert sslcrl sslcrldir gssencmode channel_binding \
+             sslnegotiation",
+        ),
+        ("bootstrap", "dcs initdb method pg_hba post_bootstrap post_init users"),
+        (
+            "bootstrap.dcs",
+            "ttl loop_wait retry_timeout maximum_lag_on_failover maximum_lag_on_syncnode check_timeline max_timelines_history \
+             primary_start_timeout master_start_timeout primary_stop_timeout master_stop_timeout synchronous_mode \
+             synchronous_mode_strict synchronous_node_count failsafe_mode pause member_slots_ttl slots permanent_slots \
+             permanent_replication_slots ignore_slots standby_cluster postgresql",
+        ),
+        (
+            "bootstrap.dcs.standby_cluster",
+            "host port primary_slot_name create_replica_methods restore_command archive_cleanup_command recovery_min_apply_delay",
+        ),
+    ];
+
+    #[test]
+    fn every_documented_key_is_known() {
+        for (path, keys) in DOCUMENTED {
+            let mut tree = json!({});
+            let pointed = path.split('.').filter(|part| !part.is_empty());
+            let section = pointed.fold(&mut tree, |section, part| {
+                section[part] = json!({});
+                &mut section[part]
+            });
+            for key in keys.split_whitespace() {
+                section[key] = json!("set");
+            }
+            let findings = Findings::default();
+            report_unknown_keys(&Section::root(tree.as_object().expect("a map"), &findings));
+            assert_eq!((findings.warnings(), findings.errors()), (vec![], vec![]), "{path}");
+        }
+    }
+
     #[test]
     fn patronis_sections_warn_and_ours_refuse() {
         let tree = json!({

@@ -23,6 +23,24 @@ const NOT_YET: &[(&str, &str, When, &str)] = &[
         "Patroni 4 has removed it too; create users in SQL",
     ),
     (
+        "",
+        "thread_pool_size",
+        When::Set,
+        "members are asked without a thread for each",
+    ),
+    (
+        "",
+        "thread_stack_size",
+        When::Set,
+        "there are no threads whose stacks could be short of room",
+    ),
+    (
+        "postgresql",
+        "use_slots",
+        When::Set,
+        "it is dynamic only, as with Patroni; write it as bootstrap.dcs.postgresql.use_slots, or change it with PATCH /config",
+    ),
+    (
         "log",
         "deduplicate_heartbeat_logs",
         When::On,
@@ -38,6 +56,7 @@ pub(crate) fn report(root: &Section<'_>) {
     for (path, key, when, meaning) in NOT_YET {
         let section = path
             .split('.')
+            .filter(|part| !part.is_empty())
             .fold(root.clone(), |section, part| section.section(part));
         let Some(found) = section.get(key) else { continue };
         let applies = match when {
@@ -45,7 +64,7 @@ pub(crate) fn report(root: &Section<'_>) {
             When::On => value::boolean(found) != Some(false),
         };
         if applies {
-            section.warn(key, format!("has no effect yet: {meaning}"));
+            section.warn(key, format!("has no effect: {meaning}"));
         }
     }
     for key in DYNAMIC_ONLY.iter().filter(|key| root.has(key)) {
@@ -87,13 +106,15 @@ mod tests {
     #[test]
     fn what_would_surprise_is_said() {
         let tree = json!({
-            "ttl": 30,
+            "ttl": 30, "thread_pool_size": 5, "postgresql": {"use_slots": false},
             "bootstrap": {"users": {"admin": {"password": "x"}}},
             "citus": {"group": 0},
         });
         let (warnings, errors) = warnings(&tree);
         let starts = [
-            "bootstrap.users: has no effect yet",
+            "bootstrap.users: has no effect",
+            "thread_pool_size: has no effect: ",
+            "postgresql.use_slots: has no effect: it is dynamic only",
             "ttl: has no effect here; write it as bootstrap.dcs.ttl",
         ];
         assert_eq!(warnings.len(), starts.len(), "{warnings:?}");

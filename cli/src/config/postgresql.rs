@@ -31,7 +31,7 @@ pub(crate) fn read(root: &Section<'_>, runtime_dir: Option<&Path>) -> Option<Pos
     let authentication = section.section("authentication");
     let superuser = login(&authentication.section("superuser"), "postgres");
     let replication = login(&authentication.section("replication"), "replicator");
-    let connections = connections(&authentication);
+    let connections = connections(&authentication, section.text("krbsrvname"));
     let rewind = authentication
         .has("rewind")
         .then(|| login(&authentication.section("rewind"), "rewind_user"));
@@ -141,10 +141,11 @@ fn login(section: &Section<'_>, username: &str) -> Credentials {
 }
 
 /// What libpq is told of each user, beside name and password.
-const CONNECTION_OPTIONS: [&str; 9] = [
+const CONNECTION_OPTIONS: [&str; 10] = [
     "sslmode",
     "sslcert",
     "sslkey",
+    "sslpassword",
     "sslrootcert",
     "sslcrl",
     "sslcrldir",
@@ -163,8 +164,14 @@ const WORDS: [(&str, &[&str]); 4] = [
     ("sslnegotiation", &["postgres", "direct"]),
 ];
 
-fn connections(authentication: &Section<'_>) -> Connections {
-    let options = |user: &str| connection_options(&authentication.section(user));
+/// `krbsrvname`: what the servers are called towards Kerberos, the same for every user.
+fn connections(authentication: &Section<'_>, krbsrvname: Option<String>) -> Connections {
+    let options = |user: &str| {
+        let mut options = connection_options(&authentication.section(user));
+        let service = krbsrvname.iter().map(|name| ("krbsrvname".to_owned(), name.clone()));
+        options.0.extend(service);
+        options
+    };
     Connections {
         superuser: options("superuser"),
         replication: options("replication"),
@@ -173,15 +180,13 @@ fn connections(authentication: &Section<'_>) -> Connections {
 }
 
 fn connection_options(section: &Section<'_>) -> ConnectionOptions {
-    if section.has("sslpassword") {
-        section.error(
-            "sslpassword",
-            "encrypted keys cannot be read; remove it, and write as sslkey the file of a key that is not encrypted",
-        );
-    }
     let mut options = Vec::new();
     for key in CONNECTION_OPTIONS {
-        let Some(value) = section.text(key) else { continue };
+        let value = match key {
+            "sslpassword" => section.secret(key),
+            key => section.text(key),
+        };
+        let Some(value) = value else { continue };
         let words = WORDS.iter().find(|(known, _)| *known == key);
         match words {
             Some((_, words)) if !words.contains(&value.as_str()) => {
@@ -201,7 +206,29 @@ fn connection_options(section: &Section<'_>) -> ConnectionOptions {
         };
         section.missing(missing, &format!("the file that belongs to the {there}"));
     }
+    warn_of_libpqs_own(section);
     ConnectionOptions(options)
+}
+
+/// What counts where libpq connects, as for streaming, pg_basebackup and pg_rewind, and not where we do ourselves.
+fn warn_of_libpqs_own(section: &Section<'_>) {
+    let only_there = "counts for streaming, pg_basebackup and pg_rewind only; pgherd's own connections";
+    for key in ["sslcrl", "sslcrldir"].into_iter().filter(|key| section.has(key)) {
+        section.warn(key, format!("{only_there} look at no list of revoked certificates"));
+    }
+    let requires = |key: &str| section.get(key).and_then(Value::as_str) == Some("require");
+    if requires("gssencmode") {
+        section.warn(
+            "gssencmode",
+            format!("{only_there} are encrypted by TLS, where sslmode says so"),
+        );
+    }
+    if requires("channel_binding") {
+        section.warn(
+            "channel_binding",
+            format!("{only_there} do not bind; sslmode: verify-full protects them"),
+        );
+    }
 }
 
 fn base_name(section: &Section<'_>) -> String {
@@ -351,9 +378,6 @@ mod tests {
         assert_eq!(
             errors,
             [
-                format!(
-                    "{path}.sslpassword: encrypted keys cannot be read; remove it, and write as sslkey the file of a key that is not encrypted"
-                ),
                 format!(
                     "{path}.sslmode: \"always\" is not known; write one of disable, allow, prefer, require, verify-ca, verify-full"
                 ),

@@ -384,7 +384,10 @@ pub(crate) mod tests {
             (MinVersion::Tls13, ClientCertificates::Optional, true)
         );
         assert_eq!(config.server_tls.mode, ServerTlsMode::Prefer);
-        assert_eq!(config.server_tls.identity, Some(("sc".into(), "sk".into())));
+        assert_eq!(
+            config.server_tls.identity,
+            Some(("sc".into(), PathBuf::from("sk").into()))
+        );
         let (absent, _) = read_from(json!({}));
         assert_eq!(absent.expect("defaults").server_tls.mode, ServerTlsMode::Disable);
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use pgherd_agent::config::{Allow, RestConfig, RestTls, VerifyClient};
 use pgherd_agent::rest::authorization;
 use pgherd_cluster::http::AccessConfig;
+use pgherd_cluster::tls::KeyFile;
 use serde_json::Value;
 
 use super::agent::credentials;
@@ -64,12 +65,6 @@ pub(super) fn read(root: &Section<'_>) -> Option<RestConfig> {
 fn tls(section: &Section<'_>) -> Option<RestTls> {
     let verify_client = verify_client(section);
     let client_ca = section.text("cafile").map(PathBuf::from);
-    if section.has("keyfile_password") {
-        section.error(
-            "keyfile_password",
-            "encrypted keys cannot be read; write the file of one that is not",
-        );
-    }
     let Some(certificate) = section.text("certfile") else {
         if section.has("keyfile") {
             section.missing("certfile", "the path of the certificate that belongs to the key");
@@ -86,7 +81,10 @@ fn tls(section: &Section<'_>) -> Option<RestTls> {
         section.missing("cafile", "the file of the CAs that clients' certificates lead to");
     }
     Some(RestTls {
-        key: section.text("keyfile").unwrap_or_else(|| certificate.clone()).into(),
+        key: KeyFile {
+            path: section.text("keyfile").unwrap_or_else(|| certificate.clone()).into(),
+            password: section.secret("keyfile_password"),
+        },
         certificate: certificate.into(),
         client_ca,
         verify_client,
@@ -180,21 +178,20 @@ pub(super) fn peers(root: &Section<'_>, tls: bool) -> AccessConfig {
             "the file of the CAs of members' certificates, in PEM; or insecure: true to believe anybody",
         );
     }
-    if tls && (ctl.has("keyfile_password") || restapi.has("keyfile_password")) {
-        let section = if ctl.has("keyfile_password") { &ctl } else { &restapi };
-        section.error(
-            "keyfile_password",
-            "encrypted keys cannot be read; write the file of one that is not",
-        );
-    }
     let certificate = path("certfile", "certfile");
     let key = path("keyfile", "keyfile");
+    let password = ctl
+        .secret("keyfile_password")
+        .or_else(|| restapi.secret("keyfile_password"));
     // Read before anything is decided on, for its findings.
     let presented = credentials(&ctl.section("authentication"));
     let presented = presented.or_else(|| credentials(&restapi.section("authentication")));
     AccessConfig {
         cacert,
-        identity: certificate.map(|certificate| (certificate.clone(), key.unwrap_or(certificate))),
+        identity: certificate.map(|certificate| {
+            let path = key.unwrap_or_else(|| certificate.clone());
+            (certificate, KeyFile { path, password })
+        }),
         insecure,
         authorization: authorization(presented.as_ref()),
     }
@@ -218,7 +215,7 @@ mod tests {
     fn tls_headers_and_who_may_change_things_are_read() {
         let (config, errors) = read_from(
             &json!({
-                "listen": "10.0.0.1:8008", "certfile": "/own.pem", "cafile": "/ca.pem", "verify_client": "optional",
+                "listen": "10.0.0.1:8008", "certfile": "/own.pem", "keyfile_password": "hunter2", "cafile": "/ca.pem", "verify_client": "optional",
                 "allowlist": "10.0.0.0/8,admin", "allowlist_include_members": true,
                 "http_extra_headers": {"X-Frame-Options": "DENY"}, "https_extra_headers": {"x-frame-options": "SAMEORIGIN"},
             }),
@@ -226,11 +223,13 @@ mod tests {
         );
         assert_eq!(errors, Vec::<String>::new());
         let config = config.expect("no errors");
-        let tls = config.tls.expect("TLS");
+        let tls = config.tls.clone().expect("TLS");
         assert_eq!(
-            (&tls.key, tls.verify_client),
+            (&tls.key.path, tls.verify_client),
             (&PathBuf::from("/own.pem"), VerifyClient::Optional)
         );
+        assert_eq!(tls.key.password.as_deref(), Some("hunter2"));
+        assert!(!format!("{config:?}").contains("hunter2"), "{config:?}");
         assert_eq!(config.allow.list, ["10.0.0.0/8", "admin"]);
         assert_eq!(
             config.headers,

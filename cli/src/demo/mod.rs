@@ -12,7 +12,7 @@ mod plan;
 use std::path::Path;
 use std::time::Duration;
 
-use pgherd_cluster::etcd::{Etcd, EtcdConfig, EtcdTls};
+use pgherd_cluster::etcd::{Etcd, EtcdConfig};
 use pgherd_cluster::http::{Ask, ask};
 use pgherd_cluster::key::Keys;
 use pgherd_cluster::name::Scope;
@@ -135,8 +135,7 @@ impl Demo {
         let scope = Scope::new("demo").map_err(|error| Failure::Defect(error.to_string()))?;
         let config = EtcdConfig {
             endpoints: vec![format!("http://127.0.0.1:{}", plan.etcd_client)],
-            credentials: None,
-            tls: EtcdTls::default(),
+            ..EtcdConfig::default()
         };
         let keys = Keys::new("service", &scope);
         let (source, view) = EtcdSource::new(Etcd::new(config), keys, scope, false);

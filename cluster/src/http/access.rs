@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustls::ClientConfig;
 
 use crate::record::Address;
-use crate::tls::{ServerTlsConfig, ServerTlsMode, TlsConfigError, connect};
+use crate::tls::{KeyFile, ServerTlsConfig, ServerTlsMode, TlsConfigError, connect};
 
 /// The port of members' REST interfaces where none is written.
 const REST_PORT: u16 = 8008;
@@ -72,7 +72,7 @@ pub struct AccessConfig {
     /// The CAs that members' certificates lead to, in PEM.
     pub cacert: Option<PathBuf>,
     /// Our own certificate and its key, in PEM.
-    pub identity: Option<(PathBuf, PathBuf)>,
+    pub identity: Option<(PathBuf, KeyFile)>,
     /// Whether members are believed without a look at their certificates.
     pub insecure: bool,
     /// An `Authorization` header.

@@ -74,6 +74,14 @@ impl DynamicConfig {
             .unwrap_or(Duration::from_secs(300))
     }
 
+    /// How long a leader's PostgreSQL may take to stop in synchronous mode, where it is said and not 0.
+    #[must_use]
+    pub fn primary_stop_timeout(&self) -> Option<Duration> {
+        self.seconds("primary_stop_timeout")
+            .or_else(|| self.seconds("master_stop_timeout"))
+            .filter(|limit| !limit.is_zero())
+    }
+
     /// Whether the cluster is in maintenance.
     #[must_use]
     pub fn is_paused(&self) -> bool {

@@ -158,6 +158,15 @@ fn the_dynamic_configuration_keeps_what_it_does_not_know() {
         DynamicConfig::parse(r#"{"member_slots_ttl":"5min"}"#).member_slots_ttl(),
         Duration::from_secs(300)
     );
+    for (text, expected) in [
+        (r#"{"primary_stop_timeout":15}"#, Some(15)),
+        (r#"{"master_stop_timeout":"1min"}"#, Some(60)),
+        (r#"{"primary_stop_timeout":0}"#, None),
+        ("{}", None),
+    ] {
+        let limit = DynamicConfig::parse(text).primary_stop_timeout();
+        assert_eq!(limit, expected.map(Duration::from_secs), "{text}");
+    }
     assert!(DynamicConfig::parse(r#"{"pause":"on"}"#).is_paused());
     assert!(DynamicConfig::parse(r#"{"ttl":3,"loop_wait":10}"#).timing().is_err());
 }

@@ -88,7 +88,7 @@ async fn an_agent_behind_tls_is_believed_by_its_certificate_and_shown_ours() {
     let ours = members.issue("sidecar");
     let with = |cacert: Option<&Authority>, insecure, identity: bool| AccessConfig {
         cacert: cacert.map(Authority::ca),
-        identity: identity.then(|| (ours.certificate.clone(), ours.key.clone())),
+        identity: identity.then(|| (ours.certificate.clone(), ours.key.clone().into())),
         insecure,
         authorization: Some("Basic YTpi".to_owned()),
     };
@@ -131,7 +131,7 @@ async fn a_self_signed_certificate_of_an_agent_is_its_own_ca_when_it_is_exactly_
     let ask = async |cacert: &Files| {
         let config = AccessConfig {
             cacert: Some(cacert.certificate.clone()),
-            identity: Some((ours.certificate.clone(), ours.key.clone())),
+            identity: Some((ours.certificate.clone(), ours.key.clone().into())),
             ..AccessConfig::default()
         };
         let access = config.load().expect("files");
@@ -152,7 +152,7 @@ async fn a_silent_agent_is_left_for_another_and_one_that_takes_no_subscriber_is_
     let silent = Endpoint::of(&silent.local_addr().expect("bound").to_string()).expect("an address");
     let access = AccessConfig {
         cacert: Some(members.ca()),
-        identity: Some((ours.certificate.clone(), ours.key.clone())),
+        identity: Some((ours.certificate.clone(), ours.key.clone().into())),
         ..AccessConfig::default()
     };
     let scope = Scope::new("c").expect("a plain name");

@@ -111,7 +111,7 @@ pub(super) fn servers(proxy: &Section<'_>) -> ServerTlsConfig {
         proxy.missing("server_ca", "the file of the CAs that members' certificates lead to");
     }
     let identity = match (path(proxy, "server_certificate"), path(proxy, "server_key")) {
-        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (Some(certificate), Some(key)) => Some((certificate, key.into())),
         (None, None) => None,
         (Some(_), None) => {
             proxy.missing("server_key", "the file of the key of server_certificate");
