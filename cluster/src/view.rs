@@ -235,7 +235,10 @@ impl View {
             }
             Key::Event(id) => {
                 let event = serde_json::from_str(&entry.value).ok();
-                if let Some(event) = event.and_then(|value| Event::parse(&value)).filter(|event| event.id == id) {
+                if let Some(event) = event
+                    .and_then(|value| Event::parse(&value))
+                    .filter(|event| event.id == id)
+                {
                     self.events.put(event);
                 }
             }

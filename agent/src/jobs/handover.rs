@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use pgherd_cluster::etcd::{Compare, Op, Txn};
+use pgherd_cluster::event::phase;
 use pgherd_cluster::key::Key;
 use pgherd_cluster::name::{Lsn, MemberName, Timeline};
 use pgherd_cluster::record::{FailoverRequest, Status};
@@ -56,6 +57,7 @@ pub(super) async fn stop(context: &Context) -> Result<Outcome, JobError> {
     before_stop(context).await;
     context.sql.disconnect().await;
     context.slot_sql.disconnect().await;
+    context.journal.mark(phase::STOP);
     context.keeper.signal(PostmasterSignal::StopFast)?;
     if context.keeper.wait_ended(STOP_MAX).await.is_err() {
         tracing::warn!("PostgreSQL did not stop within {} s: ending it", STOP_MAX.as_secs());

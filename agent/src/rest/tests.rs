@@ -45,6 +45,7 @@ impl Served {
         });
         let api = Api::new(ApiParts {
             slots: std::sync::Arc::default(),
+            journal: Journal::new("node1").0,
             status: status_rx,
             view: handle,
             etcd,
@@ -292,6 +293,7 @@ async fn an_outage_is_noted_from_its_first_failure_until_it_ends() {
     let (publisher, handle) = source::channel(scope());
     let api = Api::new(ApiParts {
         slots: std::sync::Arc::default(),
+        journal: Journal::new("node1").0,
         status,
         view: handle,
         etcd: Etcd::new(EtcdConfig::default()),

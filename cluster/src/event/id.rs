@@ -93,7 +93,10 @@ mod tests {
 
     #[test]
     fn names_sort_by_time_and_are_read_back() {
-        let (early, late) = (EventId::new(1_795_218_269_498, "n9"), EventId::new(1_795_218_269_499, "n1"));
+        let (early, late) = (
+            EventId::new(1_795_218_269_498, "n9"),
+            EventId::new(1_795_218_269_499, "n1"),
+        );
         assert!(early < late, "{early} {late}");
         assert_eq!(EventId::parse(late.as_str()), Some(late.clone()));
         assert_eq!(late.as_str().len(), 14);

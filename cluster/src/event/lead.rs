@@ -81,7 +81,10 @@ pub fn lead_changes<'a>(events: impl IntoIterator<Item = &'a Arc<Event>>) -> Vec
         }
         change.events.push(Arc::clone(event));
     }
-    let mut changes: Vec<LeadChange> = changes.into_values().filter(|change| !change.steps.is_empty()).collect();
+    let mut changes: Vec<LeadChange> = changes
+        .into_values()
+        .filter(|change| !change.steps.is_empty())
+        .collect();
     for change in &mut changes {
         change.steps.sort_by_key(|step| step.at_ms);
     }
@@ -127,7 +130,11 @@ mod tests {
                 "n2",
                 Kind::Leader,
                 "n1@5",
-                &[(phase::LAST_COMMIT, 1099), (phase::BID_WON, 1410), (phase::WRITABLE, 1650)],
+                &[
+                    (phase::LAST_COMMIT, 1099),
+                    (phase::BID_WON, 1410),
+                    (phase::WRITABLE, 1650),
+                ],
             ))
             .clone()
         });
@@ -136,8 +143,15 @@ mod tests {
         let changes = lead_changes(&all);
         let [change] = &changes[..] else { panic!("{changes:?}") };
         let names: Vec<&str> = change.steps.iter().map(|step| step.name.as_str()).collect();
-        assert_eq!(names, ["asked", "last_commit", "stop", "released", "bid_won", "writable"]);
-        assert_eq!(change.stall(), Some((1100, 1650)), "the stop is surer than the last commit");
+        assert_eq!(
+            names,
+            ["asked", "last_commit", "stop", "released", "bid_won", "writable"]
+        );
+        assert_eq!(
+            change.stall(),
+            Some((1100, 1650)),
+            "the stop is surer than the last commit"
+        );
         assert_eq!(change.to.as_deref(), Some("n2@9"));
         assert_eq!(change.actor.as_deref(), Some("admin at 10.0.0.5"));
         assert_eq!(change.events.len(), 3);

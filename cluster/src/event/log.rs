@@ -70,7 +70,9 @@ impl Events {
             self.iter()
                 .filter(|event| event.kind != Kind::Refusal && event.from.as_deref() == Some(holding))
         };
-        ends().find(|event| event.kind == Kind::Operator).or_else(|| ends().next())
+        ends()
+            .find(|event| event.kind == Kind::Operator)
+            .or_else(|| ends().next())
     }
 }
 
