@@ -209,6 +209,7 @@ impl Cycle {
             return;
         }
         let event = self.tell_reason(&decision.reason);
+        let event = event.as_ref().map(tracing::field::display);
         // What repeats by itself while something is awaited would only fill the log.
         match &decision.reason {
             Reason::Polling | Reason::Busy(JobKind::Poll) => {}

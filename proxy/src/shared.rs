@@ -399,7 +399,10 @@ impl Shared {
     pub(crate) fn event_behind(&self) -> Option<EventId> {
         let behind = self.behind.load_full()?;
         let view = self.view.load();
-        let told = behind.ended.as_ref().and_then(|ended| view.events.end_of(&ended.to_string()));
+        let told = behind
+            .ended
+            .as_ref()
+            .and_then(|ended| view.events.end_of(&ended.to_string()));
         Some(told.map_or_else(|| behind.event.clone(), |event| event.id.clone()))
     }
 

@@ -102,7 +102,9 @@ impl Cycle {
     }
 
     fn story(&self, seen: &Observation, epoch: &Epoch, measured: Measured) -> Draft {
-        let (what, kind) = if measured.in_place {
+        let former = measured.former.clone();
+        let in_place = measured.in_place && former.as_ref().is_some_and(|former| former.holder == epoch.holder);
+        let (what, kind) = if in_place {
             (
                 format!("{} takes writes again as {epoch}", epoch.holder),
                 Kind::Postgres,
@@ -110,11 +112,10 @@ impl Cycle {
         } else {
             (format!("{} takes writes as {epoch}", epoch.holder), Kind::Leader)
         };
-        let former = measured.former.clone();
         let has = |name: &str| measured.phases.iter().any(|phase| phase.name == name);
         let (why, actor) = match &former {
-            _ if measured.in_place && has(phase::DIED) => (Some("PostgreSQL had died".to_owned()), None),
-            _ if measured.in_place => (None, None),
+            _ if in_place && has(phase::DIED) => (Some("PostgreSQL had died".to_owned()), None),
+            _ if in_place => (None, None),
             Some(former) => cause(&self.context.view(), former),
             None => (None, None),
         };

@@ -135,7 +135,10 @@ fn compare(path: &str, before: &Map<String, Value>, now: &Map<String, Value>, ch
 
 /// What an event would be about that this reason makes; nothing for what is everyday life, or is told by what comes of it.
 #[must_use]
-#[expect(clippy::too_many_lines, reason = "a line for each reason; there is nothing to take apart")]
+#[expect(
+    clippy::too_many_lines,
+    reason = "a line for each reason; there is nothing to take apart"
+)]
 pub fn kind_of(reason: &Reason) -> Option<Kind> {
     Some(match reason {
         Reason::LostLease | Reason::CannotEnd | Reason::AskingForRelease => Kind::Fence,

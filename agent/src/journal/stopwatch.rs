@@ -102,7 +102,8 @@ impl Stopwatch {
                 if proven && serves && !ordered && seen.job.is_none() && !self.has(phase::WRITABLE) {
                     self.marks.clear(); // What was begun came to nothing.
                 }
-                if proven {
+                // Until the change that made it leader is told, that is from the one before.
+                if proven && !self.has(phase::WRITABLE) {
                     self.former = Some(epoch.clone());
                 }
             }

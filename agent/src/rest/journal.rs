@@ -162,7 +162,7 @@ pub(super) fn note(api: &Api, route: Route, actor: String, answer: &Answer) {
     let code = answer.status().as_u16();
     let hands_over = matches!(route, Route::Switchover | Route::Failover);
     let refused = !answer.status().is_success();
-    if hands_over && (!refused || code == 503) {
+    if hands_over && !refused {
         return;
     }
     let said = answer.extensions().get::<Said>().map(|said| said.0.clone());
@@ -172,7 +172,7 @@ pub(super) fn note(api: &Api, route: Route, actor: String, answer: &Answer) {
     let draft = if refused {
         Draft::new(
             Kind::Refusal,
-            format!("{name} was asked for {action} and refused: {said}"),
+            format!("{name} was asked for {action} and did not do it: {said}"),
         )
     } else {
         Draft::new(Kind::Operator, format!("{name} was asked for {action}: {said}"))

@@ -49,9 +49,16 @@ async fn the_event_that_a_client_is_told_is_the_clusters_where_one_was_told_and_
     let event = EventId::new(1_795_218_269_498, "n3");
     let told = Event {
         from: holding,
-        ..Event::new(event.clone(), 1_795_218_269_498, "n3", Kind::Operator, "switchover from n1 to n2")
+        ..Event::new(
+            event.clone(),
+            1_795_218_269_498,
+            "n3",
+            Kind::Operator,
+            "switchover from n1 to n2",
+        )
     };
-    led.cluster.put(&format!("pgherd/events/{event}"), told.to_json().to_string());
+    led.cluster
+        .put(&format!("pgherd/events/{event}"), told.to_json().to_string());
     led.cluster.no_leader();
     let fatal = expect_fatal(&mut client).await;
     assert!(fatal.text.contains(&format!("Event {event}.")), "{}", fatal.text);
