@@ -343,7 +343,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_it_says_an_event_is_bounded_and_one_line(what in ".{0,2000}", names in proptest::collection::vec(".{0,400}", 0..60)) {
+        fn whatever_it_says_an_event_is_bounded_and_one_line(what in ".{0,2000}", names in proptest::collection::vec(".{0,200}", 0..40)) {
             let mut event = event();
             event.what = what;
             event.evidence = names.iter().map(|name| (name.clone(), json!(name))).collect();

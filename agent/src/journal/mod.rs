@@ -318,7 +318,15 @@ mod tests {
             journal.tell(Draft::new(Kind::Role, format!("change {number}")));
         }
         let written = std::iter::from_fn(|| waiting.try_recv().ok()).count();
-        assert_eq!((journal.latest().len(), written), (KEPT, BURST as usize));
-        assert_eq!(journal.counts().dropped, 1000 - u64::from(BURST));
+        let written = u64::try_from(written).expect("few");
+        assert_eq!(
+            (journal.latest().len(), journal.counts().dropped),
+            (KEPT, 1000 - written)
+        );
+        // A slow machine earns a few more meanwhile.
+        assert!(
+            (u64::from(BURST)..u64::from(BURST) + 20).contains(&written),
+            "{written}"
+        );
     }
 }

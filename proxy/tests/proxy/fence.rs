@@ -46,16 +46,10 @@ async fn the_event_that_a_client_is_told_is_the_clusters_where_one_was_told_and_
     let mut led = Led::behind(config_there(there, vec![write_listener()])).await;
     let (mut client, _session) = led.session().await;
     let holding = led.cluster.handle.load().epoch().map(ToString::to_string);
-    let event = EventId::new(1_795_218_269_498, "n3");
+    let event = EventId::new(1000, "n3");
     let told = Event {
         from: holding,
-        ..Event::new(
-            event.clone(),
-            1_795_218_269_498,
-            "n3",
-            Kind::Operator,
-            "switchover from n1 to n2",
-        )
+        ..Event::new(event.clone(), 1000, "n3", Kind::Operator, "switchover from n1 to n2")
     };
     led.cluster
         .put(&format!("pgherd/events/{event}"), told.to_json().to_string());
