@@ -13,6 +13,7 @@ use pgherd_cluster::timing::LeaseTiming;
 use pgherd_cluster::view::View;
 
 use crate::config::{AgentConfig, Divergence, PostgresConfig};
+use crate::journal::Journal;
 use crate::keeper::Keeper;
 use crate::lease::Lease;
 use crate::live::Live;
@@ -59,6 +60,8 @@ pub struct Context {
     pub vigil: Vigil,
     /// The operator's callbacks.
     pub callbacks: Callbacks,
+    /// Where what happened is told.
+    pub journal: Journal,
     /// What `synchronous_standby_names` is written as; the user's own parameters while it is nothing.
     pub sync_names: Mutex<Option<SyncNames>>,
     /// PostgreSQL's parameters as they were last rendered.

@@ -2,6 +2,7 @@
 
 mod act;
 mod configuration;
+mod events;
 mod remembered;
 mod restart;
 mod slots;
@@ -29,6 +30,7 @@ use self::upkeep::Upkeep;
 use crate::context::Context;
 use crate::decide::{Decision, Reason, decide, published_role};
 use crate::jobs::{Job, JobError, Outcome};
+use crate::journal::News;
 use crate::lease::{LeaseState, Resumed, term_of};
 use crate::live::{Fresh, Reload};
 use crate::memory::Memory;
@@ -72,6 +74,7 @@ pub struct Cycle {
     reloads_seen: u64,
     ever_in_touch: bool,
     told: Told,
+    news: News,
 }
 
 /// What others tell the loop.
@@ -148,6 +151,7 @@ impl Cycle {
             reloads_seen: 0,
             ever_in_touch: false,
             told: Told::default(),
+            news: News::default(),
         }
     }
 
@@ -180,6 +184,7 @@ impl Cycle {
                 return left;
             }
             self.upkeep(&seen).await;
+            self.conclude_change(&seen);
             let again_after = match acted {
                 Some(act::Acted::Done) => Some(Duration::ZERO),
                 Some(act::Acted::Settling) => Some(SETTLING),
@@ -205,17 +210,19 @@ impl Cycle {
         if self.last_reason.as_ref() == Some(&decision.reason) {
             return;
         }
+        let event = self.tell_reason(&decision.reason);
+        let event = event.as_ref().map(tracing::field::display);
         // What repeats by itself while something is awaited would only fill the log.
         match &decision.reason {
             Reason::Polling | Reason::Busy(JobKind::Poll) => {}
             reason @ (Reason::Fatal(_) | Reason::ForeignFiles(_)) => {
-                tracing::error!("{} {reason}", self.context.config.name);
+                tracing::error!(event, "{} {reason}", self.context.config.name);
             }
             // What commits were promised is over for a while.
             reason @ Reason::Synchronous(SyncReason::Relaxed) => {
-                tracing::warn!("{} {reason}", self.context.config.name);
+                tracing::warn!(event, "{} {reason}", self.context.config.name);
             }
-            reason => tracing::info!("{} {reason}", self.context.config.name),
+            reason => tracing::info!(event, "{} {reason}", self.context.config.name),
         }
         self.last_reason = Some(decision.reason.clone());
     }
@@ -231,6 +238,7 @@ impl Cycle {
             self.known.last_held = Some(held.epoch.clone());
         }
         self.memory.note(seen, Boottime::now());
+        self.look_for_news(seen);
         self.tell_callbacks(seen);
         if self.memory.restart.is_none() {
             self.orders.ended(Restarted::Failed); // It was given up for something else.
@@ -385,9 +393,9 @@ impl Cycle {
             format!("{kind} failed: {error}")
         });
         if let Ok(Outcome::Proven(epoch)) = &outcome {
-            tracing::info!("{} takes writes as {epoch}", self.context.config.name);
             self.first_checkpoint(epoch.clone());
         }
+        self.note_job(kind, &outcome);
         let restarted = if outcome.is_ok() {
             Restarted::Done
         } else {

@@ -10,6 +10,7 @@ pub mod decide;
 pub mod failsafe;
 pub mod health;
 pub mod jobs;
+pub mod journal;
 pub mod keeper;
 pub mod lease;
 pub mod live;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::etcd::{Budget, Etcd, StoreError};
+use pgherd_cluster::event::Event;
 use pgherd_cluster::http::Ask;
 use pgherd_cluster::key::{Key, Keys};
 use pgherd_cluster::record::{DynamicConfig, MemberRecord, PgState, Role};
@@ -23,6 +24,7 @@ use crate::config::AgentConfig;
 use crate::context::{Context, local_target, replication_with};
 use crate::cycle::{Cycle, Heard, Refresh};
 use crate::health::{self, Health};
+use crate::journal::{Journal, Keeping};
 use crate::keeper::{Keeper, OrderError};
 use crate::lease::{Lease, LeaseParts, LeaseState, Proof, Resumed};
 use crate::live::{Live, Reload};
@@ -71,6 +73,8 @@ pub enum AgentError {
 /// How long the end of the process waits for a callback.
 const LAST_CALLBACK_MAX: Duration = Duration::from_secs(5);
 const LAST_WORDS_MAX: Duration = Duration::from_secs(2);
+/// How long it waits for the last events to be written.
+const LAST_EVENTS_MAX: Duration = Duration::from_secs(1);
 
 /// Runs until it is told to stop, or cannot go on; gives the exit code that the keeper was told too.
 ///
@@ -97,10 +101,12 @@ pub async fn run(config: AgentConfig, link: KeeperLink, reload: Reload) -> Resul
         ..Resumed::from_memo(&hello.memo)
     };
     let (health_tx, health) = watch::channel(Health::default());
-    let (source, context, executor) = wire(config, keeper, health, &resumed).await?;
+    let (journal, untold) = Journal::new(config.name.as_str());
+    let (source, context, executor) = wire(config, keeper, health, journal, &resumed).await?;
 
     let stop = CancellationToken::new();
-    let (mut tasks, mut callbacks) = (JoinSet::new(), JoinSet::new());
+    let (mut tasks, mut callbacks, mut events) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
+    events.spawn(keeping(&context, untold).run(stop.clone()));
     callbacks.spawn(executor.run(Arc::clone(&context), stop.clone()));
     tasks.spawn(source.run(stop.clone()));
     tasks.spawn(health::probe(Arc::clone(&context), health_tx, stop.clone()));
@@ -145,12 +151,30 @@ pub async fn run(config: AgentConfig, link: KeeperLink, reload: Reload) -> Resul
         let _ = timeout(LAST_WORDS_MAX, say_stopped(&context)).await;
     }
     stop.cancel();
+    see_off(callbacks, events).await;
+    tasks.shutdown().await;
+    ended.map(|left| left.code)
+}
+
+/// Waits for what is under way of callbacks and events, not for long.
+async fn see_off(mut callbacks: JoinSet<()>, mut events: JoinSet<()>) {
     if timeout(LAST_CALLBACK_MAX, callbacks.join_next()).await.is_err() {
         tracing::warn!("a callback still runs and is killed, since this process ends");
     }
     callbacks.shutdown().await;
-    tasks.shutdown().await;
-    ended.map(|left| left.code)
+    let _ = timeout(LAST_EVENTS_MAX, events.join_next()).await; // What is not written by then is lost.
+    events.shutdown().await;
+}
+
+/// What writes the events that wait in `untold`.
+fn keeping(context: &Context, untold: mpsc::Receiver<Arc<Event>>) -> Keeping {
+    Keeping {
+        etcd: context.etcd.separate(),
+        keys: context.keys.clone(),
+        view: context.view.clone(),
+        journal: context.journal.clone(),
+        queue: untold,
+    }
 }
 
 /// The parts of one member, the source of its view, and what calls its callbacks.
@@ -158,6 +182,7 @@ async fn wire(
     config: AgentConfig,
     keeper: Keeper,
     health: watch::Receiver<Health>,
+    journal: Journal,
     resumed: &Resumed,
 ) -> Result<(EtcdSource, Arc<Context>, Executor), AgentError> {
     let keys = Keys::new(&config.namespace, &config.scope);
@@ -195,6 +220,7 @@ async fn wire(
     let replication = replication_with(&config, &programs, &DynamicConfig::default());
     let context = Arc::new(Context {
         callbacks,
+        journal,
         slot_sql: Sql::new(
             local_target(&config),
             replication_with(&config, &programs, &DynamicConfig::default()),
@@ -237,6 +263,7 @@ fn api_of(
         vouches: context.lease.vouches(),
         vigil: context.vigil.clone(),
         slots: Arc::clone(&context.slots),
+        journal: context.journal.clone(),
     })
 }
 

@@ -1,6 +1,9 @@
 //! The only place that spells an etcd key. The layout is Patroni's, permanently.
 
+use crate::event::EventId;
 use crate::name::{MemberName, Scope};
+
+const EVENTS: &str = "pgherd/events/";
 
 /// The keys of one cluster: `/<namespace>/<scope>/...`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +32,10 @@ pub enum Key {
     History,
     /// The members that must vouch for a leader without etcd.
     Failsafe,
+    /// One thing that happened. Not Patroni's: its readers take what lies under `pgherd/` for nothing, and `patronictl remove`
+    /// takes it along with the rest. One key each, so that nobody's write waits for another's, and a watch tells no more
+    /// than what is new.
+    Event(EventId),
 }
 
 impl Keys {
@@ -51,6 +58,12 @@ impl Keys {
         &self.prefix
     }
 
+    /// What the keys of events begin with.
+    #[must_use]
+    pub fn events(&self) -> String {
+        format!("{}{EVENTS}", self.prefix)
+    }
+
     /// The full text of `key`.
     #[must_use]
     pub fn of(&self, key: &Key) -> String {
@@ -64,6 +77,7 @@ impl Keys {
             Key::Failover => "failover",
             Key::History => "history",
             Key::Failsafe => "failsafe",
+            Key::Event(id) => return format!("{}{id}", self.events()),
         };
         format!("{}{name}", self.prefix)
     }
@@ -81,6 +95,7 @@ impl Keys {
             "failover" => Key::Failover,
             "history" => Key::History,
             "failsafe" => Key::Failsafe,
+            other if other.starts_with(EVENTS) => Key::Event(EventId::parse(other.strip_prefix(EVENTS)?)?),
             // A name cannot hold a `/`, so deeper paths fall out here.
             other => Key::Member(MemberName::new(other.strip_prefix("members/")?).ok()?),
         })
@@ -118,6 +133,7 @@ mod tests {
             Key::Failover,
             Key::History,
             Key::Failsafe,
+            Key::Event(EventId::new(1_795_218_269_498, "n1")),
         ] {
             assert_eq!(keys.parse(&keys.of(&key)), Some(key));
         }
@@ -132,6 +148,7 @@ mod tests {
             "/service/batman/members/",
             "/service/batman/optime/leader",
             "/service/batman/pgherd/x",
+            "/service/batman/pgherd/events/x",
             "/service/batman",
         ] {
             assert_eq!(keys.parse(text), None, "{text}");

@@ -1,10 +1,11 @@
 //! What a cluster is: names, LSNs, keys and records in etcd (Patroni's layout), the immutable view of it, the source that
 //! keeps the view current, and lease arithmetic.
 //!
-//! Knows nothing of clients' sockets or of PostgreSQL processes. [`view`] and [`timing`] are pure: no clock, no I/O.
+//! Knows nothing of clients' sockets or of PostgreSQL processes. [`view`], [`event`] and [`timing`] are pure: no clock, no I/O.
 
 pub mod clock;
 pub mod etcd;
+pub mod event;
 pub mod http;
 pub mod key;
 pub mod name;

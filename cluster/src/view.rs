@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::event::{Event, Events};
 use crate::key::{Key, Keys};
 use crate::name::{MemberName, Scope, SystemId, Timeline};
 use crate::record::{DynamicConfig, FailoverRequest, History, MemberRecord, PgState, Role, Status, SyncState};
@@ -125,6 +126,8 @@ pub struct View {
     pub failsafe_revision: i64,
     /// The failsafe list: names, and where their REST interfaces are.
     pub failsafe: BTreeMap<String, String>,
+    /// What happened lately, as members told. Nothing is decided by it.
+    pub events: Events,
 }
 
 impl View {
@@ -144,6 +147,7 @@ impl View {
             history: None,
             failsafe_revision: 0,
             failsafe: BTreeMap::new(),
+            events: Events::default(),
         }
     }
 
@@ -229,6 +233,15 @@ impl View {
                 self.failsafe = list.into_iter().map(entry).collect();
                 self.failsafe_revision = mod_revision;
             }
+            Key::Event(id) => {
+                let event = serde_json::from_str(&entry.value).ok();
+                if let Some(event) = event
+                    .and_then(|value| Event::parse(&value))
+                    .filter(|event| event.id == id)
+                {
+                    self.events.put(event);
+                }
+            }
         }
     }
 
@@ -249,6 +262,7 @@ impl View {
                 self.failsafe_revision = 0;
                 self.failsafe.clear();
             }
+            Some(Key::Event(id)) => self.events.remove(&id),
         }
     }
 

@@ -483,7 +483,9 @@ impl Connector<'_> {
             let listener = self.listener.name.clone();
             self.shared.events.record(EventKind::HoldExpired { listener });
         }
-        Denied::Refused(refusal::cannot_route(why, waited, self.shared.knowledge()))
+        let fatal = refusal::cannot_route(why, waited, self.shared.knowledge());
+        let event = self.shared.event_behind().filter(|_| refusal::is_about_leader(why));
+        Denied::Refused(refusal::told_by(fatal, event))
     }
 
     fn refuse_hold(&self, why: &Why) -> Denied {

@@ -22,6 +22,7 @@ use crate::listener::{Accepted, Admission};
 use crate::peer::Peer;
 use crate::refusal;
 use crate::relay::{Outcome, Relay};
+use crate::route::Outlived;
 use crate::secure::common_name;
 use crate::sessions::Ending;
 use crate::shared::{ListenerState, Shared, count};
@@ -334,7 +335,7 @@ impl Connection {
                 count(&listener.ended);
                 let reason = ending.label();
                 self.shared.events.record(EventKind::SessionsEnded { reason });
-                (reason, end_client(client, &ending, can_speak).await)
+                (reason, end_client(client, &ending, can_speak, &self.shared).await)
             }
         };
         self.shared.ended.count(reason, sqlstate);
@@ -405,12 +406,15 @@ impl Arrival {
 
 /// Ends a client's session by a message where one can be understood, otherwise by a reset without a word. Answers with the
 /// SQLSTATE that was sent.
-async fn end_client(client: Stream, ending: &Ending, can_speak: bool) -> &'static str {
+async fn end_client(client: Stream, ending: &Ending, can_speak: bool, shared: &Shared) -> &'static str {
     if !can_speak {
         client.reset();
         return "";
     }
     let fatal = match ending {
+        Ending::Outlived(why @ (Outlived::EpochOver { .. } | Outlived::WarrantLapsed)) => {
+            refusal::told_by(refusal::outlived(why), shared.event_behind())
+        }
         Ending::Outlived(why) => refusal::outlived(why),
         Ending::Stopping => refusal::stopping(),
     };

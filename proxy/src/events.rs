@@ -3,9 +3,10 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pgherd_cluster::clock::{Boottime, wall_now};
+use pgherd_cluster::event::{EventId, Ids};
 use pgherd_cluster::name::MemberName;
 use pgherd_cluster::view::Epoch;
 use tokio::sync::watch;
@@ -161,6 +162,7 @@ impl fmt::Display for EventKind {
 /// An event, and how often it came.
 #[derive(Clone, Debug)]
 pub(crate) struct Event {
+    pub(crate) id: EventId,
     pub(crate) kind: EventKind,
     pub(crate) count: usize,
     pub(crate) at: SystemTime,
@@ -170,6 +172,7 @@ pub(crate) struct Event {
 /// The ring.
 pub(crate) struct EventLog {
     ring: Mutex<VecDeque<Event>>,
+    ids: Ids,
     /// Counts the events, so that a page can wait for the next.
     recorded: watch::Sender<u64>,
 }
@@ -178,23 +181,40 @@ impl EventLog {
     pub(crate) fn new() -> Self {
         Self {
             ring: Mutex::default(),
+            // Proxies have no names; two that share this twentieth of a million still differ in time.
+            ids: Ids::new(&format!("proxy {} {}", std::process::id(), wall_ms())),
             recorded: watch::Sender::new(0),
         }
     }
 
+    /// The name of an event that is about to be recorded.
+    pub(crate) fn next_id(&self) -> EventId {
+        self.ids.next(wall_ms())
+    }
+
     /// Records `count` of the same.
     pub(crate) fn record_many(&self, kind: EventKind, count: usize) {
+        self.record_as(None, kind, count);
+    }
+
+    /// Records what has its name already.
+    pub(crate) fn record_named(&self, id: EventId, kind: EventKind) {
+        self.record_as(Some(id), kind, 1);
+    }
+
+    fn record_as(&self, id: Option<EventId>, kind: EventKind, count: usize) {
         let at_boottime = Boottime::now();
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let same = ring
             .iter_mut()
             .rev()
             .take_while(|event| at_boottime.since(event.at_boottime) < REPEAT_WITHIN)
-            .find(|event| event.kind == kind);
+            .find(|event| event.kind == kind && id.is_none());
         if let Some(same) = same {
             same.count += count;
         } else {
             ring.push_back(Event {
+                id: id.unwrap_or_else(|| self.next_id()),
                 kind,
                 count,
                 at: wall_now(),
@@ -221,6 +241,11 @@ impl EventLog {
     pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
         self.recorded.subscribe()
     }
+}
+
+fn wall_ms() -> u64 {
+    let since = wall_now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

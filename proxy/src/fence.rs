@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use pgherd_cluster::clock::{Boottime, wall_now};
+use pgherd_cluster::event::EventId;
 use pgherd_cluster::name::MemberName;
 use pgherd_cluster::source::{Proof, SourceHealth};
 use pgherd_cluster::view::{Epoch, View};
@@ -75,9 +76,14 @@ pub(crate) async fn run(shared: &Shared, stop: CancellationToken) -> std::io::Re
             end_sessions(shared, &seen);
         }
         if now != standing {
+            let event = if now.epoch == standing.epoch && now.warranted == standing.warranted {
+                shared.events.next_id()
+            } else {
+                shared.name_change(standing.epoch.as_ref())
+            };
             end_sessions(shared, &seen);
             let looked_before = known.as_deref().is_some_and(|view: &View| view.revision > 0);
-            note_standing(shared, &standing, &now, seen.now, looked_before);
+            note_standing(shared, (&standing, &now), &event, seen.now, looked_before);
             standing = now;
         }
         note_view(shared, known.as_deref(), &seen);
@@ -121,7 +127,14 @@ fn end_sessions(shared: &Shared, seen: &Seen) {
     }
 }
 
-fn note_standing(shared: &Shared, before: &Standing, now: &Standing, at: Boottime, looked_before: bool) {
+/// `event` is the name under which clients have heard of it.
+fn note_standing(
+    shared: &Shared,
+    (before, now): (&Standing, &Standing),
+    event: &EventId,
+    at: Boottime,
+    looked_before: bool,
+) {
     shared.opened.send_modify(|times| *times += 1);
     // Where the leader's own word is all there is, it comes with the first client and goes with the last.
     let told = shared.view.proof() != Proof::Hearsay;
@@ -133,8 +146,13 @@ fn note_standing(shared: &Shared, before: &Standing, now: &Standing, at: Boottim
         }
     }
     if before.warranted && !now.warranted && (told || !shared.is_idle()) {
-        warn!("it is no longer certain who leads: writes are held");
-        shared.events.record(EventKind::WarrantLapsed);
+        let id = if now.epoch == before.epoch {
+            event.clone()
+        } else {
+            shared.events.next_id()
+        };
+        warn!(event = %id, "it is no longer certain who leads: writes are held");
+        shared.events.record_named(id, EventKind::WarrantLapsed);
     }
     if now.epoch != before.epoch {
         let mut leadership = shared.leadership.lock().unwrap_or_else(PoisonError::into_inner);
@@ -149,8 +167,8 @@ fn note_standing(shared: &Shared, before: &Standing, now: &Standing, at: Boottim
         drop(leadership);
         let (from, to) = (before.epoch.clone(), now.epoch.clone());
         let kind = EventKind::LeaderChanged { from, to };
-        info!("{kind}");
-        shared.events.record(kind);
+        info!(%event, "{kind}");
+        shared.events.record_named(event.clone(), kind);
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use pgherd_cluster::event::EventId;
 use pgherd_cluster::name::MemberName;
 
 use crate::admission::{Of, Reached, Who};
@@ -278,6 +279,22 @@ pub(crate) fn outlived(why: &Outlived) -> Fatal {
         Outlived::EpochOver { .. } | Outlived::WarrantLapsed => "terminating connection: its leader no longer leads",
     };
     Fatal::new(ADMIN_SHUTDOWN, message).detail(detail).hint(RECONNECT)
+}
+
+/// Adds the name of the event that is behind it, under which log, page and `pgherd events` tell more.
+pub(crate) fn told_by(fatal: Fatal, event: Option<EventId>) -> Fatal {
+    match event {
+        Some(event) => fatal.more_detail(&format!("Event {event}.")),
+        None => fatal,
+    }
+}
+
+/// Whether what ended, or did not begin, did so for something that happened to the leader.
+pub(crate) const fn is_about_leader(why: &Why) -> bool {
+    matches!(
+        why,
+        Why::NoLeader | Why::NoRecord { .. } | Why::NotWritable { .. } | Why::WarrantLapsed { .. } | Why::NoWord { .. }
+    )
 }
 
 /// A client whose certificate is another user's.

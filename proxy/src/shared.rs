@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use pgherd_cluster::clock::{Boottime, wall_now};
 use pgherd_cluster::etcd::StoreError;
+use pgherd_cluster::event::EventId;
 use pgherd_cluster::name::MemberName;
 use pgherd_cluster::record::PgState;
 use pgherd_cluster::source::{Proof, SourceHealth, ViewHandle};
@@ -120,6 +121,12 @@ impl Seen {
     }
 }
 
+/// Why clients are sent away: this proxy's own event, and the holding of the leader key whose end it is about.
+struct Behind {
+    event: EventId,
+    ended: Option<Epoch>,
+}
+
 /// A view of the store's, and what the word of a leader without a key makes of it.
 struct Completed {
     of: Arc<View>,
@@ -177,6 +184,8 @@ pub(crate) struct Shared {
     pub(crate) reserved: Gauge,
     pub(crate) unknown_cancels: Limiter,
     pub(crate) events: EventLog,
+    /// What happened last to who leads.
+    behind: ArcSwapOption<Behind>,
     /// Changes when a route may have opened that no change of the view tells of.
     pub(crate) opened: watch::Sender<u64>,
     pub(crate) leadership: Mutex<Leadership>,
@@ -220,6 +229,7 @@ impl Shared {
             reserved: Gauge::default(),
             unknown_cancels: Limiter::new(started),
             events: EventLog::new(),
+            behind: ArcSwapOption::empty(),
             opened: watch::Sender::new(0),
             leadership: Mutex::new(Leadership {
                 epoch: None,
@@ -369,6 +379,31 @@ impl Shared {
 
     pub(crate) fn leadership(&self) -> Leadership {
         self.leadership.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The leadership is about to be seen to change: gives the event a name that clients can be told before it is recorded.
+    pub(crate) fn name_change(&self, ended: Option<&Epoch>) -> EventId {
+        let event = self.events.next_id();
+        // A leader that comes after nobody ends nothing more.
+        let before = self.behind.load();
+        let before = || before.as_ref().and_then(|behind| behind.ended.clone());
+        self.behind.store(Some(Arc::new(Behind {
+            event: event.clone(),
+            ended: ended.cloned().or_else(before),
+        })));
+        event
+    }
+
+    /// The event that clients are told who are sent away for what happened to the leader: the cluster's own where a member
+    /// has told of it, else this proxy's.
+    pub(crate) fn event_behind(&self) -> Option<EventId> {
+        let behind = self.behind.load_full()?;
+        let view = self.view.load();
+        let told = behind
+            .ended
+            .as_ref()
+            .and_then(|ended| view.events.end_of(&ended.to_string()));
+        Some(told.map_or_else(|| behind.event.clone(), |event| event.id.clone()))
     }
 
     /// What this proxy itself knows of the cluster, for who is told why it cannot be connected.

@@ -108,6 +108,13 @@ impl Ledger {
         written.await
     }
 
+    /// The longest time between two acknowledgements one after the other, from the last one before `since` until now.
+    #[must_use]
+    pub fn gap_since(&self, since: Instant) -> Duration {
+        let book = open(&self.book);
+        longest_gap(book.acknowledged.iter().map(|row| row.at), since).1
+    }
+
     /// Stops all, and compares what was acknowledged with what `leader` holds. `fault` is when the trouble called `name`
     /// began.
     ///

@@ -40,6 +40,12 @@ impl Load {
         self.ledger.wait_for_rows(Instant::now(), ROWS, ROWS_MAX).await
     }
 
+    /// The longest time between two acknowledged rows, from the last one before `since` until now.
+    #[must_use]
+    pub fn gap_since(&self, since: Instant) -> Duration {
+        self.ledger.gap_since(since)
+    }
+
     /// Waits until the cluster is well and clients have written on; then stops, and makes sure that there were never two
     /// writers. `fault` is when the trouble called `name` began. What may be lost is for the test to say.
     ///

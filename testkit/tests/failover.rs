@@ -2,11 +2,12 @@
 //!
 //! Each test prints its write gap; how long it may be is for a bench to say, not for a test.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use pgherd_testkit::{Cluster, Ledger, Load, SqlFailure, eventually, process, throughout};
-use serde_json::json;
+use anyhow::{Context, Result, ensure};
+use pgherd_testkit::{Cluster, Ledger, Load, Member, SqlFailure, eventually, process, throughout};
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
@@ -137,8 +138,95 @@ async fn a_member_that_dies_whole_is_replaced_and_comes_back_as_a_replica() -> R
     let (leader, report) = load.end(&cluster, "everything of the leader killed", fault).await?;
     ensure!(leader.name() == next.name(), "{} took the lead back", leader.name());
     report.ensure_lost_only_within(ON_THEIR_WAY)?;
+    what_happened_is_told(&cluster, former.name(), next, report.write_gap).await?;
+    a_quiet_cluster_logs_nothing(&cluster).await?;
     cluster.pass();
     Ok(())
+}
+
+/// Each phase by the member that measured it, from etcd and from any member, and the same name of it in log and metrics.
+async fn what_happened_is_told(cluster: &Cluster, former: &str, next: &Member, gap: Duration) -> Result<()> {
+    let change = last_change(cluster, former).await?;
+    let phases = change["phases"].as_array().cloned().unwrap_or_default();
+    let names: Vec<&str> = phases.iter().filter_map(|phase| phase["phase"].as_str()).collect();
+    let due = ["lease_free", "bid_won", "promote", "promoted", "writable", "announced"];
+    let told: Vec<&str> = names.iter().copied().filter(|name| due.contains(name)).collect();
+    ensure!(told == due, "{change}");
+    ensure!(phases.iter().all(|phase| phase["by"] == next.name()), "{change}");
+    let stall = change["stall_ms"]
+        .as_u64()
+        .map(Duration::from_millis)
+        .context("a stall")?;
+    ensure!(agrees(stall, gap), "told as {stall:?}, writers saw {gap:?}: {change}");
+
+    let id = change["events"]
+        .as_array()
+        .and_then(|events| events.last()?.as_str())
+        .context("an event")?;
+    let shown = cluster.pgherd("events", &["--kind", "leader"]).await?.success()?;
+    let line = shown.lines().find(|line| line.contains(id)).context("it is listed")?;
+    ensure!(line.contains(&format!("{} takes writes", next.name())), "{line}");
+    for member in cluster.members() {
+        let url = format!("http://{}", member.rest());
+        let by_rest = cluster
+            .pgherd("events", &["--kind", "leader", "--url", &url])
+            .await?
+            .success()?;
+        ensure!(
+            by_rest.contains(id),
+            "{} does not tell of {id}: {by_rest}",
+            member.name()
+        );
+    }
+    ensure!(
+        fs::read_to_string(next.log_file())?.contains(id),
+        "the log does not name {id}"
+    );
+    let metrics = next.get("/metrics").await?.body;
+    for sample in [
+        "pgherd_failovers_total{",
+        "pgherd_failover_phase_seconds_count{",
+        "pgherd_events_total{",
+    ] {
+        ensure!(metrics.contains(sample), "no {sample}: {metrics}");
+    }
+    Ok(())
+}
+
+/// Neither agents nor PostgreSQL, for as many cycles as two leases have.
+async fn a_quiet_cluster_logs_nothing(cluster: &Cluster) -> Result<()> {
+    let said = || -> Result<Vec<String>> {
+        let logs = cluster
+            .members()
+            .iter()
+            .map(|member| fs::read_to_string(member.log_file()));
+        let logs = logs.collect::<std::io::Result<Vec<String>>>()?;
+        // PostgreSQL's own checkpoints come when they come.
+        let ours = logs
+            .iter()
+            .flat_map(|log| log.lines())
+            .filter(|line| !line.contains(" LOG:  "));
+        Ok(ours.map(str::to_owned).collect())
+    };
+    let mut before = said()?;
+    eventually("it is quiet", SOON, async || {
+        tokio::time::sleep(Duration::from_secs(2)).await; // Two cycles, in which what goes on is said.
+        let now = said()?;
+        let last = now.last().cloned().unwrap_or_default();
+        ensure!(std::mem::replace(&mut before, now).len() == before.len(), "{last}");
+        Ok(())
+    })
+    .await?;
+    throughout("nothing is logged", LONG_ENOUGH, async || {
+        let now = said()?;
+        ensure!(
+            now.len() == before.len(),
+            "{:?}",
+            now.iter().find(|line| !before.contains(line))
+        );
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test]
@@ -259,13 +347,29 @@ async fn switchovers_in_a_row_never_sleep_through_a_retry_interval() -> Result<(
     cluster.settled().await?;
     let load = Load::start(&cluster).await?;
     let fault = Instant::now();
-    for _ in 0..count {
+    let mut wrong = Vec::new();
+    for number in 1..=count {
         let former = cluster.settled().await?;
-        let request = json!({"leader": former.name()});
-        let answer = former.ask("POST", "/switchover", Some(&request)).await?;
-        ensure!(answer.status == 200, "{answer:?}");
+        let asked = Instant::now();
+        let words = ["--leader", former.name(), "--force"];
+        let said = cluster.pgherd("switchover", &words).await?.success()?;
         load.goes_on().await?;
+        let measured = load.gap_since(asked);
+        let printed = printed_stall(&said).with_context(|| said.clone())?;
+        let recorded = last_change(&cluster, former.name()).await?;
+        let recorded = recorded["stall_ms"].as_u64().map(Duration::from_millis);
+        let recorded = recorded.context("the change has a stall")?;
+        println!(
+            "switchover {number}: writers saw {:.3} s, the command says {:.3} s, the event {:.3} s",
+            measured.as_secs_f64(),
+            printed.as_secs_f64(),
+            recorded.as_secs_f64()
+        );
+        if !agrees(printed, measured) || !agrees(recorded, measured) {
+            wrong.push(number);
+        }
     }
+    ensure!(wrong.is_empty(), "stalls that writers did not see so: {wrong:?}");
     let (_, report) = load.end(&cluster, "the longest of many switchovers", fault).await?;
     println!(
         "{count} switchovers, the longest gap {:.2} s",
@@ -275,6 +379,43 @@ async fn switchovers_in_a_row_never_sleep_through_a_retry_interval() -> Result<(
     ensure!(report.write_gap < RETRY_INTERVAL, "{:?}", report.write_gap);
     cluster.pass();
     Ok(())
+}
+
+/// What `pgherd switchover` says of how long writes stood still.
+fn printed_stall(said: &str) -> Option<Duration> {
+    let (_, rest) = said.split_once("Writes stood still for ")?;
+    let seconds = rest.split_once(" s").and_then(|(seconds, _)| seconds.parse().ok())?;
+    Some(Duration::from_secs_f64(seconds))
+}
+
+/// A reported stall is to be within a tenth or 50 ms of what writers saw.
+fn agrees(reported: Duration, measured: Duration) -> bool {
+    reported.abs_diff(measured) <= (measured / 10).max(Duration::from_millis(50))
+}
+
+/// The last change of the leader away from `former`, as `pgherd history --timings` tells it, once its new leader has.
+async fn last_change(cluster: &Cluster, former: &str) -> Result<Value> {
+    let mut last = Value::Null;
+    eventually("the change is told", SOON, async || {
+        let shown = cluster
+            .pgherd("history", &["--timings", "-f", "json"])
+            .await?
+            .success()?;
+        let changes: Value = serde_json::from_str(&shown)?;
+        last = changes
+            .as_array()
+            .and_then(|changes| changes.last())
+            .cloned()
+            .unwrap_or_default();
+        let from = last["from"].as_str().unwrap_or_default();
+        ensure!(
+            from.starts_with(&format!("{former}@")) && !last["stall_ms"].is_null(),
+            "{shown}"
+        );
+        Ok(())
+    })
+    .await?;
+    Ok(last)
 }
 
 #[tokio::test]

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::etcd::{Compare, Op, Txn};
+use pgherd_cluster::event::phase;
 use pgherd_cluster::http::Ask;
 use pgherd_cluster::key::Key;
+use pgherd_cluster::name::MemberName;
 use pgherd_cluster::record::DynamicConfig;
 use pgherd_cluster::timing::LeaseTiming;
 use pgherd_cluster::view::Epoch;
@@ -51,6 +53,7 @@ const RELEASE_MAX: Duration = Duration::from_secs(1);
 
 impl Cycle {
     pub(super) async fn act(&mut self, seen: &Observation, step: Step) -> Acted {
+        self.note_step(seen, &step);
         self.memory.stepped(&step, Boottime::now());
         if matches!(
             step,
@@ -99,11 +102,11 @@ impl Cycle {
             }
             Step::Abandon { epoch, lease } => return self.abandon(&epoch, lease).await.map(|()| Acted::Settling),
             Step::Sync(step) => return self.synchronize(seen, step).await,
-            Step::BeginHandover { .. } => {}
-            Step::FailHandover(why) => tracing::warn!("{why}"),
+            Step::BeginHandover { .. } | Step::FailHandover(_) => {}
             Step::HandTo { epoch, successor, last } => {
                 self.let_go().await;
                 hand_to(&self.context, &epoch, successor.as_ref(), last).await?;
+                self.note_released(&epoch, successor.as_ref().map(MemberName::as_str));
                 return Ok(Acted::Settling);
             }
             Step::ClearRequest => {
@@ -257,6 +260,7 @@ impl Cycle {
         match won {
             Ok(epoch) => {
                 tracing::info!("{} won the lease as {epoch}", context.config.name);
+                context.journal.mark(phase::BID_WON);
                 self.remember();
                 Ok(Acted::Done)
             }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
+use pgherd_cluster::event::phase;
 use pgherd_cluster::key::Key;
 use pgherd_cluster::record::{MemberRecord, Role, Status};
 use pgherd_cluster::source::SourceHealth;
@@ -158,7 +159,12 @@ impl Cycle {
             return;
         };
         match self.context.etcd.put(&key, &value, lease, self.context.budget()).await {
-            Ok(()) => self.upkeep.record = Some((record, lease, now)),
+            Ok(()) => {
+                if self.context.journal.stopwatch().has(phase::WRITABLE) && record.role == Role::Primary {
+                    self.context.journal.mark(phase::ANNOUNCED);
+                }
+                self.upkeep.record = Some((record, lease, now));
+            }
             Err(error) => tracing::warn!("writing our member key: {error}"),
         }
     }

@@ -12,6 +12,7 @@ use crate::status::{CommitWaiting, ServerStatus};
 use crate::topology::Place;
 
 mod elections;
+mod events;
 mod handovers;
 mod making;
 mod pauses;

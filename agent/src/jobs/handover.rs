@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use pgherd_cluster::etcd::{Compare, Op, Txn};
+use pgherd_cluster::event::phase;
 use pgherd_cluster::key::Key;
 use pgherd_cluster::name::{Lsn, MemberName, Timeline};
 use pgherd_cluster::record::{DynamicConfig, FailoverRequest, Status};
@@ -64,6 +65,7 @@ pub(super) async fn stop(context: &Context) -> Result<Outcome, JobError> {
     before_stop(context).await;
     context.sql.disconnect().await;
     context.slot_sql.disconnect().await;
+    context.journal.mark(phase::STOP);
     context.keeper.signal(PostmasterSignal::StopFast)?;
     let limit = stop_max(&context.dynamic());
     if context.keeper.wait_ended(limit).await.is_err() {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use pgherd_cluster::event::phase;
 use pgherd_cluster::name::MemberName;
 use pgherd_cluster::view::Epoch;
 use pgherd_keeper::protocol::PostmasterSignal;
@@ -318,6 +319,7 @@ pub(super) async fn promote(context: &Context, epoch: Epoch) -> Result<Outcome, 
             files::remove_if_there(&file)?;
         }
         promoted?;
+        context.journal.mark(phase::PROMOTED);
     }
     settle(context, epoch).await
 }
@@ -332,6 +334,7 @@ async fn settle(context: &Context, epoch: Epoch) -> Result<Outcome, JobError> {
         return Ok(failed);
     }
     context.sql.prove_writable().await?;
+    context.journal.mark(phase::WRITABLE);
     if let Err(error) = slots::round(context, slots::seat_of_new_leader(context, &epoch).await?).await {
         tracing::warn!(
             error = error.chain(),

@@ -78,8 +78,15 @@ pub(super) fn document(code: u16, value: &Value) -> Answer {
 
 /// A sentence. Patroni sends its sentences as HTML, without a newline.
 pub(super) fn sentence(code: u16, text: impl Into<String>) -> Answer {
-    whole(code, Some(TEXT_HTML), text.into())
+    let text = text.into();
+    let mut answer = whole(code, Some(TEXT_HTML), text.clone());
+    answer.extensions_mut().insert(Said(text));
+    answer
 }
+
+/// What an answer says in a sentence, for the journal.
+#[derive(Clone, Debug)]
+pub(super) struct Said(pub(super) String);
 
 /// Lines of plain text.
 pub(super) fn plain(code: u16, text: impl Into<String>) -> Answer {

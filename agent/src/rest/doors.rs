@@ -28,6 +28,8 @@ pub struct Doors {
     verify_client: VerifyClient,
     acceptor: Option<TlsAcceptor>,
     headers: HeaderMap,
+    /// The one user, where credentials are demanded.
+    user: Option<String>,
 }
 
 /// Who asks.
@@ -58,7 +60,18 @@ impl Doors {
             verify_client: config.tls.as_ref().map(|tls| tls.verify_client).unwrap_or_default(),
             acceptor: acceptor.map(|config| TlsAcceptor::from(Arc::new(config))),
             headers,
+            user: config.credentials.as_ref().map(|one| one.username.clone()),
         })
+    }
+
+    /// Who has passed [`Self::check`], for the journal.
+    pub(super) fn actor(&self, client: Client) -> String {
+        let address = client.address.map(|address| address.to_canonical().to_string());
+        let address = address.unwrap_or_else(|| "an unknown address".to_owned());
+        match &self.user {
+            Some(user) => format!("{user} at {address}"),
+            None => address,
+        }
     }
 
     pub(super) fn acceptor(&self) -> Option<TlsAcceptor> {

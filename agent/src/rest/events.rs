@@ -1,4 +1,4 @@
-//! `GET /api/v1/events`: the view and its changes, pushed.
+//! Streams of events, and the first of them, `GET /api/v1/events`: the view and its changes, pushed.
 //!
 //! A subscriber reads from the newest view, not from a queue: one that is slow misses versions in between, and one that
 //! takes nothing at all is cut by the connection's own limit. An event may close a route, never open one.
@@ -23,7 +23,16 @@ use super::query::Query;
 /// A quiet stream says this often that it lives, unless it is asked to do so more often.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 
-type Next = Pin<Box<dyn Future<Output = Option<(Bytes, Feed)>> + Send>>;
+type Next = Pin<Box<dyn Future<Output = Option<(Bytes, Box<dyn Feed>)>> + Send>>;
+
+/// Where a stream's chunks come from.
+pub(super) trait Feed: Send + 'static {
+    /// The next chunk and what comes after it; nothing at the end.
+    fn next(self: Box<Self>) -> Next;
+}
+
+/// A quiet stream's sign of life.
+pub(super) const ALIVE: &[u8] = b": alive\n\n";
 
 /// Events, one chunk each.
 pub(super) struct EventStream {
@@ -33,8 +42,13 @@ pub(super) struct EventStream {
 
 impl EventStream {
     /// A stream that starts with the current view and ends with `stop`. `slot` is held as long as it lives.
-    pub(super) fn new(view: ViewHandle, query: &Query, slot: OwnedSemaphorePermit, stop: CancellationToken) -> Self {
-        let feed = Feed {
+    pub(super) fn of_views(
+        view: ViewHandle,
+        query: &Query,
+        slot: OwnedSemaphorePermit,
+        stop: CancellationToken,
+    ) -> Self {
+        let feed = Views {
             changes: view.subscribe(),
             health: view.health(),
             heartbeat: heartbeat(query),
@@ -43,8 +57,12 @@ impl EventStream {
             sent: None,
             _slot: slot,
         };
+        Self::of(feed)
+    }
+
+    pub(super) fn of(feed: impl Feed) -> Self {
         Self {
-            next: Some(Box::pin(feed.next())),
+            next: Some(Box::new(feed).next()),
         }
     }
 
@@ -55,13 +73,13 @@ impl EventStream {
         let chunk = ready!(next.as_mut().poll(context));
         self.next = None;
         Poll::Ready(chunk.map(|(bytes, feed)| {
-            self.next = Some(Box::pin(feed.next()));
+            self.next = Some(feed.next());
             bytes
         }))
     }
 }
 
-fn heartbeat(query: &Query) -> Duration {
+pub(super) fn heartbeat(query: &Query) -> Duration {
     let asked = query.first("heartbeat").and_then(|text| text.parse().ok());
     asked.map_or(HEARTBEAT, |seconds: u64| {
         Duration::from_secs(seconds.clamp(1, HEARTBEAT.as_secs()))
@@ -95,7 +113,7 @@ async fn news(changes: &mut watch::Receiver<Arc<View>>, health: &mut watch::Rece
     }
 }
 
-struct Feed {
+struct Views {
     view: ViewHandle,
     changes: watch::Receiver<Arc<View>>,
     /// Whether the store is followed: a subscriber may know somebody who is better off.
@@ -106,8 +124,18 @@ struct Feed {
     _slot: OwnedSemaphorePermit,
 }
 
-impl Feed {
-    async fn next(mut self) -> Option<(Bytes, Self)> {
+impl Feed for Views {
+    fn next(self: Box<Self>) -> Next {
+        Box::pin(async move {
+            let (bytes, feed) = self.advance().await?;
+            let feed: Box<dyn Feed> = Box::new(feed);
+            Some((bytes, feed))
+        })
+    }
+}
+
+impl Views {
+    async fn advance(mut self) -> Option<(Bytes, Self)> {
         let due = Instant::now() + self.heartbeat;
         while let Some(sent) = &self.sent {
             let changed = tokio::select! {
@@ -120,7 +148,7 @@ impl Feed {
                 Ok(News::OfView | News::OfHealth) => break,
                 Ok(News::NoMore) => return None,
                 Err(_) if Arc::ptr_eq(sent, &self.changes.borrow()) => {
-                    return Some((Bytes::from_static(b": alive\n\n"), self));
+                    return Some((Bytes::from_static(ALIVE), self));
                 }
                 Err(_) => break,
             }

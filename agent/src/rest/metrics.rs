@@ -1,5 +1,7 @@
 //! `GET /metrics`, under Patroni's names: dashboards and alerts go on working. Pure.
 
+mod events;
+
 use std::fmt::Write;
 
 use jiff::Timestamp;
@@ -8,6 +10,7 @@ use pgherd_cluster::record::{PgState, Role};
 
 use super::body::is_unlocked;
 use super::facts::{Facts, SyncStanding};
+use crate::journal::Counts;
 use crate::status::WalStatus;
 
 /// States in the order of their numbers in `patroni_postgres_state`.
@@ -55,7 +58,7 @@ impl Page {
 }
 
 /// The whole page.
-pub(super) fn page(facts: &Facts) -> String {
+pub(super) fn page(facts: &Facts, counts: &Counts) -> String {
     let label = |text: &str| text.replace('\\', r"\\").replace('"', "\\\"");
     let (scope, name) = (&facts.status.scope, &facts.status.name);
     let labels = format!(
@@ -70,6 +73,7 @@ pub(super) fn page(facts: &Facts) -> String {
     add_roles(&mut page, facts);
     add_positions(&mut page, facts);
     add_server(&mut page, facts);
+    events::add(&mut page, counts);
     page.text
 }
 
@@ -224,7 +228,7 @@ mod tests {
 
     #[test]
     fn a_leader_shows_patronis_names_and_values() {
-        let page = page(&facts());
+        let page = page(&facts(), &Counts::default());
         assert!(page.contains("patroni_postmaster_start_time{scope=\"batman\",name=\"node1\"} 1795218269.498882\n"));
         assert_eq!(sample(&page, "patroni_version"), Some("040104"));
         assert_eq!(sample(&page, "patroni_primary"), Some("1"));
@@ -236,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_replica_shows_its_positions() {
-        let page = page(&replica());
+        let page = page(&replica(), &Counts::default());
         assert_eq!(sample(&page, "patroni_xlog_replayed_location"), Some("67108960"));
         assert_eq!(sample(&page, "patroni_xlog_replayed_timestamp"), Some("0"));
         assert_eq!(sample(&page, "patroni_postgres_streaming"), Some("1"));
@@ -246,7 +250,7 @@ mod tests {
     fn a_server_that_does_not_answer_has_no_streaming_samples() {
         let mut facts = stopped();
         std::sync::Arc::make_mut(&mut facts.status).state = PgState::Running;
-        let page = page(&facts);
+        let page = page(&facts, &Counts::default());
         assert_eq!(sample(&page, "patroni_postgres_state"), Some("-1"));
         assert_eq!(sample(&page, "patroni_postgres_streaming"), None);
         assert_eq!(sample(&page, "patroni_postgres_in_archive_recovery"), None);

@@ -14,6 +14,7 @@ mod facts;
 mod failsafe;
 #[cfg(test)]
 pub(crate) mod fixtures;
+mod journal;
 mod json;
 mod metrics;
 mod operations;
@@ -59,6 +60,7 @@ use self::query::Query;
 use self::route::Route;
 pub use self::server::serve;
 use self::switchover::Action;
+use crate::journal::Journal;
 use crate::lease::Vouches;
 use crate::peers::Peers;
 use crate::postgres::sql::Target;
@@ -108,6 +110,8 @@ pub struct ApiParts {
     pub vigil: Vigil,
     /// What a leader without etcd says of its slots goes here.
     pub slots: Arc<Board>,
+    /// What happened.
+    pub journal: Journal,
 }
 
 /// The interface of one member.
@@ -124,6 +128,7 @@ pub struct Api {
     vouches: Vouches,
     vigil: Vigil,
     slots: Arc<Board>,
+    journal: Journal,
     subscribers: Arc<Semaphore>,
     /// Nanoseconds of the [`Boottime`] since when the source of the view fails; 0 while it does not.
     failing_since: AtomicU64,
@@ -146,6 +151,7 @@ impl Api {
             vouches: parts.vouches,
             vigil: parts.vigil,
             slots: parts.slots,
+            journal: parts.journal,
             subscribers: Arc::new(Semaphore::new(SUBSCRIBERS_MAX)),
             failing_since: AtomicU64::new(0),
         }
@@ -219,17 +225,30 @@ impl Api {
         B: Body,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        let route = Route::of(request.method(), request.uri().path());
+        if !route.is_guarded() {
+            return self.serve(route, request, "", stop).await;
+        }
+        let doors = self.doors.load_full();
+        let (view, among_members) = (self.view.load_full(), matches!(route, Route::Vouch | Route::Release));
+        let checked = doors.check(client, request.headers(), &view, among_members).await;
+        if let Err(refusal) = checked {
+            return refusal;
+        }
+        let actor = doors.actor(client);
+        let answer = self.serve(route, request, &actor, stop).await;
+        journal::note(self, route, actor, &answer);
+        answer
+    }
+
+    /// Serves a request that may pass; `actor` is who asks, where that was looked at.
+    async fn serve<B>(&self, route: Route, request: Request<B>, actor: &str, stop: &CancellationToken) -> Answer
+    where
+        B: Body,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let path = request.uri().path();
         let query = Query::parse(request.uri().query().unwrap_or_default());
-        let route = Route::of(request.method(), path);
-        if route.is_guarded() {
-            let doors = self.doors.load_full();
-            let (view, among_members) = (self.view.load_full(), matches!(route, Route::Vouch | Route::Release));
-            let checked = doors.check(client, request.headers(), &view, among_members).await;
-            if let Err(refusal) = checked {
-                return refusal;
-            }
-        }
         match route {
             Route::Health { with_body } => {
                 let facts = self.fresh_facts().await;
@@ -241,7 +260,7 @@ impl Api {
                 }
             }
             Route::Status => document(200, &body::status(&self.fresh_facts().await)),
-            Route::Metrics => plain(200, metrics::page(&self.fresh_facts().await)),
+            Route::Metrics => plain(200, metrics::page(&self.fresh_facts().await, &self.journal.counts())),
             Route::Role => plain(200, format!("{}\n", self.fresh_facts().await.role().as_str())),
             // A question about the loop must not wait for the loop.
             Route::Liveness => code_only(evaluate::liveness(&self.facts())),
@@ -256,6 +275,7 @@ impl Api {
             }
             Route::Events => self.events(&query, stop),
             Route::View => document(200, &events::document(&self.view)),
+            Route::Journal => journal::serve(self, &query, stop),
             Route::DropSwitchover => switchover::unschedule(self).await,
             Route::DropRestart => restart::unschedule(self).await,
             Route::Restart => match read_object_if_any(request).await {
@@ -276,7 +296,7 @@ impl Api {
             | Route::PutConfig
             | Route::Vouch
             | Route::Release => match read_object(request).await {
-                Ok(body) => self.change(route, body).await,
+                Ok(body) => self.change(route, body, actor).await,
                 Err(refusal) => refusal,
             },
             Route::NotInThisVersion { .. } => error_page(501, NOT_IN_THIS_VERSION),
@@ -284,10 +304,10 @@ impl Api {
         }
     }
 
-    async fn change(&self, route: Route, body: Map<String, Value>) -> Answer {
+    async fn change(&self, route: Route, body: Map<String, Value>, actor: &str) -> Answer {
         match route {
-            Route::Switchover => switchover::serve(self, Action::Switchover, &body).await,
-            Route::Failover => switchover::serve(self, Action::Failover, &body).await,
+            Route::Switchover => switchover::serve(self, Action::Switchover, &body, actor).await,
+            Route::Failover => switchover::serve(self, Action::Failover, &body, actor).await,
             Route::Vouch => failsafe::vouch(self, &body).await,
             Route::Release => failsafe::release(self, &body).await,
             Route::PatchConfig => settings::patch(self, &body).await,
@@ -336,7 +356,7 @@ impl Api {
 
     fn events(&self, query: &Query, stop: &CancellationToken) -> Answer {
         match Arc::clone(&self.subscribers).try_acquire_owned() {
-            Ok(slot) => answer::events(EventStream::new(self.view.clone(), query, slot, stop.clone())),
+            Ok(slot) => answer::events(EventStream::of_views(self.view.clone(), query, slot, stop.clone())),
             Err(_) => sentence(503, "too many subscribers"),
         }
     }

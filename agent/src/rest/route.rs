@@ -24,6 +24,8 @@ pub(super) enum Route {
     Warrant,
     Events,
     View,
+    /// What happened.
+    Journal,
     Switchover,
     Failover,
     DropSwitchover,
@@ -83,6 +85,7 @@ impl Route {
             "/api/v1/warrant" => return Self::Warrant,
             "/api/v1/events" => return Self::Events,
             "/api/v1/view" => return Self::View,
+            "/api/v1/journal" => return Self::Journal,
             "/api/v1/forecast" => return Self::Forecast,
             "/api/v1/backups" => return Self::Backups,
             _ => {}
@@ -99,6 +102,41 @@ impl Route {
             "role" => Self::Role,
             _ => Self::Health { with_body: true },
         }
+    }
+
+    /// What an operator asks for by it, for the journal; nothing for what is only read, or passes between members.
+    pub(super) const fn action(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Switchover => "a switchover",
+            Self::Failover => "a failover",
+            Self::DropSwitchover => "the end of a scheduled switchover",
+            Self::Restart => "a restart",
+            Self::DropRestart => "the end of a scheduled restart",
+            Self::Reinitialize => "a new copy of the leader's data",
+            Self::Reload => "a reload",
+            Self::PatchConfig | Self::PutConfig => "a change of the dynamic configuration",
+            Self::Health { .. }
+            | Self::Status
+            | Self::Cluster
+            | Self::History
+            | Self::Config
+            | Self::Metrics
+            | Self::Failsafe
+            | Self::Liveness
+            | Self::Readiness
+            | Self::Role
+            | Self::Warrant
+            | Self::Events
+            | Self::View
+            | Self::Journal
+            | Self::Sigterm
+            | Self::Forecast
+            | Self::Backups
+            | Self::Vouch
+            | Self::Release
+            | Self::NotInThisVersion { .. }
+            | Self::Unsupported => return None,
+        })
     }
 
     /// Whether credentials are demanded, when any are configured.
@@ -133,6 +171,7 @@ impl Route {
             | Self::Warrant
             | Self::Events
             | Self::View
+            | Self::Journal
             | Self::Unsupported => false,
         }
     }
@@ -155,6 +194,7 @@ mod tests {
             (Method::GET, "/nosuch", health),
             (Method::GET, "/switchover", health),
             (Method::GET, "/api/v1/warrant", Route::Warrant),
+            (Method::GET, "/api/v1/journal", Route::Journal),
             (Method::GET, "/api/v1/other", health),
             (Method::HEAD, "/patroni", check),
             (Method::OPTIONS, "/liveness", check),

@@ -12,9 +12,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use pgherd_cluster::clock::wall_now;
 use pgherd_cluster::etcd::{Compare, Op, StoreError, Txn};
+use pgherd_cluster::event::Kind;
 use pgherd_cluster::key::Key;
 use pgherd_cluster::record::FailoverRequest;
-use pgherd_cluster::view::View;
+use pgherd_cluster::view::{Epoch, View};
 use serde_json::{Map, Value};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -25,6 +26,7 @@ use self::order::Order;
 use super::answer::{Answer, error_page, sentence};
 use super::schedule::Refusal;
 use super::{Api, OUT_OF_TOUCH};
+use crate::journal::Draft;
 
 /// Patroni waits for two of its cycles, and for no less than two of these.
 const WAIT_MIN: Duration = Duration::from_secs(10);
@@ -32,33 +34,28 @@ const WAIT_MIN: Duration = Duration::from_secs(10);
 const NOT_WRITTEN: &str = "failed to write failover key into DCS";
 
 /// Serves one request; `body` is its JSON.
-pub(super) async fn serve(api: &Api, action: Action, body: &Map<String, Value>) -> Answer {
-    match serve_or_refuse(api, action, body).await {
+pub(super) async fn serve(api: &Api, action: Action, body: &Map<String, Value>, actor: &str) -> Answer {
+    match serve_or_refuse(api, action, body, actor).await {
         Ok(answer) => answer,
         Err(refusal) => sentence(refusal.code, refusal.text),
     }
 }
 
-async fn serve_or_refuse(api: &Api, action: Action, body: &Map<String, Value>) -> Result<Answer, Refusal> {
+async fn serve_or_refuse(api: &Api, action: Action, body: &Map<String, Value>, actor: &str) -> Result<Answer, Refusal> {
     let facts = api.facts();
     let Some(view) = facts.known_view() else {
         return Err(Refusal::new(503, OUT_OF_TOUCH));
     };
     let now = Timestamp::try_from(wall_now()).unwrap_or(Timestamp::UNIX_EPOCH);
     let order = Order::parse(action, body, facts.is_paused(), now)?;
-    tracing::info!(
-        action = order.action.as_str(),
-        leader = order.leader,
-        candidate = order.candidate,
-        scheduled_at = order.scheduled_at,
-        "asked to hand the lease over"
-    );
     if order.scheduled_at.is_none() {
         let considered = order.considered(view)?;
         if !anyone_fit(&api.peers, considered).await {
             return Err(order.impossible("no good candidates have been found"));
         }
     }
+    // Told before it begins: whoever is sent away by it can be told its name.
+    api.journal.say(event(&order, view, actor));
     let written = write(api, &order).await?;
     if order.scheduled_at.is_some() {
         return Ok(sentence(202, format!("{} scheduled", order.action.title())));
@@ -69,6 +66,21 @@ async fn serve_or_refuse(api: &Api, action: Action, body: &Map<String, Value>) -
     let (code, text) = outcome.answer(&order);
     tracing::info!(code, outcome = text, "answered {}", order.action.as_str());
     Ok(sentence(code, text))
+}
+
+/// What operators asked for.
+fn event(order: &Order, view: &View, actor: &str) -> Draft {
+    let from = view.epoch().map(|epoch| epoch.holder.as_str()).unwrap_or("nobody");
+    let to = order.candidate.as_deref().unwrap_or("the best candidate");
+    let what = format!("{} from {from} to {to}", order.action.as_str());
+    let draft = Draft::new(Kind::Operator, what).asked_by(Some(actor.to_owned()));
+    match &order.scheduled_at {
+        Some(at) => draft.with("scheduled_at", at.clone()),
+        // The holding that is to end by it.
+        None => draft
+            .from(view.epoch().map(Epoch::to_string))
+            .to(order.candidate.clone()),
+    }
 }
 
 /// Writes the request and returns the revision of that.

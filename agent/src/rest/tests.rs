@@ -25,6 +25,7 @@ struct Served {
     status: watch::Sender<Arc<MemberStatus>>,
     view: ViewPublisher,
     refreshes: mpsc::Receiver<oneshot::Sender<Arc<MemberStatus>>>,
+    journal: Journal,
     stop: CancellationToken,
     tasks: JoinSet<()>,
 }
@@ -43,8 +44,10 @@ impl Served {
             endpoints: vec![endpoint],
             ..EtcdConfig::default()
         });
+        let (journal, _) = Journal::new("node1");
         let api = Api::new(ApiParts {
             slots: std::sync::Arc::default(),
+            journal: journal.clone(),
             status: status_rx,
             view: handle,
             etcd,
@@ -67,6 +70,7 @@ impl Served {
             status,
             view: publisher,
             refreshes,
+            journal,
             stop,
             tasks,
         }
@@ -292,6 +296,7 @@ async fn an_outage_is_noted_from_its_first_failure_until_it_ends() {
     let (publisher, handle) = source::channel(scope());
     let api = Api::new(ApiParts {
         slots: std::sync::Arc::default(),
+        journal: Journal::new("node1").0,
         status,
         view: handle,
         etcd: Etcd::new(EtcdConfig::default()),

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::PossibleValue;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use pgherd_cluster::event::Kind;
 
 use super::seconds;
 
@@ -83,6 +85,8 @@ pub(crate) enum Operate<R: Reaching> {
     Topology(With<R, TopologyArgs>),
     /// Show the timelines of a cluster: when each ended, and who led next
     History(With<R, HistoryArgs>),
+    /// Show what happened: changes of the leader, of roles, of the configuration, fences, refusals, operators' actions
+    Events(With<R, EventsArgs>),
     /// Hand the lead over to another member, in good order
     Switchover(With<R, SwitchoverArgs>),
     /// Make a member the leader while there is none, or one that cannot hand over
@@ -214,9 +218,66 @@ impl Again {
 pub(crate) struct HistoryArgs {
     #[command(flatten)]
     pub(crate) cluster: ClusterArgs,
+    /// How long each phase of each change of the leader took, and for how long writes stood still
+    #[arg(long)]
+    pub(crate) timings: bool,
+    /// With --timings: ask the member whose REST interface is here, not etcd
+    #[arg(long, value_name = "URL", requires = "timings")]
+    pub(crate) url: Option<String>,
     /// How to print
     #[arg(short, long, value_enum, default_value_t = Format::Pretty)]
     pub(crate) format: Format,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct EventsArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+    /// Go on, and print what happens
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only since then: a time, or how long ago, such as 10m
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<String>,
+    /// Only events about this
+    #[arg(long, value_enum)]
+    pub(crate) kind: Option<KindArg>,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Format::Pretty)]
+    pub(crate) output: Format,
+    /// Ask the member whose REST interface is here, not etcd [default: this host's member, while etcd does not answer]
+    #[arg(long, value_name = "URL")]
+    pub(crate) url: Option<String>,
+}
+
+/// What an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KindArg(Kind);
+
+impl KindArg {
+    /// Whether it is this kind.
+    pub(crate) fn is(self, kind: Kind) -> bool {
+        self.0 == kind
+    }
+}
+
+impl ValueEnum for KindArg {
+    fn value_variants<'a>() -> &'a [Self] {
+        const ALL: [KindArg; Kind::ALL.len()] = {
+            let mut all = [KindArg(Kind::Other); Kind::ALL.len()];
+            let mut at = 0;
+            while at < all.len() {
+                all[at] = KindArg(Kind::ALL[at]);
+                at += 1;
+            }
+            all
+        };
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.0.as_str()))
+    }
 }
 
 #[derive(Args, Debug, Default)]

@@ -1,10 +1,11 @@
-//! `pgherd history`: the timelines of a cluster.
+//! `pgherd history`: the timelines of a cluster, and how its changes of the leader went.
 
 use pgherd_cluster::record::History;
 use serde_json::Value;
 
 use super::output::Rows;
 use super::site::Scene;
+use super::timings;
 use crate::args::HistoryArgs;
 use crate::failure::Failure;
 use crate::terminal::print;
@@ -15,6 +16,9 @@ use crate::terminal::print;
 /// Bad configuration; etcd that does not answer.
 pub(crate) async fn run(scene: &Scene, args: &HistoryArgs) -> Result<(), Failure> {
     let site = scene.site(args.cluster.cluster.as_deref(), args.cluster.group)?;
+    if args.timings {
+        return timings::run(&site, args.format, args.url.as_deref()).await;
+    }
     let view = site.view().await?;
     let rows = rows(view.history.as_ref());
     print(&rows.render(args.format, "\t"));

@@ -5,6 +5,7 @@ pub(crate) mod check;
 mod diff;
 mod dsn;
 mod dynamic;
+mod events;
 mod flush;
 mod forecast;
 mod history;
@@ -25,6 +26,7 @@ mod stall;
 mod standby_cluster;
 mod switchover;
 mod table;
+mod timings;
 mod version;
 mod when;
 mod yaml_text;
@@ -64,6 +66,7 @@ pub(crate) async fn run<R: Reaching>(command: &Operate<R>, before: &Reach, tool:
         Operate::List(with) => list::run(&at(&with.reach), &with.args).await,
         Operate::Topology(with) => list::topology(&at(&with.reach), &with.args).await,
         Operate::History(with) => history::run(&at(&with.reach), &with.args).await,
+        Operate::Events(with) => events::run(&at(&with.reach), &with.args).await,
         Operate::Switchover(with) => switchover::run(&at(&with.reach), &with.args).await,
         Operate::Failover(with) => switchover::failover(&at(&with.reach), &with.args).await,
         Operate::Restart(with) => restart::run(&at(&with.reach), &with.args).await,

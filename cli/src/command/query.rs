@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pgherd_cluster::record::Address;
 use pgherd_cluster::source::reach_postgres;
-use pgherd_cluster::tls::{ServerTlsConfig, ServerTlsMode};
+use pgherd_cluster::tls::{KeyFile, ServerTlsConfig, ServerTlsMode};
 use pgherd_cluster::view::Member;
 use serde_json::Value;
 use tokio::task::JoinSet;
@@ -201,7 +201,7 @@ fn tls(variable: &dyn Fn(&str) -> Option<String>) -> Result<ServerTlsConfig, Str
     Ok(ServerTlsConfig {
         mode,
         ca: file("PGSSLROOTCERT", "root.crt"),
-        identity: file("PGSSLCERT", "postgresql.crt").zip(file("PGSSLKEY", "postgresql.key")),
+        identity: file("PGSSLCERT", "postgresql.crt").zip(file("PGSSLKEY", "postgresql.key").map(KeyFile::from)),
     })
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pgherd_agent::config::Credentials;
 use pgherd_cluster::etcd::{Budget, Etcd};
-use pgherd_cluster::http::{Access, Answer, Ask, HttpError, ask_at};
+use pgherd_cluster::http::{Access, Answer, Ask, Endpoint, HttpError, ask_at};
 use pgherd_cluster::key::Keys;
 use pgherd_cluster::view::{Member, View};
 use serde_json::Value;
@@ -63,6 +63,8 @@ pub(crate) struct Site {
     pub(crate) cluster: ClusterConfig,
     pub(crate) etcd: Etcd,
     pub(crate) superuser: Option<Credentials>,
+    /// Where the REST interface of the member is whose configuration this is.
+    own_agent: Option<Endpoint>,
     access: Access,
 }
 
@@ -86,6 +88,7 @@ impl Site {
             )));
         }
         let superuser = document.superuser();
+        let own_agent = document.own_agent();
         let access = document.operator_access();
         let cluster = document.finish(document.cluster(cluster))?;
         let access = access
@@ -95,6 +98,7 @@ impl Site {
             etcd: Etcd::new(cluster.etcd.clone()),
             cluster,
             superuser,
+            own_agent,
             access,
         })
     }
@@ -105,6 +109,11 @@ impl Site {
     /// When etcd does not answer, or refuses us.
     pub(crate) async fn view(&self) -> Result<View, Failure> {
         read_view(&self.etcd, &self.cluster).await
+    }
+
+    /// Where the REST interface of this host's member is, where the configuration is a member's.
+    pub(crate) fn own_agent(&self) -> Option<Endpoint> {
+        self.own_agent.clone()
     }
 
     /// How members' REST interfaces are reached.

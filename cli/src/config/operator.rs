@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use pgherd_agent::config::Credentials;
-use pgherd_cluster::http::AccessConfig;
+use pgherd_cluster::http::{AccessConfig, Endpoint};
 use serde_json::{Map, Value, json};
 
 use super::{Document, Source, agent};
@@ -66,6 +66,15 @@ impl Document {
     pub(crate) fn operator_access(&self) -> AccessConfig {
         // Whether a certificate is missing is told by who needs one.
         super::rest::peers(&self.root(), false)
+    }
+
+    /// Where the REST interface of the member is whose configuration this is.
+    pub(crate) fn own_agent(&self) -> Option<Endpoint> {
+        let root = self.root();
+        let section = root.section("restapi");
+        let address = section.text("connect_address").or_else(|| section.text("listen"))?;
+        let scheme = if section.has("certfile") { "https" } else { "http" };
+        Endpoint::of(&format!("{scheme}://{address}"))
     }
 
     /// Who owns the cluster, where the configuration is a member's.

@@ -1,10 +1,11 @@
-//! Log lines: to standard error, or to the files of the `log` section.
+//! Log lines: to standard error, to journald where that is what standard error is, or to the files of the `log` section.
 
 mod file;
 pub(crate) mod format;
+mod journald;
 
 use std::io::{IsTerminal, stderr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -16,6 +17,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 pub(crate) use self::file::Flush;
 use self::file::Turns;
 use self::format::{Format, Lines};
+use self::journald::Journald;
 use crate::failure::Failure;
 
 /// The variable that sets the level.
@@ -106,7 +108,14 @@ where
     let filtered = tracing_subscriber::registry().with(filter);
     let base = fmt::layer().with_writer(writer).with_ansi(colours).with_target(false);
     let is_ours = !config.json && config.format.is_none() && config.dateformat.is_none() && config.dir.is_none();
-    let started = if is_ours {
+    let journald = if is_ours && journald::has_stderr() {
+        Journald::connect(Path::new(journald::SOCKET)).ok()
+    } else {
+        None
+    };
+    let started = if let Some(journald) = journald {
+        filtered.with(journald).try_init()
+    } else if is_ours {
         filtered.with(base).try_init()
     } else {
         let format = config.format.clone();

@@ -105,6 +105,8 @@ pub(crate) struct ListenerRow {
 
 #[derive(Serialize)]
 pub(crate) struct EventRow {
+    /// Under which the log and clients were told of it.
+    pub(crate) id: String,
     pub(crate) at: String,
     pub(crate) age_seconds: f64,
     pub(crate) kind: &'static str,
@@ -357,6 +359,7 @@ fn listeners(shared: &Shared, counts: &[RouteCounts]) -> Vec<ListenerRow> {
 fn events(shared: &Shared, now: Boottime) -> Vec<EventRow> {
     let events = shared.events.latest().into_iter();
     let row = |event: crate::events::Event| EventRow {
+        id: event.id.to_string(),
         at: utc(event.at),
         age_seconds: now.since(event.at_boottime).as_secs_f64(),
         kind: event.kind.label(),

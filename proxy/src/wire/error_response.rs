@@ -34,6 +34,19 @@ impl Fatal {
         }
     }
 
+    /// With more to know than that.
+    #[must_use]
+    pub fn more_detail(self, more: &str) -> Self {
+        let detail = match self.detail {
+            Some(detail) => format!("{detail} {more}"),
+            None => more.to_owned(),
+        };
+        Self {
+            detail: Some(detail),
+            ..self
+        }
+    }
+
     /// With something to do.
     #[must_use]
     pub fn hint(self, hint: impl Into<String>) -> Self {

@@ -105,7 +105,8 @@ impl Cluster {
         self.confirming.shutdown().await;
     }
 
-    fn put(&mut self, key: &str, value: String) {
+    /// Writes a key, to be published with the next change.
+    pub(crate) fn put(&mut self, key: &str, value: String) {
         self.revision += 1;
         let key = format!("/service/c/{key}");
         let created = self

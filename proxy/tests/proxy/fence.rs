@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use pgherd_cluster::event::{Event, EventId, Kind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::fake::*;
@@ -7,6 +8,7 @@ use crate::scene::Led;
 
 anywhere!(
     an_idle_session_of_an_ended_epoch_is_told,
+    the_event_that_a_client_is_told_is_the_clusters_where_one_was_told_and_else_this_proxys,
     a_session_that_has_just_taken_many_rows_is_told,
     a_session_in_the_middle_of_a_message_is_reset_without_a_word,
     a_session_with_an_unanswered_request_is_reset_without_a_word,
@@ -38,6 +40,31 @@ async fn an_idle_session_of_an_ended_epoch_is_told(there: CarriedAfter) {
     expect_server_end(&mut session).await;
     expect_hello(&mut proxy.client().await).await;
     second.session().await;
+}
+
+async fn the_event_that_a_client_is_told_is_the_clusters_where_one_was_told_and_else_this_proxys(there: CarriedAfter) {
+    let mut led = Led::behind(config_there(there, vec![write_listener()])).await;
+    let (mut client, _session) = led.session().await;
+    let holding = led.cluster.handle.load().epoch().map(ToString::to_string);
+    let event = EventId::new(1000, "n3");
+    let told = Event {
+        from: holding,
+        ..Event::new(event.clone(), 1000, "n3", Kind::Operator, "switchover from n1 to n2")
+    };
+    led.cluster
+        .put(&format!("pgherd/events/{event}"), told.to_json().to_string());
+    led.cluster.no_leader();
+    let fatal = expect_fatal(&mut client).await;
+    assert!(fatal.text.contains(&format!("Event {event}.")), "{}", fatal.text);
+
+    let address = led.server.address;
+    led.cluster.writable("n1", address);
+    let (mut client, _session) = led.session().await;
+    led.cluster.no_leader();
+    let fatal = expect_fatal(&mut client).await;
+    let own = fatal.text.split_once("Event ").and_then(|(_, rest)| rest.get(..14));
+    let own = own.and_then(EventId::parse).expect("the name of an event");
+    assert!(own > event, "{own} is this proxy's own");
 }
 
 async fn a_session_that_has_just_taken_many_rows_is_told(there: CarriedAfter) {

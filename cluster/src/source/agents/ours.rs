@@ -5,10 +5,14 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::event::{Event, Kind};
 use crate::name::{MemberName, Scope};
 use crate::record::{DynamicConfig, FailoverRequest, MemberRecord, Status, SyncState};
 use crate::timing::LeaseTiming;
 use crate::view::{Epoch, Leader, Member, Revised, View};
+
+/// How many events a view is told with: those of a change of the leader, by all who took part.
+const ENDS_TOLD: usize = 8;
 
 /// What a view is to somebody who routes by it. `age` is how long ago the store was last heard, which a relay passes on;
 /// `in_touch` is whether it is being followed.
@@ -28,9 +32,17 @@ pub fn view_document(view: &View, age: Option<Duration>, in_touch: bool) -> Valu
         "timing": times(view.timing()),
         "pause": view.config.value.as_ref().is_some_and(|config| config.is_paused()),
         "failover": view.failover.value,
+        "events": ends(view),
         "age_ms": age.map(millis),
         "in_touch": in_touch,
     })
+}
+
+/// The last that ended a holding of the leader key, which clients are told the names of.
+fn ends(view: &View) -> Vec<Value> {
+    let ends = view.events.iter().rev();
+    let ends = ends.filter(|event| event.from.is_some() && event.kind != Kind::Refusal);
+    ends.take(ENDS_TOLD).map(|event| event.to_json()).collect()
 }
 
 fn member(view: &View, member: &Member) -> Value {
@@ -89,6 +101,8 @@ struct Document {
     #[serde(default)]
     pause: bool,
     failover: Option<FailoverRequest>,
+    #[serde(default)]
+    events: Vec<Value>,
     age_ms: Option<u64>,
     #[serde(default)]
     in_touch: bool,
@@ -137,6 +151,8 @@ pub(super) fn read(text: &str, scope: &Scope) -> Result<Told, String> {
     view.sync.value = document.sync;
     view.status = Status::parse(&json!({"optime": document.optime}).to_string());
     view.failover.value = document.failover;
+    let events = document.events.iter().take(ENDS_TOLD);
+    view.events = events.filter_map(Event::parse).collect();
     view.config = Revised {
         value: Some(config(&document.timing, document.pause)),
         mod_revision: document.revision,
