@@ -55,8 +55,9 @@ async fn serve_or_refuse(api: &Api, action: Action, body: &Map<String, Value>) -
     );
     if order.scheduled_at.is_none() {
         let considered = order.considered(view)?;
-        if !anyone_fit(&api.peers, considered).await {
-            return Err(order.impossible("no good candidates have been found"));
+        if let Err(unfit) = anyone_fit(&api.peers, considered).await {
+            // Patroni's words, which scripts may look for, and then what they rest on.
+            return Err(order.impossible(&format!("no good candidates have been found: {unfit}")));
         }
     }
     let written = write(api, &order).await?;
