@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use pgherd_proxy::Reloader;
+use pgherd_proxy::{ReloadAsked, ReloadRequests, Reloader};
 use tokio::signal::unix::Signal;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -30,6 +30,8 @@ pub(crate) struct ProxyReload {
     pub(crate) cluster: ClusterConfig,
     /// The proxy's own.
     pub(crate) reloader: Reloader,
+    /// Wishes of operators on the console.
+    pub(crate) requests: ReloadRequests,
     /// Hears where the next proxy takes this one over.
     pub(crate) takeover: watch::Sender<PathBuf>,
     /// Changes the level of the log.
@@ -51,16 +53,25 @@ impl ProxyReload {
     pub(crate) async fn run(mut self, mut hangup: Signal) {
         let mut files = FilesWatch::new(self.files()).await;
         loop {
+            let mut asked: Option<ReloadAsked> = None;
             let cause = tokio::select! {
                 told = hangup.recv() => match told {
                     Some(()) => "SIGHUP",
                     None => return,
                 },
+                Some(done) = self.requests.recv() => {
+                    asked = Some(done);
+                    "RELOAD on the console"
+                }
                 () = files.changed() => "the configuration's files have changed",
             };
             // Before they are read.
             let before = FilesWatch::new(self.files()).await;
             let (reloaded, read) = self.reload().await;
+            if let Some(asked) = asked {
+                // Who asked may have gone.
+                let _ = asked.send(reloaded.as_ref().copied().map_err(ToString::to_string));
+            }
             match reloaded {
                 Ok(()) => tracing::info!("{cause}: the configuration was read again and is in force"),
                 Err(failure) => {

@@ -370,6 +370,7 @@ impl ProxyStart {
             section: self.section,
             cluster: cluster.clone(),
             reloader: proxy.reloader(),
+            requests: proxy.reload_requests(),
             takeover,
             levels: self.levels,
         };
@@ -541,6 +542,8 @@ pub(crate) fn proxy_config(section: &ProxySection) -> ProxyConfig {
         }),
         page_login: section.page.login.clone(),
         page_tls: section.page.tls.clone(),
+        compat_metrics: section.page.compat_metrics,
+        console: section.console.as_ref().map(|console| console.config.clone()),
         client_tls: section.client_tls.clone(),
         server_tls: section.server_tls.clone(),
         workers: section.workers.unwrap_or_default(),

@@ -11,12 +11,24 @@ use crate::admission::{Places, Who};
 use crate::listener::Admission;
 use crate::peer::Peer;
 
-/// A client on its way to a session.
-pub(crate) struct Client {
+/// Who has a session or waits for one, as far as the proxy was told. For people who ask; nothing is decided by it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct About {
     pub(crate) peer: Peer,
     pub(crate) who: Who,
+    /// As the startup message had it; nothing for one without, and where the startup message is the server's alone to read.
+    pub(crate) application_name: Option<Box<str>>,
     /// Its listener's number.
-    pub(crate) index: usize,
+    pub(crate) listener: usize,
+    /// It speaks TLS, with us or with its server.
+    pub(crate) by_tls: bool,
+    /// When its startup had been read.
+    pub(crate) since: Boottime,
+}
+
+/// A client on its way to a session.
+pub(crate) struct Client {
+    pub(crate) about: Arc<About>,
     /// Kept while the session goes on.
     pub(crate) places: Places,
     /// The same, among all connections.
@@ -30,7 +42,7 @@ pub(crate) struct ClientPlaces {
 }
 
 impl Client {
-    /// Forgets who it is: there may be very many sessions that do nothing, and nobody asks any more.
+    /// Forgets what only a client on its way needs: there may be very many sessions that do nothing.
     pub(crate) fn into_places(self) -> ClientPlaces {
         ClientPlaces {
             _places: self.places,
@@ -47,8 +59,7 @@ impl Client {
 /// What the log says of one session: what joins the client that the proxy knows with the process that the server knows.
 #[derive(Debug)]
 pub(crate) struct SessionLine {
-    peer: Peer,
-    who: Who,
+    about: Arc<About>,
     listener: String,
     member: MemberName,
     began: Boottime,
@@ -65,8 +76,7 @@ impl SessionLine {
             return None;
         }
         Some(Arc::new(Self {
-            peer: client.peer,
-            who: client.who.clone(),
+            about: Arc::clone(&client.about),
             listener: listener.to_owned(),
             member: member.clone(),
             began: Boottime::now(),
@@ -98,12 +108,12 @@ impl SessionLine {
     /// Names are the client's own words, so they are quoted.
     fn line(&self) -> String {
         let Self {
-            peer,
-            who,
+            about,
             listener,
             member,
             ..
         } = self;
+        let About { peer, who, .. } = &**about;
         let quoted = |name: &Option<String>| format!("{:?}", name.as_deref().unwrap_or_default());
         let (user, database) = (quoted(&who.user), quoted(&who.database));
         let line = format!("client={peer} listener={listener} member={member} user={user} database={database}");
@@ -121,14 +131,20 @@ mod tests {
 
     #[test]
     fn a_line_joins_client_and_server_and_is_one_line() {
-        let client = Client {
+        let about = About {
             peer: Peer::Ip("10.1.1.1:5".parse().expect("an address")),
             who: Who {
                 user: Some("ann\nsession begins: client=".to_owned()),
                 database: None,
                 address: None,
             },
-            index: 0,
+            application_name: None,
+            listener: 0,
+            by_tls: false,
+            since: Boottime::from_nanos(0),
+        };
+        let client = Client {
+            about: Arc::new(about),
             places: Places::default(),
             admission: None,
         };

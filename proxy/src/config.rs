@@ -1,10 +1,12 @@
 //! What a proxy is told. Plain data; the command line reads it from files and environment.
 
+mod console;
 mod limits;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+pub use self::console::{ConsoleConfig, ConsoleUser};
 pub use self::limits::{LimitsConfig, QueueConfig};
 use crate::label::ApplicationName;
 use crate::network::Network;
@@ -234,6 +236,15 @@ pub struct StatsConfig {
     pub address: String,
 }
 
+/// Programs whose names metrics are told by as well, for dashboards that were made for them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CompatMetrics {
+    /// HAProxy's own `/metrics`.
+    pub haproxy: bool,
+    /// PgBouncer's exporter.
+    pub pgbouncer: bool,
+}
+
 /// Half a minute warms the caches of a server that was started, and is soon over.
 pub const SLOW_START: Duration = Duration::from_secs(30);
 
@@ -255,6 +266,10 @@ pub struct ProxyConfig {
     pub page_login: Option<PageLogin>,
     /// How the page shows itself; nothing where it speaks plain HTTP.
     pub page_tls: Option<ClientTlsConfig>,
+    /// Whose names metrics have beside ours.
+    pub compat_metrics: CompatMetrics,
+    /// The pseudo-database that the proxy answers itself; nothing for none.
+    pub console: Option<ConsoleConfig>,
     /// How the proxy shows itself to clients; nothing where TLS does not end here.
     pub client_tls: Option<ClientTlsConfig>,
     /// How it connects to members.
@@ -360,6 +375,8 @@ impl ProxyConfig {
             stats: None,
             page_login: None,
             page_tls: None,
+            compat_metrics: CompatMetrics::default(),
+            console: None,
             client_tls: None,
             server_tls: ServerTlsConfig::default(),
             workers: 0,

@@ -117,9 +117,30 @@ impl Dialled {
 }
 
 impl Connector<'_> {
-    /// Runs until the client is connected or sent away.
+    /// Runs until the client is connected or sent away, and notes how long that took.
     pub(crate) async fn connect(&self) -> Result<Connected, Denied> {
         let started = Boottime::now();
+        let mut held_since = None;
+        let found = self.look_for_a_server(started, &mut held_since).await;
+        let now = Boottime::now();
+        if let Some(since) = held_since {
+            self.listener.hold_time.observe(now.since(since));
+        }
+        if let Ok(connected) = &found {
+            self.listener.startup_time.observe(now.since(started));
+            let member = &connected.target.member;
+            self.shared
+                .connect_times
+                .observe(member, now.since(connected.dialled_at));
+        }
+        found
+    }
+
+    async fn look_for_a_server(
+        &self,
+        started: Boottime,
+        held_since: &mut Option<Boottime>,
+    ) -> Result<Connected, Denied> {
         let policy = self.policy(started);
         let mut changes = self.shared.view.subscribe();
         let mut rechecks = self.shared.rechecks();
@@ -132,6 +153,7 @@ impl Connector<'_> {
         let mut failed = None;
         let mut answered = None;
         let mut waits = Waits::new(started);
+        let mut waiting = self.shared.waiting.enter(self.worker, &self.client_is.about, started);
         loop {
             // Before the evidence is read, so that no change after it is missed.
             changes.mark_unchanged();
@@ -178,6 +200,8 @@ impl Connector<'_> {
             if place.is_none() {
                 place = Some(self.shared.hold(self.listener).ok_or_else(|| self.refuse_hold(&why))?);
             }
+            waiting.hold(&why, policy.hold_until);
+            held_since.get_or_insert_with(Boottime::now);
             let pause = pause(&why, policy, &mut retry);
             avoid.clear(); // They may answer by then.
             tokio::select! {
@@ -388,7 +412,10 @@ impl Connector<'_> {
             at: address,
             host: target.address.host.clone(),
         };
-        let (registration, ended) = self.shared.sessions.enter(self.worker, footing, server_at);
+        let (registration, ended) = self
+            .shared
+            .sessions
+            .enter(self.worker, &self.client_is.about, footing, server_at);
         if !still_leads_there() {
             return Dialled::Overtaken;
         }

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use pgherd_cluster::clock::Boottime;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -11,11 +12,12 @@ use tracing::debug;
 use crate::admission::{Of, Places, Reached, Who};
 use crate::cancel;
 use crate::carrier::{Carried, Carrier};
-use crate::client::{Client, ClientPlaces, SessionLine};
+use crate::client::{About, Client, ClientPlaces, SessionLine};
 use crate::config::ListenerConfig;
 use crate::connect::{Connected, Connector, Denied};
+use crate::console;
 use crate::counters::{Counted, OpenRoute};
-use crate::entrance::{Opening, OpeningError, STARTUPS};
+use crate::entrance::{Opening, OpeningError, STARTUPS, Starting};
 use crate::events::EventKind;
 use crate::handshake::{Arrived, HandshakeError, Offer, Wish};
 use crate::listener::{Accepted, Admission};
@@ -30,7 +32,7 @@ use crate::stream::Stream;
 use crate::stream::socket::Socket;
 use crate::turn::Place;
 use crate::wire::error_response::Fatal;
-use crate::wire::startup::FirstPacket;
+use crate::wire::startup::{FirstPacket, application_name};
 
 /// For everything that a client says before it is routed.
 const STARTUP_MAX: Duration = Duration::from_secs(10);
@@ -108,11 +110,9 @@ impl Connection {
             read = timeout(startup_max, Box::pin(opening.read(client, offer))) => read,
             () = self.cut.cancelled() => return None,
         };
-        // Its places among those that have not said what they come for are free again.
         let Opening {
             peer, config, starting, ..
         } = opening;
-        drop(starting);
         match read {
             Ok(Ok(arrived)) => {
                 let arrival = Arrival {
@@ -123,6 +123,10 @@ impl Connection {
                     map_users: tls.map_users,
                 };
                 drop(tls);
+                let arrived = match self.console(arrived, &arrival, starting).await {
+                    Some(arrived) => arrived,
+                    None => return None,
+                };
                 self.answer(arrived, arrival, listener, accepted.load).await
             }
             Ok(Err(error)) => {
@@ -131,6 +135,56 @@ impl Connection {
             }
             Err(_) => None, // It said too little in time: a check of the port, most likely.
         }
+    }
+
+    /// Serves whoever asked for the console; anybody else goes on, and its places among those that have not said what they
+    /// come for are free again.
+    async fn console(&self, arrived: Arrived, arrival: &Arrival, starting: Starting) -> Option<Arrived> {
+        let Wish::Packet(FirstPacket::Startup { user, database, bytes }) = &arrived.wish else {
+            return Some(arrived);
+        };
+        if !console::answers_for(&self.shared, database.as_deref()) {
+            return Some(arrived);
+        }
+        let (who, startup) = (arrival.who(user.clone(), database.clone()), bytes.clone());
+        let Arrived { stream, more, .. } = arrived;
+        let certified = arrival.certified(&stream, who.user.as_deref());
+        match certified.and_then(|()| self.admit_to_console(arrival, &who)) {
+            Ok(_place) => {
+                let caller = console::Caller {
+                    stream,
+                    peer: arrival.peer,
+                    who,
+                    startup,
+                    more,
+                    starting,
+                };
+                Box::pin(console::serve(&self.shared, caller)).await;
+            }
+            Err(fatal) => farewell(stream, &fatal).await,
+        }
+        None
+    }
+
+    /// Beyond the limit on connections the console is for those who are known by name; one of them may well come to see why
+    /// there are so many. Who it really is, is asked then.
+    fn admit_to_console(&self, arrival: &Arrival, who: &Who) -> Result<Option<Counted>, Fatal> {
+        if !arrival.is_allowed() {
+            self.shared.limited.count("allow", "");
+            return Err(refusal::not_allowed(who));
+        }
+        if !arrival.admission.over_limit {
+            return Ok(None);
+        }
+        let reserved = self.shared.reserve(who.user.as_deref());
+        reserved.map(Some).ok_or_else(|| {
+            self.shared.limited.count("connections", "");
+            refusal::limit_reached(&Reached {
+                of: Of::Connections,
+                open: self.shared.admitted.get(),
+                limit: self.shared.config.load().limits.connections,
+            })
+        })
     }
 
     /// Does what a client came for, or says why not.
@@ -160,7 +214,8 @@ impl Connection {
                 let certified = arrival.certified(&client, who.user.as_deref());
                 match certified.and_then(|()| self.admit(&arrival, &who)) {
                     Ok(places) => {
-                        let client_is = arrival.admitted(who, places);
+                        let by_tls = matches!(client, Stream::Tls(_));
+                        let client_is = arrival.admitted(who, places, (application_name(&bytes), by_tls));
                         return self
                             .session(client, listener, client_is, (&bytes, more, true), load)
                             .await;
@@ -177,7 +232,7 @@ impl Connection {
                 let who = arrival.who(None, None);
                 match self.admit(&arrival, &who) {
                     Ok(places) => {
-                        let client_is = arrival.admitted(who, places);
+                        let client_is = arrival.admitted(who, places, (None, true));
                         return self
                             .session(client, listener, client_is, (&bytes, more, false), load)
                             .await;
@@ -249,13 +304,13 @@ impl Connection {
     ) -> Option<Begun> {
         let config = self.shared.config.load();
         let written = config.application_name.as_ref().filter(|_| in_clear);
-        let written = written.map(|name| name.write(startup, &client_is.peer, &listener.name));
+        let written = written.map(|name| name.write(startup, &client_is.about.peer, &listener.name));
         drop(config);
         let connected = {
             let connector = Connector {
                 shared: &self.shared,
                 worker: self.worker,
-                index: client_is.index,
+                index: client_is.about.listener,
                 listener,
                 config: &listener.config.load_full(),
                 client_by_tls: matches!(client, Stream::Tls(_)),
@@ -272,7 +327,7 @@ impl Connection {
             // Who waits for the beginning of TLS with a server takes one byte only; closing says as much.
             Err(Denied::Refused(_) | Denied::Stopping) if !in_clear => client.reset(),
             Err(Denied::Refused(fatal)) => {
-                debug!(client = %client_is.peer, why = fatal.message(), "a client is refused");
+                debug!(client = %client_is.about.peer, why = fatal.message(), "a client is refused");
                 farewell(client, &fatal).await;
             }
             Err(Denied::Stopping) => farewell(client, &refusal::stopping()).await,
@@ -379,11 +434,17 @@ impl Arrival {
     }
 
     /// It gets a session. A place among those that are only told why they are refused is free for the next.
-    fn admitted(self, who: Who, places: Places) -> Client {
-        Client {
+    fn admitted(self, who: Who, places: Places, (application_name, by_tls): (Option<Box<str>>, bool)) -> Client {
+        let about = About {
             peer: self.peer,
             who,
-            index: self.index,
+            application_name,
+            listener: self.index,
+            by_tls,
+            since: Boottime::now(),
+        };
+        Client {
+            about: Arc::new(about),
             places,
             admission: Some(self.admission).filter(|admission| !admission.over_limit),
         }
@@ -424,7 +485,7 @@ async fn end_client(client: Stream, ending: &Ending, can_speak: bool, shared: &S
 
 /// Sends a last message and closes so that it arrives: closing with something unread would reset the connection, and the
 /// message with it.
-async fn farewell(client: Stream, fatal: &Fatal) {
+pub(crate) async fn farewell(client: Stream, fatal: &Fatal) {
     // Its carrier has done with it.
     let Ok(mut client) = client.with(Socket::unsettle) else {
         return;

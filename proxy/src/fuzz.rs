@@ -7,6 +7,7 @@
 
 mod client;
 mod cluster;
+mod console;
 #[cfg(test)]
 mod mutation;
 mod page;
@@ -28,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub type Target = fn(&[u8]);
 
 /// All of them, by the name of the directory that keeps their inputs.
-pub const TARGETS: [(&str, Target); 14] = [
+pub const TARGETS: [(&str, Target); 15] = [
     ("first_packet", client::first_packet),
     ("opening", client::opening),
     ("opening_tls", tls::opening),
@@ -43,6 +44,7 @@ pub const TARGETS: [(&str, Target); 14] = [
     ("view", cluster::view),
     ("agent", cluster::agent),
     ("page", page::request),
+    ("console", console::messages),
 ];
 
 /// Gives `input` to the target called `name`.

@@ -1,4 +1,5 @@
-//! From a client's socket to a member's socket: listeners, startup, routing, hold, relay, fence, cancel; page and metrics.
+//! From a client's socket to a member's socket: listeners, startup, routing, hold, relay, fence, cancel; page, metrics and
+//! console.
 //!
 //! Knows nothing of how a leader is made: it reads a view of the cluster, and the proof of how current that is.
 //! [`route`], [`balance`], [`experience`], [`lag`], [`settle`], [`warrant`] and [`wire`] are pure: no clock, no socket, no log.
@@ -11,6 +12,7 @@ mod client;
 pub mod config;
 mod connect;
 mod connection;
+mod console;
 mod counters;
 mod dial;
 mod draw;
@@ -22,6 +24,7 @@ mod fence;
 pub mod fuzz;
 mod gate;
 mod handshake;
+mod histogram;
 mod label;
 pub mod lag;
 mod leaving;
@@ -52,14 +55,16 @@ mod turn;
 mod unix;
 mod usher;
 mod vouch;
+mod waiting;
 pub mod warrant;
 pub mod wire;
 mod worker;
 
 pub use config::{
-    CARRIED_AFTER, HoldConfig, LimitsConfig, ListenerConfig, ListenerRole, OnChange, ProxyConfig, QueueConfig,
-    ReadRules, SLOW_START, StatsConfig,
+    CARRIED_AFTER, CompatMetrics, ConsoleConfig, ConsoleUser, HoldConfig, LimitsConfig, ListenerConfig, ListenerRole,
+    OnChange, ProxyConfig, QueueConfig, ReadRules, SLOW_START, StatsConfig,
 };
+pub use console::{BadVerifier, ReloadAsked, ReloadRequests, Verifier};
 pub use label::{ApplicationName, ApplicationNameError};
 pub use listener::{BindError, Inherited};
 pub use network::{Network, NetworkError};

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::config::{ConfigError, ProxyConfig};
+use crate::console::ReloadRequests;
 use crate::events::EventKind;
 use crate::listener::{BindError, Inbox, Inherited};
 use crate::reload::{self, Bound, Doors, Order, Reloader};
@@ -117,6 +118,13 @@ impl Proxy {
         self.reloader.clone()
     }
 
+    /// Where wishes of the console arrive to have the configuration read again. For one who reads configurations; without one
+    /// the console says that there is nobody.
+    #[must_use]
+    pub fn reload_requests(&self) -> ReloadRequests {
+        self.shared.console.reload_requests()
+    }
+
     /// Serves until `stop`, then lets sessions end by themselves for the grace period, then cuts them. When the future is
     /// dropped, sessions are cut at once.
     ///
@@ -162,6 +170,7 @@ impl Proxy {
                 Some(ended) = sessions.join_next() => break failure("worker", ended),
             }
         };
+        shared.stopping.cancel();
         drop(orders); // Whoever waits for a reload hears that there is none.
         let mut pages = doors.close().await;
         if outcome.is_ok() {

@@ -6,9 +6,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use pgherd_cluster::clock::Boottime;
 use tokio::sync::oneshot;
 
-use crate::client::SessionLine;
+use crate::client::{About, SessionLine};
 use crate::route::{Footing, Outlived};
 use crate::wire::startup::CancelKey;
 
@@ -59,6 +60,7 @@ pub(crate) enum Word {
 pub(crate) type Told = oneshot::Receiver<Box<Word>>;
 
 struct Entry {
+    about: Arc<About>,
     footing: Footing,
     server: Server,
     key: Option<CancelKey>,
@@ -102,6 +104,22 @@ pub(crate) struct Sessions {
     shards: Box<[Mutex<Shard>]>,
 }
 
+/// One session as it is told to people.
+#[derive(Clone, Debug)]
+pub(crate) struct OpenSession {
+    /// From 1 up; no other session of this process has had it.
+    pub(crate) number: u64,
+    pub(crate) about: Arc<About>,
+    /// When its server was connected to.
+    pub(crate) since: Boottime,
+    /// The server's address.
+    pub(crate) server: SocketAddr,
+    /// The server's process; nothing until it has told it, and where its bytes are not ours to read.
+    pub(crate) server_pid: Option<i32>,
+    /// It has been asked to leave.
+    pub(crate) leaves: bool,
+}
+
 /// A session's place in the table; dropping it takes the session out.
 pub(crate) struct Registration {
     sessions: Arc<Sessions>,
@@ -133,13 +151,20 @@ impl Sessions {
     }
 
     /// Enters a session. The caller looks at the evidence again *after* this: a change before it was nobody's to tell.
-    pub(crate) fn enter(self: &Arc<Self>, shard: usize, footing: Footing, server: Server) -> (Registration, Told) {
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        shard: usize,
+        about: &Arc<About>,
+        footing: Footing,
+        server: Server,
+    ) -> (Registration, Told) {
         let (end, ended) = oneshot::channel();
         let mut id = 0;
         if let Some(mut shard) = self.lock(shard) {
             id = shard.next;
             shard.next += 1;
             let entry = Entry {
+                about: Arc::clone(about),
                 footing,
                 server,
                 key: None,
@@ -180,6 +205,23 @@ impl Sessions {
                 .values()
                 .for_each(|entry| look(&entry.footing, entry.leaves));
         }
+    }
+
+    /// Every session, shard by shard, for people who ask: no lock is held for longer than one shard takes.
+    pub(crate) fn list(&self) -> Vec<OpenSession> {
+        let mut found = Vec::new();
+        for (index, shard) in (0..self.shards.len()).filter_map(|index| Some((index, self.lock(index)?))) {
+            found.extend(shard.entries.iter().map(|(id, entry)| OpenSession {
+                number: id * self.shards.len() as u64 + index as u64 + 1,
+                about: Arc::clone(&entry.about),
+                since: entry.footing.since,
+                server: entry.server.at,
+                server_pid: entry.key.as_ref().map(|key| i32::from_be_bytes(key.process_id())),
+                leaves: entry.leaves,
+            }));
+        }
+        found.sort_by_key(|session| session.number);
+        found
     }
 
     /// Whether any session rests on a holding of the leader key.
@@ -252,11 +294,12 @@ impl Drop for Registration {
 
 #[cfg(test)]
 mod tests {
-    use pgherd_cluster::clock::Boottime;
     use pgherd_cluster::view::Epoch;
 
     use super::*;
+    use crate::admission::Who;
     use crate::config::OnChange;
+    use crate::peer::Peer;
     use crate::testing::name;
 
     fn server(port: u16) -> Server {
@@ -264,6 +307,17 @@ mod tests {
             at: SocketAddr::from(([127, 0, 0, 1], port)),
             host: "localhost".to_owned(),
         }
+    }
+
+    fn about() -> Arc<About> {
+        Arc::new(About {
+            peer: Peer::Unix,
+            who: Who::default(),
+            application_name: None,
+            listener: 0,
+            by_tls: false,
+            since: Boottime::from_nanos(0),
+        })
     }
 
     fn footing(epoch: Option<Epoch>) -> Footing {
@@ -284,9 +338,9 @@ mod tests {
     #[test]
     fn a_key_leads_to_its_session_among_others_with_the_same_process_id() {
         let sessions = Sessions::new(2);
-        let (first, _first_end) = sessions.enter(0, footing(None), server(1));
-        let (second, _second_end) = sessions.enter(1, footing(None), server(2));
-        let (third, _third_end) = sessions.enter(1, footing(None), server(3));
+        let (first, _first_end) = sessions.enter(0, &about(), footing(None), server(1));
+        let (second, _second_end) = sessions.enter(1, &about(), footing(None), server(2));
+        let (third, _third_end) = sessions.enter(1, &about(), footing(None), server(3));
         first.learn_key(key(b"pid.secret-1"));
         second.learn_key(key(b"pid.secret-2"));
         third.learn_key(key(b"pid.secret-3"));
@@ -309,8 +363,8 @@ mod tests {
             holder: name("n1"),
             create_revision: 1,
         };
-        let (_writer, mut writer_end) = sessions.enter(0, footing(Some(epoch)), server(1));
-        let (_reader, mut reader_end) = sessions.enter(0, footing(None), server(2));
+        let (_writer, mut writer_end) = sessions.enter(0, &about(), footing(Some(epoch)), server(1));
+        let (_reader, mut reader_end) = sessions.enter(0, &about(), footing(None), server(2));
         let judge = |footing: &mut Footing, _| {
             let lapsed = Verdict::End(Ending::Outlived(Outlived::WarrantLapsed));
             footing.epoch.is_some().then_some(lapsed)
@@ -327,7 +381,7 @@ mod tests {
     #[test]
     fn one_that_was_asked_to_leave_can_still_be_ended_and_is_asked_once() {
         let sessions = Sessions::new(1);
-        let (_reader, mut told) = sessions.enter(0, footing(None), server(1));
+        let (_reader, mut told) = sessions.enter(0, &about(), footing(None), server(1));
         let moved = || Ending::Outlived(Outlived::Moved { member: name("n1") });
         assert_eq!(sessions.tell_where(|_, _| Some(Verdict::Leave(moved()))), 1);
         assert_eq!(sessions.tell_where(|_, _| Some(Verdict::Leave(moved()))), 0);

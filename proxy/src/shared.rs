@@ -15,21 +15,25 @@ use pgherd_cluster::record::PgState;
 use pgherd_cluster::source::{Proof, SourceHealth, ViewHandle};
 use pgherd_cluster::view::{Epoch, Member, View};
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::admission::Occupancy;
 use crate::cancel::Limiter;
 use crate::config::{ListenerConfig, ProxyConfig};
+use crate::console::ConsoleState;
 use crate::counters::{Counted, Gauge, Routes, Tally};
 use crate::entrance::Entrance;
 use crate::events::EventLog;
 use crate::experience::Experience;
 use crate::gate::{Gate, Gates};
+use crate::histogram::{ByMember, Histogram};
 use crate::lag::{self, LeaderPositions};
 use crate::refusal::{Awaited, Knowledge, Leaderless};
 use crate::reload::ReloadCounts;
 use crate::route::Evidence;
 use crate::sessions::Sessions;
 use crate::tls::TlsSettings;
+use crate::waiting::Waiting;
 use crate::warrant::{Vouch, Warrant, Words, with_leader};
 
 /// One listener and what was counted on it.
@@ -51,6 +55,10 @@ pub(crate) struct ListenerState {
     pub(crate) hold_expired: AtomicU64,
     /// Sessions that the proxy ended.
     pub(crate) ended: AtomicU64,
+    /// How long clients waited from the end of their startup message until they had a server, whatever for.
+    pub(crate) startup_time: Histogram,
+    /// How long clients were held that got a session after all, and that did not.
+    pub(crate) hold_time: Histogram,
 }
 
 impl ListenerState {
@@ -71,6 +79,8 @@ impl ListenerState {
             refused: AtomicU64::new(0),
             hold_expired: AtomicU64::new(0),
             ended: AtomicU64::new(0),
+            startup_time: Histogram::default(),
+            hold_time: Histogram::default(),
         }
     }
 
@@ -168,6 +178,10 @@ pub(crate) struct Shared {
     /// Connections that a limit turned away, by limit.
     pub(crate) limited: Tally,
     pub(crate) held: Gauge,
+    /// From the dial to a member until its first word, of sessions that came to be.
+    pub(crate) connect_times: ByMember,
+    /// Clients that have asked for a session and have none yet.
+    pub(crate) waiting: Waiting,
     /// Client connections, and those beyond the limit.
     pub(crate) admitted: Gauge,
     pub(crate) over_limit: Gauge,
@@ -192,6 +206,9 @@ pub(crate) struct Shared {
     pub(crate) panics: AtomicU64,
     pub(crate) reloads: Arc<ReloadCounts>,
     pub(crate) started: Boottime,
+    /// Cancelled when the proxy begins to stop.
+    pub(crate) stopping: CancellationToken,
+    pub(crate) console: ConsoleState,
 }
 
 impl Shared {
@@ -219,6 +236,8 @@ impl Shared {
             cancels: Tally::default(),
             limited: Tally::default(),
             held: Gauge::default(),
+            connect_times: ByMember::default(),
+            waiting: Waiting::new(workers),
             admitted: Gauge::default(),
             over_limit: Gauge::default(),
             occupancy: Occupancy::default(),
@@ -242,6 +261,8 @@ impl Shared {
             panics: AtomicU64::new(0),
             reloads: Arc::default(),
             started,
+            stopping: CancellationToken::new(),
+            console: ConsoleState::default(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The page, metrics and health over HTTP, for people and their tools. Read only.
 
-mod login;
+pub(crate) mod login;
 pub(crate) mod metrics;
 pub(crate) mod page;
 pub(crate) mod state;

@@ -184,7 +184,7 @@ impl Connector<'_> {
         let reserved = if self.client_is.has_reserved_place() {
             None
         } else {
-            Some(self.shared.reserve(self.client_is.who.user.as_deref())?)
+            Some(self.shared.reserve(self.client_is.about.who.user.as_deref())?)
         };
         Some(Place {
             _pass: gate.enter_over(),

@@ -4,6 +4,7 @@
 //! each gets exactly one whole packet, and only of the kinds that are known not to panic.
 
 pub mod backend;
+pub mod console;
 pub mod error_response;
 pub mod first_answer;
 pub mod proxy_header;

@@ -71,6 +71,7 @@ impl Bases {
         let replica = role == Role::Replica
             && facts.state() == PgState::Running
             && !is_set(&facts.status.tags, "noloadbalance")
+            && replicates_as_wanted(query, facts)
             && !is_lagging(query, facts);
         if facts.known_view().is_none() && facts.is_paused() {
             // Nobody renews the leader key in a paused cluster without a store, and nobody is demoted either.
@@ -131,6 +132,12 @@ fn match_sync_path(path: &str, bases: &Bases, facts: &Facts) -> bool {
         "/read-only-quorum" => bases.leads_or_standby_leads() || quorum,
         _ => false,
     }
+}
+
+/// Whether the member gets its log in the way that `replication_state=` asks for, as Patroni's development branch has it.
+fn replicates_as_wanted(query: &Query, facts: &Facts) -> bool {
+    let is = facts.server().and_then(|server| server.replication_state.as_deref());
+    query.first("replication_state").is_none_or(|wanted| is == Some(wanted))
 }
 
 fn is_lagging(query: &Query, facts: &Facts) -> bool {

@@ -1,12 +1,12 @@
-//! `GET /metrics`, under Patroni's names: dashboards and alerts go on working. Pure.
+//! `GET /metrics`, under Patroni's names: dashboards and alerts go on working. Ours follow. Pure.
 
 mod events;
 
 use std::fmt::Write;
 
 use jiff::Timestamp;
-use pgherd_cluster::PATRONI_VERSION;
 use pgherd_cluster::record::{PgState, Role};
+use pgherd_cluster::{PATRONI_VERSION, VERSION};
 
 use super::body::is_unlocked;
 use super::facts::{Facts, SyncStanding};
@@ -51,6 +51,15 @@ impl Page {
         );
     }
 
+    fn add_labelled(&mut self, name: &str, kind: &str, help: &str, (label, text): (&str, &str), value: &str) {
+        let own = self.labels.trim_end_matches('}');
+        // Writing to a text cannot fail.
+        let _ = write!(
+            self.text,
+            "# HELP {name} {help}\n# TYPE {name} {kind}\n{name}{own},{label}=\"{text}\"}} {value}\n"
+        );
+    }
+
     fn flag(&mut self, name: &str, help: &str, set: bool) {
         let help = format!("Value is 1 if {help}, 0 otherwise.");
         self.add(name, "gauge", &help, if set { "1" } else { "0" });
@@ -73,8 +82,60 @@ pub(super) fn page(facts: &Facts, counts: &Counts) -> String {
     add_roles(&mut page, facts);
     add_positions(&mut page, facts);
     add_server(&mut page, facts);
+    add_ours(&mut page, facts);
     events::add(&mut page, counts);
     page.text
+}
+
+/// What Patroni has no name for.
+fn add_ours(page: &mut Page, facts: &Facts) {
+    page.add("pgherd_up", "gauge", "1 while the agent serves.", "1");
+    page.add_labelled(
+        "pgherd_build_info",
+        "gauge",
+        "The running build.",
+        ("version", VERSION),
+        "1",
+    );
+    let runs = facts.state() == PgState::Running;
+    page.flag("pgherd_postgres_up", "PostgreSQL runs and answers", runs);
+    page.flag("pgherd_leads", "this member holds the leader key", facts.leads());
+    let deadline = facts.status.holding.as_ref().map(|holding| holding.deadline);
+    let left = deadline.map_or(0.0, |deadline| deadline.since(facts.now).as_secs_f64());
+    let help = "How long this member may be writable on its last proof, 0 if it holds no lease.";
+    page.add("pgherd_lease_remaining_seconds", "gauge", help, &format!("{left:.3}"));
+    page.flag(
+        "pgherd_failsafe_active",
+        "the lease rests on the word of the other members",
+        facts.is_failsafe_active(),
+    );
+    page.flag(
+        "pgherd_dcs_up",
+        "the cluster's store answers",
+        facts.failing_since.is_none(),
+    );
+    page.flag("pgherd_paused", "the cluster is in maintenance", facts.is_paused());
+    page.flag(
+        "pgherd_watchdog_failed",
+        "a watchdog is required and cannot be used",
+        facts.status.watchdog_failed,
+    );
+    let waiting = facts.status.pending_restart.len();
+    let help = "Parameters whose values wait for a restart.";
+    page.add("pgherd_pending_restart_parameters", "gauge", help, &waiting.to_string());
+    if let Some(server) = facts.server() {
+        let clients = server.replication.len();
+        let help = "Who streams from this member.";
+        page.add("pgherd_replication_clients", "gauge", help, &clients.to_string());
+        if let WalStatus::Standby { received, replayed, .. } = &server.wal {
+            let leader = facts.leader_position();
+            let behind = |reached: u64| leader.saturating_sub(reached).to_string();
+            let help = "How far this member has not received what the leader is known to have written, in bytes.";
+            page.add("pgherd_receive_lag_bytes", "gauge", help, &behind(received.0));
+            let help = "How far this member has not replayed what the leader is known to have written, in bytes.";
+            page.add("pgherd_replay_lag_bytes", "gauge", help, &behind(replayed.0));
+        }
+    }
 }
 
 fn add_roles(page: &mut Page, facts: &Facts) {
@@ -236,6 +297,34 @@ mod tests {
         assert_eq!(sample(&page, "patroni_xlog_location"), Some("67108960"));
         assert_eq!(sample(&page, "patroni_postgres_state"), Some("5"));
         assert_eq!(sample(&page, "patroni_cluster_unlocked"), Some("0"));
+    }
+
+    #[test]
+    fn our_own_names_follow_patronis() {
+        let counts = Counts::default();
+        let (leader, replica) = (page(&facts(), &counts), page(&replica(), &counts));
+        let left = sample(&leader, "pgherd_lease_remaining_seconds").and_then(|left| left.parse::<f64>().ok());
+        assert!(left.is_some_and(|left| left > 0.0), "{left:?}");
+        for (name, of_leader, of_replica) in [
+            ("pgherd_leads", Some("1"), Some("0")),
+            ("pgherd_postgres_up", Some("1"), Some("1")),
+            ("pgherd_dcs_up", Some("1"), Some("1")),
+            ("pgherd_replication_clients", Some("2"), Some("0")),
+            ("pgherd_replay_lag_bytes", None, Some("0")),
+        ] {
+            assert_eq!(
+                (sample(&leader, name), sample(&replica, name)),
+                (of_leader, of_replica),
+                "{name}"
+            );
+        }
+        let build = format!("pgherd_build_info{{scope=\"batman\",name=\"node1\",version=\"{VERSION}\"}} 1\n");
+        assert!(leader.contains(&build));
+        let ours = leader.find("pgherd_").expect("ours");
+        assert!(
+            !leader[ours..].contains("\npatroni_"),
+            "Patroni's come first, in its order"
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The listening socket and its connections: one request each, bounded in number, size and time.
+//! The listening socket and its connections, bounded in number, size and time.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -20,9 +20,12 @@ use super::Api;
 use super::doors::Client;
 use super::stall::StallGuard;
 
+/// Connections are kept for further requests only while there are no more than this: what waits for a request must not
+/// take the place of what has one.
+const KEPT_MAX: usize = CONNECTIONS_MAX / 2;
 /// How many connections there may be; more wait in the listener's backlog.
 const CONNECTIONS_MAX: usize = 320;
-/// How long the head of a request may take to arrive.
+/// How long the head of a request may take to arrive; and so how long a connection may wait for its next request.
 const HEAD_MAX: Duration = Duration::from_secs(5);
 /// How long a client may take nothing of its answer.
 const STALL_MAX: Duration = Duration::from_secs(10);
@@ -66,8 +69,9 @@ async fn accept_for_ever(
             accepted = accept(listener, &slots) => accepted,
         };
         let (api, stop) = (Arc::clone(api), stop.clone());
+        let keep = CONNECTIONS_MAX - slots.available_permits() <= KEPT_MAX;
         connections.spawn(async move {
-            welcome(stream, from, &api, &stop).await;
+            welcome(stream, from, keep, &api, &stop).await;
             drop(slot);
         });
     }
@@ -91,27 +95,27 @@ async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> (TcpStream, S
 }
 
 /// Speaks TLS first, where it is configured. The handshake has the time that a request's head has.
-async fn welcome(stream: TcpStream, from: SocketAddr, api: &Api, stop: &CancellationToken) {
+async fn welcome(stream: TcpStream, from: SocketAddr, keep: bool, api: &Api, stop: &CancellationToken) {
     let mut client = Client {
         address: Some(from.ip()),
         certified: false,
     };
     let guarded = StallGuard::new(stream, STALL_MAX);
     let Some(acceptor) = api.doors.load().acceptor() else {
-        return converse(guarded, client, api, stop).await;
+        return converse(guarded, client, keep, api, stop).await;
     };
     match timeout(HEAD_MAX, acceptor.accept(guarded)).await {
         Ok(Ok(secured)) => {
             let (_, session) = secured.get_ref();
             client.certified = session.peer_certificates().is_some_and(|shown| !shown.is_empty());
-            converse(secured, client, api, stop).await;
+            converse(secured, client, keep, api, stop).await;
         }
         Ok(Err(error)) => tracing::debug!(%from, %error, "a REST client does not speak our TLS"),
         Err(_) => tracing::debug!(%from, "a REST client has not finished its TLS handshake in time"),
     }
 }
 
-async fn converse<S>(stream: S, client: Client, api: &Api, stop: &CancellationToken)
+async fn converse<S>(stream: S, client: Client, keep: bool, api: &Api, stop: &CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -126,7 +130,7 @@ where
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_MAX)
             .max_buf_size(BUFFER_BYTES_MAX)
-            .keep_alive(false)
+            .keep_alive(keep)
             .serve_connection(io, service)
     );
     let outcome = tokio::select! {

@@ -50,8 +50,9 @@ async fn serve_or_refuse(api: &Api, action: Action, body: &Map<String, Value>, a
     let order = Order::parse(action, body, facts.is_paused(), now)?;
     if order.scheduled_at.is_none() {
         let considered = order.considered(view)?;
-        if !anyone_fit(&api.peers, considered).await {
-            return Err(order.impossible("no good candidates have been found"));
+        if let Err(unfit) = anyone_fit(&api.peers, considered).await {
+            // Patroni's words, which scripts may look for, and then what they rest on.
+            return Err(order.impossible(&format!("no good candidates have been found: {unfit}")));
         }
     }
     // Told before it begins: whoever is sent away by it can be told its name.

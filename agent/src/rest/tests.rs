@@ -91,13 +91,16 @@ impl Served {
     }
 
     async fn ask(&self, method: &str, path: &str) -> String {
-        self.raw(&format!("{method} {path} HTTP/1.1\r\nhost: x\r\n\r\n")).await
+        self.raw(&format!(
+            "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        ))
+        .await
     }
 
     async fn post(&self, method: &str, path: &str, body: &str) -> String {
         let length = body.len();
         self.raw(&format!(
-            "{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n{body}"
+            "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
         ))
         .await
     }
@@ -186,6 +189,39 @@ async fn an_old_client_is_answered_in_its_own_version() {
 }
 
 #[tokio::test]
+async fn a_connection_is_kept_for_the_next_question_and_every_answer_says_how_long_it_is() {
+    let served = started().await;
+    let exchange = async {
+        let mut stream = TcpStream::connect(served.address).await.expect("it listens");
+        let mut answer = Vec::new();
+        for request in [
+            "GET /patroni",
+            "OPTIONS /primary",
+            "GET /nosuch",
+            "HEAD /replica",
+            "GET /metrics",
+            "GET /liveness",
+        ] {
+            let request = format!("{request} HTTP/1.1\r\nhost: x\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.expect("it reads");
+            answer.clear();
+            while !answer.ends_with(b"\r\n\r\n") {
+                answer.push(stream.read_u8().await.expect("a head"));
+            }
+            let head = String::from_utf8_lossy(&answer).into_owned();
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+            let length: usize = length
+                .and_then(|length| length.parse().ok())
+                .unwrap_or_else(|| panic!("{head}"));
+            assert!(!head.contains("connection: close"), "{head}");
+            let mut body = vec![0; if request.starts_with("HEAD") { 0 } else { length }];
+            stream.read_exact(&mut body).await.expect("the body");
+        }
+    };
+    timeout(LIMIT, exchange).await.expect("one connection for all");
+}
+
+#[tokio::test]
 async fn bodies_have_patronis_spacing_and_refusals_its_words() {
     let served = started().await;
     let status = served.ask("GET", "/patroni").await;
@@ -237,7 +273,9 @@ async fn unsafe_requests_need_credentials_and_reads_never_do() {
         );
         assert_eq!(body(&answer), "no auth header received");
     }
-    let with = |token: &str| format!("DELETE /restart HTTP/1.1\r\nhost: x\r\nauthorization: Basic {token}\r\n\r\n");
+    let with = |token: &str| {
+        format!("DELETE /restart HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Basic {token}\r\n\r\n")
+    };
     let wrong = served.raw(&with("cGF0cm9uaTp3cm9uZw==")).await;
     assert_eq!(
         (status_line(&wrong), body(&wrong)),

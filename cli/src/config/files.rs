@@ -39,6 +39,12 @@ pub(crate) fn named_by(section: &ProxySection) -> Vec<PathBuf> {
         paths.extend(tls.client_ca.clone());
     }
     paths.extend(section.page.password_file.clone());
+    paths.extend(
+        section
+            .console
+            .iter()
+            .flat_map(|console| console.password_files.clone()),
+    );
     paths.extend(section.server_tls.ca.clone());
     if let Some((certificate, key)) = &section.server_tls.identity {
         paths.extend([certificate.clone(), key.path.clone()]);

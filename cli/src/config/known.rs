@@ -75,7 +75,7 @@ const LOGIN: &str = "username password password_file sslmode sslcert sslkey sslp
 const OURS: &[(&str, &str)] = &[
     (
         "proxy",
-        "source urls hosts probe listeners tls server_tls server_ca server_certificate server_key hold limits stats workers drain takeover \
+        "source urls hosts probe listeners tls server_tls server_ca server_certificate server_key hold limits stats console workers drain takeover \
          application_name log_sessions zone slow_start",
     ),
     (
@@ -94,11 +94,16 @@ const OURS: &[(&str, &str)] = &[
          reserved operators",
     ),
     ("proxy.limits.queue", "clients timeout"),
-    ("proxy.stats", "address username password password_file tls"),
+    (
+        "proxy.stats",
+        "address username password password_file tls compat_metrics",
+    ),
     (
         "proxy.stats.tls",
         "certificate private_key client_ca client_certificate min_version",
     ),
+    ("proxy.console", "database users peers"),
+    ("proxy.console.users[]", "username password password_file admin"),
     ("proxy.probe", "username database password_file passfile"),
     ("pgherd", "runtime_dir initdb_d parameters"),
     ("pgherd.parameters", "primary replica"),

@@ -16,6 +16,8 @@ mod rest;
 pub(crate) mod runtime_dir;
 mod secrets;
 mod section;
+#[cfg(test)]
+mod shipped;
 mod value;
 mod watchdog;
 pub(crate) mod yaml;

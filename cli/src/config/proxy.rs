@@ -1,5 +1,6 @@
 //! The `proxy` section: what DESIGN calls the proxy's part of the file, with defaults for all of it.
 
+mod console;
 mod page;
 mod reading;
 pub(crate) mod source;
@@ -14,6 +15,7 @@ use pgherd_proxy::tls::{ClientTlsConfig, ListenerTls, ServerTlsConfig};
 use pgherd_proxy::{ApplicationName, LimitsConfig, ListenerRole, Network, ReadRules, SLOW_START, SOCKET_MODE};
 use serde_json::Value;
 
+use self::console::ConsoleSection;
 use self::page::PageSection;
 use self::source::SourceSection;
 use super::limits::{self, count};
@@ -31,6 +33,8 @@ pub(crate) struct ProxySection {
     pub(crate) stats: Address,
     /// Who may see the page, and the file that says so.
     pub(crate) page: PageSection,
+    /// The pseudo-database, and the files that say who may see it; nothing when it is absent.
+    pub(crate) console: Option<ConsoleSection>,
     /// As many as there are processors when absent.
     pub(crate) workers: Option<usize>,
     pub(crate) drain: Duration,
@@ -94,6 +98,9 @@ pub(crate) fn read(root: &Section<'_>) -> Option<ProxySection> {
     let listeners = listeners(&section);
     let stats = stats(&section.section("stats"));
     let page = page::read(&section.section("stats"));
+    let console = section
+        .has("console")
+        .then(|| console::read(&section.section("console")));
     let client_tls = tls::clients(&section);
     tls::check_listeners(
         &section,
@@ -111,6 +118,7 @@ pub(crate) fn read(root: &Section<'_>) -> Option<ProxySection> {
     Some(ProxySection {
         source: source?,
         page,
+        console,
         listeners: listeners?,
         hold_timeout,
         hold_clients,

@@ -122,4 +122,5 @@ targets! {
     view
     agent
     page
+    console
 }

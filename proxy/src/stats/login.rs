@@ -31,7 +31,7 @@ impl fmt::Debug for PageLogin {
 }
 
 /// Compares in a time that tells nothing but whether the lengths are equal.
-fn equals(expected: &[u8], given: &[u8]) -> bool {
+pub(crate) fn equals(expected: &[u8], given: &[u8]) -> bool {
     let pairs = expected.iter().zip(given);
     let differences = pairs.fold(0, |all, (a, b)| std::hint::black_box(all | (a ^ b)));
     expected.len() == given.len() && differences == 0

@@ -1,9 +1,15 @@
 //! `/metrics` in Prometheus' text format. Built anew for each scrape from what was counted anyway.
 
+mod compat;
+mod text;
+
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
+use pgherd_cluster::clock::Boottime;
 use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 
+use self::text::Page;
 use super::state::State;
 use crate::panics;
 use crate::shared::Shared;
@@ -59,7 +65,104 @@ pub(crate) fn render(shared: &Shared) -> prometheus::Result<String> {
     outcomes(&scrape, shared)?;
     cluster(&scrape, &state)?;
     members(&scrape, &state)?;
-    TextEncoder::new().encode_to_string(&scrape.0.gather())
+    doors(&scrape, shared, &state)?;
+    let text = TextEncoder::new().encode_to_string(&scrape.0.gather())?;
+    Ok(text + &times(shared, &state))
+}
+
+/// How long things took, and the names of other programs for whoever wants them.
+fn times(shared: &Shared, state: &State) -> String {
+    let mut page = Page::default();
+    let listeners = shared.listeners();
+    let startups = listeners
+        .iter()
+        .map(|listener| (listener.name.as_str(), listener.startup_time.buckets()));
+    page.histogram(
+        "pgherd_startup_seconds",
+        "From a client's startup message until its server had answered it, waiting included.",
+        "listener",
+        startups,
+    );
+    let holds = listeners
+        .iter()
+        .map(|listener| (listener.name.as_str(), listener.hold_time.buckets()));
+    page.histogram(
+        "pgherd_hold_seconds",
+        "How long clients were held, whether they got a session in the end or not.",
+        "listener",
+        holds,
+    );
+    let connects = shared.connect_times.buckets();
+    page.histogram(
+        "pgherd_backend_connect_seconds",
+        "From the dial to a member until its first word.",
+        "node",
+        connects
+            .iter()
+            .map(|(member, buckets)| (member.as_str(), buckets.clone())),
+    );
+    let compat = shared.config.load().compat_metrics;
+    if compat.haproxy {
+        compat::haproxy(&mut page, shared, state);
+    }
+    if compat.pgbouncer {
+        compat::pgbouncer(&mut page, shared);
+    }
+    page.into_text()
+}
+
+/// Who is in, who waits, and who came to the console.
+fn doors(scrape: &Scrape, shared: &Shared, state: &State) -> prometheus::Result<()> {
+    let connections = shared.admitted.get();
+    scrape.single(
+        "pgherd_connections",
+        "Client connections, over all listeners.",
+        whole(connections),
+    )?;
+    scrape.single(
+        "pgherd_connections_max",
+        "Client connections that there may be.",
+        whole(shared.config.load().limits.connections),
+    )?;
+    let takes = scrape.gauge(
+        "pgherd_node_takes",
+        "1 for what a member takes from this proxy: write, read, or nothing.",
+        &["node", "what"],
+    )?;
+    for member in &state.members {
+        takes
+            .with_label_values(&[member.name.as_str(), member.takes.unwrap_or("nothing")])
+            .set(1);
+    }
+    let (now, listeners) = (Boottime::now(), shared.listeners());
+    let oldest = GaugeVec::new(
+        Opts::new(
+            "pgherd_queue_oldest_seconds",
+            "How long the client has waited that has waited longest for a session.",
+        ),
+        &["listener"],
+    )?;
+    scrape.0.register(Box::new(oldest.clone()))?;
+    let mut waited: BTreeMap<usize, f64> = BTreeMap::new();
+    for waiter in shared.waiting.list() {
+        let longest = waited.entry(waiter.about.listener).or_default();
+        *longest = longest.max(now.since(waiter.since).as_secs_f64());
+    }
+    for (index, listener) in listeners.iter().enumerate() {
+        let seconds = waited.get(&index).copied().unwrap_or_default();
+        oldest.with_label_values(&[&listener.name]).set(seconds);
+    }
+    let sessions = shared.console.sessions.get();
+    scrape.single("pgherd_console_sessions", "Sessions on the console.", whole(sessions))?;
+    let logins = scrape.counter(
+        "pgherd_console_logins_total",
+        "Logins on the console, by what came of them.",
+        &["result"],
+    )?;
+    for ((result, _), count) in shared.console.logins.counts() {
+        logins.with_label_values(&[result]).inc_by(count);
+    }
+    Ok(())
 }
 
 fn process(scrape: &Scrape, shared: &Shared, state: &State) -> prometheus::Result<()> {

@@ -244,6 +244,19 @@ pub fn parameters(packet: &Bytes) -> Result<Vec<(Bytes, Bytes)>, Malformed> {
     }
 }
 
+/// The `application_name` of a startup message, so far as it is text and no longer than PostgreSQL keeps it.
+#[must_use]
+pub fn application_name(packet: &Bytes) -> Option<Box<str>> {
+    let parameters = parameters(packet).ok()?;
+    let mut named = parameters
+        .iter()
+        .rev()
+        .filter(|(key, _)| key == b"application_name".as_slice());
+    let (_, value) = named.next()?;
+    let cut = value.get(..NAME_BYTES_MAX).unwrap_or(value);
+    (!cut.is_empty()).then(|| String::from_utf8_lossy(cut).into())
+}
+
 /// A startup message whose `application_name` is what `write` makes of the one that it has; all else is as it was. Nothing for
 /// replication, whose standbys are known by that name, and for a message that would become too long.
 pub fn with_application_name(packet: &Bytes, write: impl FnOnce(&[u8]) -> Vec<u8>) -> Option<Bytes> {

@@ -5,6 +5,7 @@ mod agents_tls;
 mod balance;
 mod cancel;
 mod certificates;
+mod console;
 mod fake;
 mod fence;
 mod hearsay;

@@ -1,6 +1,6 @@
 use std::net::SocketAddr;
 
-use pgherd_proxy::{PageLogin, StatsConfig};
+use pgherd_proxy::{CompatMetrics, PageLogin, StatsConfig};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
@@ -217,4 +217,50 @@ async fn the_page_takes_no_orders() {
     assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
     assert!(get(page, "/").await.contains("location: /stats"));
     assert!(get(page, "/nowhere").await.starts_with("HTTP/1.1 404"));
+}
+
+#[tokio::test]
+async fn times_are_histograms_and_other_programs_names_are_there_for_whoever_wants_them() {
+    let (mut cluster, mut server) = (Cluster::new(), Server::start().await);
+    cluster.writable("n1", server.address);
+    let (mut proxy, page) = with_page(&cluster).await;
+    let _client = proxy.client().await;
+    let _session = server.session().await;
+    let listener = proxy.addresses.listeners[0][0];
+    let startups = format!("pgherd_startup_seconds_count{{listener=\"{listener}\"}} 1\n");
+    let metrics = until("the session has begun", async || {
+        let metrics = get(page, "/metrics").await;
+        metrics.contains(&startups).then_some(metrics)
+    })
+    .await;
+    for expected in [
+        "pgherd_backend_connect_seconds_bucket{node=\"n1\",le=\"+Inf\"} 1\n",
+        &format!("pgherd_hold_seconds_count{{listener=\"{listener}\"}} 0\n"),
+        &format!("pgherd_queue_oldest_seconds{{listener=\"{listener}\"}} 0\n"),
+        "pgherd_node_takes{node=\"n1\",what=\"write\"} 1\n",
+        "pgherd_connections 1\n",
+    ] {
+        assert!(metrics.contains(expected), "{expected} is not in {metrics}");
+    }
+    assert!(!metrics.contains("haproxy_") && !metrics.contains("pgbouncer_"));
+    let mut both = config(vec![write_listener(), read_listener()]);
+    both.stats = Some(StatsConfig {
+        address: "127.0.0.1:0".to_owned(),
+    });
+    both.compat_metrics = CompatMetrics {
+        haproxy: true,
+        pgbouncer: true,
+    };
+    proxy.reload(both).await.expect("applied");
+    let metrics = get(page, "/metrics").await;
+    for expected in [
+        "haproxy_server_status{proxy=\"primary\",server=\"n1\",state=\"UP\"} 1\n",
+        "haproxy_server_status{proxy=\"replicas\",server=\"n1\",state=\"UP\"} 0\n",
+        "haproxy_backend_status{proxy=\"primary\",state=\"UP\"} 1\n",
+        "haproxy_server_current_sessions{proxy=\"primary\",server=\"n1\"} 1\n",
+        "pgbouncer_pools_client_active_connections{database=\"ann\",user=\"ann\"} 1\n",
+        "pgbouncer_up 1\n",
+    ] {
+        assert!(metrics.contains(expected), "{expected} is not in {metrics}");
+    }
 }

@@ -133,7 +133,10 @@ async fn without_a_device_a_member_leads_unless_it_requires_one() -> Result<()> 
     let request = json!({"candidate": required.name()});
     let refused = off.ask("POST", "/failover", Some(&request)).await?;
     let expected = "failover is not possible: no good candidates have been found";
-    ensure!(refused.status == 412 && refused.body == expected, "{refused:?}");
+    ensure!(
+        refused.status == 412 && refused.body.starts_with(expected),
+        "{refused:?}"
+    );
 
     off.stop().await?;
     throughout("nobody leads", A_WHILE, async || nobody_leads(&cluster).await).await?;

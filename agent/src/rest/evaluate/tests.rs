@@ -82,6 +82,13 @@ fn an_asynchronous_cluster_answers_as_captured() {
         /replica?tag_clonefrom=true /read-only?tag_clonefrom=true:           503 200
         /replica?tag_clonefrom=True:                                         503 503
         /primary?tag_x=y /leader?tag_x=y:                                    200 503
+        /replica?replication_state=streaming /async?replication_state=streaming: 503 200
+        /replica?replication_state=in+archive+recovery /async?replication_state=x: 503 503
+        /read-only?replication_state=x /read-only-sync?replication_state=x:  200 503
+        /read-only?replication_state=streaming:                              200 200
+        /replica?replication_state=streaming&lag=1kB&tag_my_tag=abc:         503 200
+        /replica?replication_state= /replica?lag=1PB /replica?lag=+1:        503 200
+        /primary?replication_state=x&lag=0:                                  200 503
         /health?tag_x=y /read-only?tag_x=y:                                  503 503
         /nosuch /sync/ /api/v1/other:                                        503 503
         /my/primary/check /a-leader:                                         200 503

@@ -13,27 +13,35 @@ use crate::peers::Peers;
 /// Patroni's limit for such a question.
 const ASK_MAX: Duration = Duration::from_secs(2);
 
-/// Whether one of `members` says so; the first that does is enough.
-pub(super) async fn anyone_fit(peers: &Peers, members: Vec<&Member>) -> bool {
+/// Whether one of `members` says so; the first that does is enough. If none does, why each of them does not, in the order of
+/// their names.
+pub(super) async fn anyone_fit(peers: &Peers, members: Vec<&Member>) -> Result<(), String> {
     let mut asked = JoinSet::new();
     for member in members {
-        asked.spawn(is_fit(peers.clone(), member.record.clone()));
+        let (peers, name, record) = (peers.clone(), member.name.to_string(), member.record.clone());
+        asked.spawn(async move { is_fit(peers, record).await.map_err(|why| format!("{name} {why}")) });
     }
+    let mut unfit = Vec::new();
     while let Some(fit) = asked.join_next().await {
-        if matches!(fit, Ok(true)) {
-            return true;
+        match fit {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(why)) => unfit.push(why),
+            Err(_) => {} // A defect, which says nothing of the member.
         }
     }
-    false
+    unfit.sort();
+    Err(unfit.join(", "))
 }
 
-async fn is_fit(peers: Peers, record: MemberRecord) -> bool {
+async fn is_fit(peers: Peers, record: MemberRecord) -> Result<(), String> {
     let Some(endpoint) = record.api_endpoint() else {
-        return false;
+        return Err("tells no address of its REST interface".to_owned());
     };
     let answer = peers.ask(&endpoint, Ask::get(path_of(&record.api_url)), ASK_MAX).await;
-    let status = answer.ok().and_then(|answer| answer.json());
-    status.is_some_and(|status| allows_failover(&status))
+    match answer.ok().and_then(|answer| answer.json()) {
+        Some(status) => allows_failover(&status),
+        None => Err(format!("has not answered within {} s", ASK_MAX.as_secs())),
+    }
 }
 
 fn path_of(url: &str) -> &str {
@@ -42,7 +50,7 @@ fn path_of(url: &str) -> &str {
 }
 
 /// What a member's own status says. One without positions has no PostgreSQL that answers and counts as unreachable.
-fn allows_failover(status: &Value) -> bool {
+fn allows_failover(status: &Value) -> Result<(), String> {
     let is_there = |name: &str| status.get(name).is_some_and(|value| !value.is_null());
     let tags = status.get("tags").and_then(Value::as_object).cloned();
     let record = MemberRecord {
@@ -50,7 +58,16 @@ fn allows_failover(status: &Value) -> bool {
         ..MemberRecord::new(String::new(), String::new())
     };
     let watchdog_failed = status.get("watchdog_failed").and_then(Value::as_bool).unwrap_or(false);
-    (is_there("xlog") || is_there("wal")) && !record.nofailover() && !watchdog_failed
+    let state = status.get("state").and_then(Value::as_str).unwrap_or("unknown");
+    if !is_there("xlog") && !is_there("wal") {
+        Err(format!("is {state} and tells no position in the log"))
+    } else if record.nofailover() {
+        Err("has the tag nofailover, or the failover_priority 0".to_owned())
+    } else if watchdog_failed {
+        Err("has no watchdog that works, which watchdog.mode asks for".to_owned())
+    } else {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -71,7 +88,7 @@ mod tests {
             (json!({"xlog": {}, "watchdog_failed": true}), false),
             (json!("xlog"), false),
         ] {
-            assert_eq!(allows_failover(&status), fit, "{status}");
+            assert_eq!(allows_failover(&status).is_ok(), fit, "{status}");
         }
     }
 

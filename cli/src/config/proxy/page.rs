@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use pgherd_agent::config::Credentials;
 use pgherd_agent::rest::authorization;
-use pgherd_proxy::PageLogin;
 use pgherd_proxy::tls::ClientTlsConfig;
+use pgherd_proxy::{CompatMetrics, PageLogin};
 
 use super::super::section::Section;
 use super::tls;
@@ -17,21 +17,15 @@ pub(crate) struct PageSection {
     pub(crate) login: Option<PageLogin>,
     /// Where the password comes from, to be looked at again.
     pub(crate) password_file: Option<PathBuf>,
+    /// Whose names metrics have beside ours.
+    pub(crate) compat_metrics: CompatMetrics,
     /// What it shows by TLS; plain HTTP when absent.
     pub(crate) tls: Option<ClientTlsConfig>,
 }
 
 pub(super) fn read(section: &Section<'_>) -> PageSection {
     let username = section.text("username");
-    let (written, file) = (section.secret("password"), section.text("password_file"));
-    let password = match (written, &file) {
-        (Some(_), Some(_)) => {
-            section.error("password", "there is a password_file too; remove one of them");
-            None
-        }
-        (written, None) => written,
-        (None, Some(path)) => from_file(section, path),
-    };
+    let (password, file) = (password(section), section.text("password_file"));
     let has_password = section.has("password") || section.has("password_file");
     if username.is_none() && has_password {
         section.missing("username", "the name that goes with the password");
@@ -46,7 +40,35 @@ pub(super) fn read(section: &Section<'_>) -> PageSection {
     PageSection {
         login: authorization(credentials.as_ref()).map(PageLogin::new),
         password_file: file.map(PathBuf::from),
+        compat_metrics: compat_metrics(section),
         tls: tls::clients(section),
+    }
+}
+
+fn compat_metrics(section: &Section<'_>) -> CompatMetrics {
+    let mut compat = CompatMetrics::default();
+    for word in section.texts("compat_metrics").unwrap_or_default() {
+        match word.as_str() {
+            "haproxy" => compat.haproxy = true,
+            "pgbouncer" => compat.pgbouncer = true,
+            other => section.error(
+                "compat_metrics",
+                format!("{other:?} is not known here; write haproxy or pgbouncer"),
+            ),
+        }
+    }
+    compat
+}
+
+/// A password that is written down, or lies in a file.
+pub(super) fn password(section: &Section<'_>) -> Option<String> {
+    match (section.secret("password"), section.text("password_file")) {
+        (Some(_), Some(_)) => {
+            section.error("password", "there is a password_file too; remove one of them");
+            None
+        }
+        (written, None) => written,
+        (None, Some(path)) => from_file(section, &path),
     }
 }
 
@@ -95,6 +117,10 @@ mod tests {
             (
                 json!({"username": "admin", "password_file": file}),
                 "is empty; write the password into it",
+            ),
+            (
+                json!({"compat_metrics": ["haproxy", "pgbouncer", "odyssey"]}),
+                "proxy.stats.compat_metrics: \"odyssey\" is not known here; write haproxy or pgbouncer",
             ),
             (
                 json!({"username": "admin", "password_file": "/nowhere"}),
