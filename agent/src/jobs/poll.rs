@@ -17,6 +17,9 @@ use crate::peers::Peers;
 
 /// Twice what a loaded member needs; a frozen one costs no more than this.
 const ANSWER_MAX: Duration = Duration::from_millis(400);
+/// For one whose key has ended, as a leader's has that is being replaced: most likely it has gone with it, and an election is
+/// kept waiting by no more than a loaded member needs.
+const ENDED_ANSWER_MAX: Duration = Duration::from_millis(200);
 
 /// Asks every other member that is or was a member, as far as it is known where.
 pub(super) async fn ask_all(
@@ -25,14 +28,15 @@ pub(super) async fn ask_all(
     asked_at: Boottime,
 ) -> Result<Poll, JobError> {
     let asked = whom.len();
+    let view = context.view();
     let mut asking = JoinSet::new();
     for (name, endpoint) in whom {
-        asking.spawn(ask_one(
-            context.peers.clone(),
-            context.config.scope.clone(),
-            name,
-            endpoint,
-        ));
+        let limit = match view.members.contains_key(&name) {
+            true => ANSWER_MAX,
+            false => ENDED_ANSWER_MAX,
+        };
+        let (peers, scope) = (context.peers.clone(), context.config.scope.clone());
+        asking.spawn(ask_within(limit, peers, scope, name, endpoint));
     }
     let peers: Vec<Peer> = asking.join_all().await.into_iter().flatten().collect();
     let own = match context.sql.status().await {
@@ -58,7 +62,11 @@ fn is_down_or_armed(context: &Context) -> bool {
 
 /// Asks one member for its status; nothing when it does not answer in time, or somebody else does in its place.
 pub(super) async fn ask_one(peers: Peers, scope: Scope, name: MemberName, endpoint: Endpoint) -> Option<Peer> {
-    let answer = peers.ask(&endpoint, Ask::get("/patroni"), ANSWER_MAX).await.ok()?;
+    ask_within(ANSWER_MAX, peers, scope, name, endpoint).await
+}
+
+async fn ask_within(limit: Duration, peers: Peers, scope: Scope, name: MemberName, endpoint: Endpoint) -> Option<Peer> {
+    let answer = peers.ask(&endpoint, Ask::get("/patroni"), limit).await.ok()?;
     let status = answer.json()?;
     is_of(&status, &scope, &name).then(|| parse(name, &status))
 }
