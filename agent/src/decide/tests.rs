@@ -325,7 +325,7 @@ fn a_job_that_needs_the_lease_ends_with_it() {
         step(&busy(LeaseSeen::Free, JobKind::StartPrimary), &memory),
         Some(Step::End)
     );
-    assert_eq!(step(&busy(LeaseSeen::Free, JobKind::Checkpoint), &memory), None);
+    assert_eq!(step(&busy(LeaseSeen::Free, JobKind::Stop), &memory), None);
     assert_eq!(
         step(&busy(LeaseSeen::Theirs(epoch("n2")), JobKind::Clone), &memory),
         None
