@@ -92,9 +92,15 @@ impl Context {
         self.live.load()
     }
 
-    /// Reaches our own server as the configuration in force says; `former` is the superuser's password of before.
+    /// Reaches our own server as the configuration in force says; `former` is the superuser's password of before. The socket of
+    /// one that runs is where it was started, whatever the parameters say since.
     pub fn reach_server(&self, former: Option<String>) {
-        let (live, dynamic) = (self.live(), self.dynamic());
+        let (mut live, dynamic) = ((*self.live()).clone(), self.dynamic());
+        let postmaster = self.keeper.instance().borrow().postmaster;
+        if let Some(dir) = postmaster.and_then(|pid| running_socket_dir(&live.postgresql.data_dir, pid)) {
+            let parameters = &mut live.postgresql.parameters;
+            parameters.insert(SOCKET_DIRS_PARAMETER.to_owned(), dir.into());
+        }
         let target = local_target_with(&live, &dynamic).with_former_password(former);
         for sql in [&self.sql, &self.slot_sql] {
             let replication = replication_with(&live, &self.programs, &dynamic);
@@ -161,6 +167,18 @@ impl Context {
 /// Where PostgreSQL's unix socket is when no parameter says: the packages' place, and PostgreSQL's own.
 pub const SOCKET_DIRS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 
+const SOCKET_DIRS_PARAMETER: &str = "unix_socket_directories";
+
+/// The first directory in which the server with this process id has its sockets, as it says itself.
+fn running_socket_dir(data_dir: &Path, postmaster: i32) -> Option<String> {
+    let text = std::fs::read_to_string(data_dir.join("postmaster.pid")).ok()?;
+    // Process id, data directory, start, port, first directory of sockets: `src/include/utils/pidfile.h`.
+    let mut lines = text.lines().map(str::trim);
+    let ours = lines.next()?.parse::<i32>().ok() == Some(postmaster);
+    let dir = lines.nth(3).filter(|dir| ours && dir.starts_with('/'))?;
+    Some(dir.to_owned())
+}
+
 /// How our own server is reached, by what this member's own configuration says.
 #[must_use]
 pub fn local_target(config: &AgentConfig) -> Target {
@@ -219,7 +237,7 @@ fn local_host(postgresql: &PostgresConfig) -> String {
 /// The first directory of `unix_socket_directories`, as configured; else the one that has the socket.
 fn socket_dir(postgresql: &PostgresConfig, dynamic: &DynamicConfig) -> String {
     let dynamic = dynamic.parameters();
-    let name = "unix_socket_directories";
+    let name = SOCKET_DIRS_PARAMETER;
     let configured = postgresql.parameters.get(name).or_else(|| dynamic.get(name));
     let first = configured.and_then(|value| {
         let text = value_text(value);
@@ -256,6 +274,18 @@ mod tests {
             .parameters
             .insert("unix_socket_directories".to_owned(), own);
         assert_eq!(socket_dir(&config.postgresql, &dynamic), "/own");
+    }
+
+    #[test]
+    fn a_server_that_runs_says_where_its_socket_is() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert_eq!(running_socket_dir(dir.path(), 42), None, "none runs");
+        let lock = dir.path().join("postmaster.pid");
+        std::fs::write(&lock, "42\n/data\n1700000000\n5432\n/run/here\n127.0.0.1\n").expect("written");
+        assert_eq!(running_socket_dir(dir.path(), 42).as_deref(), Some("/run/here"));
+        assert_eq!(running_socket_dir(dir.path(), 43), None, "another has left it");
+        std::fs::write(&lock, "42\n/data\n1700000000\n5432\n\n127.0.0.1\n").expect("written");
+        assert_eq!(running_socket_dir(dir.path(), 42), None, "it has no socket");
     }
 
     #[test]

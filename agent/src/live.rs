@@ -4,13 +4,53 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use pgherd_cluster::record::Address;
 use tokio::sync::{mpsc, watch};
 
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, PostgresConfig};
 
 /// The configuration in force. Cheap to copy; all copies see a change at once.
 #[derive(Clone)]
-pub struct Live(Arc<ArcSwap<AgentConfig>>);
+pub struct Live {
+    in_force: Arc<ArcSwap<AgentConfig>>,
+    /// What PostgreSQL is started with next.
+    next: Arc<ArcSwap<Listening>>,
+}
+
+/// Where PostgreSQL listens and is reached. A server that runs listens where it was started, whatever is configured since,
+/// so that others are told of another place when it is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listening {
+    addresses: Vec<String>,
+    port: u16,
+    connect_address: Address,
+}
+
+impl Listening {
+    fn of(postgresql: &PostgresConfig) -> Self {
+        Self {
+            addresses: postgresql.listen_addresses.clone(),
+            port: postgresql.port,
+            connect_address: postgresql.connect_address.clone(),
+        }
+    }
+
+    /// The parameters that PostgreSQL is given on its command line.
+    #[must_use]
+    pub fn parameters(&self) -> [(String, String); 2] {
+        let addresses = self.addresses.join(",");
+        [
+            ("listen_addresses".to_owned(), addresses),
+            ("port".to_owned(), self.port.to_string()),
+        ]
+    }
+
+    fn put(self, postgresql: &mut PostgresConfig) {
+        postgresql.listen_addresses = self.addresses;
+        postgresql.port = self.port;
+        postgresql.connect_address = self.connect_address;
+    }
+}
 
 /// Where a running agent gets its configuration anew. Files are the binary's job, so it asks, and is given.
 pub struct Reload {
@@ -53,23 +93,45 @@ impl Live {
     /// In force from the start.
     #[must_use]
     pub fn new(config: AgentConfig) -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(config)))
+        let next = Listening::of(&config.postgresql);
+        Self {
+            in_force: Arc::new(ArcSwap::from_pointee(config)),
+            next: Arc::new(ArcSwap::from_pointee(next)),
+        }
     }
 
     /// What is in force now.
     #[must_use]
     pub fn load(&self) -> Arc<AgentConfig> {
-        self.0.load_full()
+        self.in_force.load_full()
+    }
+
+    /// Where PostgreSQL will listen once it is started anew.
+    #[must_use]
+    pub fn next_listening(&self) -> Arc<Listening> {
+        self.next.load_full()
+    }
+
+    /// PostgreSQL is about to be started, and listens where it is configured to from then on.
+    pub fn listen_as_configured(&self) {
+        let mut config = (*self.load()).clone();
+        (*self.next_listening()).clone().put(&mut config.postgresql);
+        self.in_force.store(Arc::new(config));
     }
 
     /// Puts a fresh configuration in force, as far as a running agent can change. Gives the keys that differ and cannot.
     pub fn adopt(&self, fresh: Fresh) -> Vec<&'static str> {
         let before = self.load();
         let (config, kept) = match fresh.extent {
-            Extent::All => keep_what_is_bound(&before, fresh.config),
+            Extent::All => {
+                let (mut config, kept) = keep_what_is_bound(&before, fresh.config);
+                self.next.store(Arc::new(Listening::of(&config.postgresql)));
+                keep_where_it_listens(&before.postgresql, &mut config.postgresql);
+                (config, kept)
+            }
             Extent::Secrets => (only_secrets(&before, fresh.config), Vec::new()),
         };
-        self.0.store(Arc::new(config));
+        self.in_force.store(Arc::new(config));
         kept
     }
 }
@@ -112,6 +174,14 @@ fn keep_what_is_bound(before: &AgentConfig, mut fresh: AgentConfig) -> (AgentCon
     (fresh, kept)
 }
 
+/// How others reach the place where the server listens may change at any time; another place is there after a restart.
+fn keep_where_it_listens(before: &PostgresConfig, fresh: &mut PostgresConfig) {
+    let (before, after) = (Listening::of(before), Listening::of(fresh));
+    if (&before.addresses, before.port) != (&after.addresses, after.port) {
+        before.put(fresh);
+    }
+}
+
 fn only_secrets(before: &AgentConfig, fresh: AgentConfig) -> AgentConfig {
     let mut config = before.clone();
     let (to, from) = (&mut config.postgresql, fresh.postgresql);
@@ -152,6 +222,36 @@ mod tests {
         assert_eq!(now.postgresql.data_dir, agent().postgresql.data_dir);
         assert_eq!(now.namespace, agent().namespace);
         assert_eq!(now.tags["nosync"], json!(true));
+    }
+
+    #[test]
+    fn a_server_is_reached_where_it_listens_until_it_is_started_anew() {
+        let live = Live::new(agent());
+        let adopt = |change: fn(&mut PostgresConfig)| {
+            let mut config = agent();
+            change(&mut config.postgresql);
+            let extent = Extent::All;
+            live.adopt(Fresh { config, extent })
+        };
+        adopt(|postgresql| {
+            (postgresql.port, postgresql.connect_address.port) = (5433, 5433);
+            postgresql.database = "other".to_owned();
+        });
+        assert_eq!(
+            Listening::of(&live.load().postgresql),
+            Listening::of(&agent().postgresql)
+        );
+        assert_eq!(live.load().postgresql.database, "other");
+        assert_eq!(live.next_listening().port, 5433);
+        live.listen_as_configured();
+        let now = live.load();
+        assert_eq!((now.postgresql.port, now.postgresql.connect_address.port), (5433, 5433));
+        assert_eq!(now.postgresql.database, "other");
+
+        // Only what others are told: the server listens where it did.
+        adopt(|postgresql| postgresql.port = 5433);
+        adopt(|postgresql| (postgresql.port, postgresql.connect_address.port) = (5433, 6000));
+        assert_eq!(live.load().postgresql.connect_address.port, 6000);
     }
 
     #[test]

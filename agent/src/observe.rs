@@ -53,14 +53,15 @@ impl Known {
     }
 
     /// Whether it is known what PostgreSQL's files say: the dynamic configuration, and whom a standby streams from. An agent
-    /// that has just begun learns both from etcd, and until then what the agent before it has written stands.
+    /// that has just begun learns both from etcd, and until then what the agent before it has written stands. What is kept of
+    /// the configuration beside the data does not count: it may be older than what was written.
     #[must_use]
-    pub fn can_configure(&self, lease: &LeaseSeen) -> bool {
+    pub fn can_configure(&self, view: &View, lease: &LeaseSeen) -> bool {
         let leader_known = match lease {
             LeaseSeen::Mine(_) | LeaseSeen::Theirs(_) | LeaseSeen::Free => true,
             LeaseSeen::MineUnproven(_) | LeaseSeen::Stale { .. } | LeaseSeen::Unknown => false,
         };
-        self.last_config.is_some() && (self.writable || self.upstream.is_some() || leader_known)
+        view.config.value.is_some() && (self.writable || self.upstream.is_some() || leader_known)
     }
 }
 
@@ -409,19 +410,20 @@ mod tests {
     #[test]
     fn until_an_agent_knows_what_is_configured_and_whom_to_follow_it_writes_no_configuration() {
         let theirs = LeaseSeen::Theirs(epoch("n2", 5));
-        let begun = Known::default();
-        assert!(!begun.can_configure(&theirs), "no view has come yet");
+        let mut view = view(None, 9);
         let mut known = Known {
             last_config: Some(DynamicConfig::default()),
-            ..begun
+            ..Known::default()
         };
+        assert!(!known.can_configure(&view, &theirs), "no view has come yet");
+        view.config.value = known.last_config.clone();
         assert!(
-            !known.can_configure(&LeaseSeen::Unknown),
+            !known.can_configure(&view, &LeaseSeen::Unknown),
             "its standby would lose whom it streams from"
         );
-        assert!(known.can_configure(&theirs));
+        assert!(known.can_configure(&view, &theirs));
         known.writable = true;
-        assert!(known.can_configure(&LeaseSeen::Unknown));
+        assert!(known.can_configure(&view, &LeaseSeen::Unknown));
     }
 
     #[test]

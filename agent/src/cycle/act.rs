@@ -20,7 +20,7 @@ use crate::decide::{Step, gives_no_deadline, is_writable, upstream_address};
 use crate::jobs::{Job, JobError, clear_request, hand_to, release_key, reload_if_changed, withdraw};
 use crate::keeper::OrderError;
 use crate::lease::{BidGuards, BidLoss};
-use crate::observation::{LeaseSeen, Observation, Rejoin};
+use crate::observation::{LeaseSeen, Observation, Postgres, Rejoin};
 use crate::postgres::place::{Place, stamp, unmark};
 use crate::postgres::{DataDir, Upstream};
 use crate::sync::SyncStep;
@@ -61,6 +61,7 @@ impl Cycle {
         ) {
             self.told.order_stop();
         }
+        self.listen_as_configured(seen, &step);
         match self.try_act(seen, step.clone()).await {
             Ok(acted) => {
                 self.memory.performed(&step);
@@ -70,6 +71,18 @@ impl Cycle {
                 tracing::warn!("{error}");
                 Acted::Failed
             }
+        }
+    }
+
+    /// A server that is about to be started listens where it is configured to; one that runs is reached where it does.
+    fn listen_as_configured(&self, seen: &Observation, step: &Step) {
+        let starts = matches!(
+            step,
+            Step::StartPrimary | Step::StartStandby { .. } | Step::StartStandbyLeader
+        );
+        if starts && seen.postgres == Postgres::Down {
+            self.context.live.listen_as_configured();
+            self.context.reach_server(self.former_password.clone());
         }
     }
 

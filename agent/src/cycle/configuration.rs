@@ -106,7 +106,7 @@ impl Cycle {
         let revision = (seen.view.config.mod_revision, feedback);
         let known = self.upkeep.config_revision() == Some(revision);
         let busy = seen.job.is_some() || !matches!(seen.postgres, Postgres::Running(_));
-        if known || busy || !self.known.can_configure(&seen.lease) {
+        if known || busy || !self.known.can_configure(&seen.view, &seen.lease) {
             return;
         }
         let (live, dynamic) = (self.context.live(), self.context.dynamic().postgresql());

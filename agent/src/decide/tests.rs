@@ -329,6 +329,7 @@ fn a_job_that_needs_the_lease_ends_with_it() {
         step(&busy(LeaseSeen::Theirs(epoch("n2")), JobKind::Checkpoint), &memory),
         None
     );
+    assert_eq!(step(&busy(LeaseSeen::Free, JobKind::Stop), &memory), None);
     assert_eq!(
         step(&busy(LeaseSeen::Theirs(epoch("n2")), JobKind::Clone), &memory),
         None

@@ -75,6 +75,8 @@ pub fn configure(
     };
     let (mut settings, warnings) = Settings::render(inputs);
     settings.conf.push_str(&recovery_settings(&live));
+    // What a server is told on its command line waits for its next start.
+    settings.wanted.extend(context.live.next_listening().parameters());
     keep_originals(postgresql)?;
     let mut changed = files::write_whole(&postgresql.conf_file(), &settings.conf, 0o600)?;
     let written = |lines: Vec<String>| format!("# Written by pgherd from the configuration.\n{}\n", lines.join("\n"));

@@ -134,10 +134,15 @@ impl<'a> Parameter<'a> {
                 let same = boolean(wanted).is_some() && boolean(wanted) == boolean(self.setting);
                 same || wanted.eq_ignore_ascii_case(self.setting)
             }
+            _ if self.name == "listen_addresses" => addresses(wanted).eq(addresses(self.setting)),
             _ if self.name.ends_with("_file") => Path::new(wanted) == Path::new(self.setting),
             _ => wanted == self.setting,
         }
     }
+}
+
+fn addresses(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',').map(str::trim)
 }
 
 /// PostgreSQL takes any beginning of these words that is not the beginning of another.
@@ -241,6 +246,19 @@ mod tests {
             let differs = !is(kind, unit, setting, other);
             assert_eq!(differs, other != "255kB", "{setting} {unit} is not {other}");
         }
+    }
+
+    #[test]
+    fn addresses_are_the_same_however_their_list_is_written() {
+        let parameter = Parameter {
+            name: "listen_addresses",
+            setting: "10.0.0.1, ::1",
+            unit: "",
+            kind: "string",
+            flagged: false,
+            shown: "",
+        };
+        assert!(parameter.is("10.0.0.1,::1") && !parameter.is("10.0.0.1"));
     }
 
     #[test]
