@@ -17,7 +17,7 @@ use super::place::{Place, stamp};
 use super::programs::{Programs, ToolError, file_error};
 use super::{files, locks};
 use crate::config::{AgentConfig, PostgresConfig};
-use crate::scripts::is_ours;
+use crate::scripts::keep_to_ourselves;
 
 /// A recovery of much log, and a rewind over much data, take hours; this only keeps a stuck one from waiting for ever.
 const WORK_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -28,6 +28,12 @@ const ARCHIVE_MAX: Duration = Duration::from_secs(300);
 #[must_use]
 pub fn workplace(data_dir: &Path) -> PathBuf {
     files::beside(data_dir, "pgherd-rewind")
+}
+
+/// Where pg_rewind finds the source's password, for as long as it runs.
+#[must_use]
+pub fn source_pgpass(config: &AgentConfig) -> PathBuf {
+    config.runtime_dir.join("pgpass.rewind")
 }
 
 /// Brings data that was not stopped in order to its end, by a server for one session: pg_rewind takes no other.
@@ -102,9 +108,7 @@ async fn archive(data_dir: &Path, command: &str, segment: &str) -> Result<(), To
     let program = || "archive_command".to_owned();
     let path = format!("pg_wal/{segment}");
     let mut child = Command::new("sh");
-    for (name, _) in std::env::vars_os().filter(|(name, _)| is_ours(name)) {
-        child.env_remove(name); // As when PostgreSQL runs it.
-    }
+    keep_to_ourselves(&mut child); // As when PostgreSQL runs it.
     let child = child
         .arg("-c")
         .arg(archive_text(command, &path, segment))
@@ -231,9 +235,17 @@ async fn run(
         }
     }
     args.extend(dry.then(|| "--dry-run".to_owned()));
-    let password = user.password.clone().unwrap_or_default();
-    let env: [(&str, &OsStr); 1] = [("PGPASSWORD", OsStr::new(&password))];
-    let output = programs.run("pg_rewind", &args, &env, WORK_MAX).await?;
+    // Its environment is that of restore_command, which need not see a password; an empty one gives way to the file's.
+    let pgpass = source_pgpass(config);
+    let mut env: Vec<(&str, &OsStr)> = vec![("PGPASSWORD", OsStr::new(""))];
+    if let Some(password) = &user.password {
+        let line = files::pgpass_line(&source.host, source.port, &user.username, password);
+        files::write_whole(&pgpass, &line, 0o600)?;
+        env.push(("PGPASSFILE", pgpass.as_os_str()));
+    }
+    let ran = programs.run("pg_rewind", &args, &env, WORK_MAX).await;
+    files::remove_if_there(&pgpass)?;
+    let output = ran?;
     let said = [output.stdout, output.stderr].concat();
     Ok(String::from_utf8_lossy(&said).into_owned())
 }
@@ -241,11 +253,29 @@ async fn run(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::tests::with_password;
 
     #[test]
     fn placeholders_of_an_archive_command_are_postgresqls() {
         let text = archive_text("cp %p /archive/%f; echo 100%% %x %", "pg_wal/0001", "0001");
         assert_eq!(text, "cp pg_wal/0001 /archive/0001; echo 100% %x %");
+    }
+
+    #[tokio::test]
+    async fn pg_rewind_finds_the_password_in_a_file_and_restore_command_in_no_variable() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut config = with_password("it's:secret");
+        config.runtime_dir = dir.path().to_owned();
+        let program = dir.path().join("pg_rewind");
+        let script = "#!/bin/sh\nenv | grep ^PGPASSWORD\nls -l \"$PGPASSFILE\" | cut -c 1-10\ncat \"$PGPASSFILE\"\n";
+        std::fs::write(&program, script).expect("written");
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("made a program");
+        let programs = Programs::new(Some(dir.path().to_owned()));
+        let source = config.postgresql.connect_address.clone();
+        let said = run(&programs, &config, &source, (dir.path(), true), true).await;
+        let line = files::pgpass_line(&source.host, source.port, "postgres", "it's:secret");
+        assert_eq!(said.expect("it runs"), format!("PGPASSWORD=\n-rw-------\n{line}"));
+        assert!(!source_pgpass(&config).exists(), "for as long as it runs");
     }
 
     #[tokio::test]
