@@ -10,7 +10,8 @@ use pgherd_cluster::record::{Address, DynamicConfig};
 
 use super::clone::{file_name, forget_recovery};
 use super::files;
-use super::place::{Mark, Place, close, linked_dir, mark, stamp, unmark};
+use super::linked::linked_dir;
+use super::place::{Mark, Place, close, mark, stamp, unmark};
 use super::programs::{Programs, ToolError, file_error};
 use super::settings::{push_setting, quote, value_text};
 use super::sql::{Target, identifier, literal, tell_in_order};

@@ -14,7 +14,8 @@ use tokio::time::sleep;
 
 use super::bootstrap::UNFINISHED_MARKER;
 use super::files;
-use super::place::{Mark, Place, close, is_foreign, linked_dir, mark, stamp, unmark};
+use super::linked::linked_dir;
+use super::place::{Mark, Place, close, is_foreign, mark, stamp, unmark};
 use super::programs::{Programs, ToolError, file_error};
 use super::settings::quote;
 use super::sql::{Target, ask_once};
