@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use super::bootstrap::UNFINISHED_MARKER;
 use super::files;
-use super::linked::linked_dir;
+use super::linked::{is_note, linked_dir, note};
 use super::place::{Mark, Place, close, is_foreign, mark, stamp, unmark};
 use super::programs::{Programs, ToolError, file_error};
 use super::settings::quote;
@@ -113,8 +113,11 @@ async fn try_base_backup(making: Making<'_>, place: &Place, source: &Upstream) -
     for option in options.iter().filter(|option| option.name != "waldir") {
         run = run.arg(option.argument());
     }
+    let mut neighbours = Vec::new();
     if let Some(wal) = wal_dir(place, options) {
-        run = run.arg(format!("--waldir={}", linked_dir(&wal, &stamp).display()));
+        let own = linked_dir(&wal, &stamp);
+        run = run.arg(format!("--waldir={}", own.display()));
+        neighbours.extend((own != wal).then_some(own));
     }
     let mapped = |old: &str| {
         options.iter().any(|option| {
@@ -131,8 +134,10 @@ async fn try_base_backup(making: Making<'_>, place: &Place, source: &Upstream) -
                 escaped(old),
                 escaped(&own.display().to_string())
             ));
+            neighbours.push(own);
         }
     }
+    note(&new, &neighbours)?;
     run.run(CLONE_MAX).await?;
     Ok(new)
 }
@@ -279,6 +284,8 @@ fn become_standby(new: &Path) -> Result<(), ToolError> {
         if of_source && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             let path = entry.path();
             std::fs::remove_dir_all(&path).map_err(file_error("removing a source's own copy", &path))?;
+        } else if of_source && is_note(&name) {
+            files::remove_if_there(&entry.path())?;
         }
     }
     files::write_whole(&new.join("standby.signal"), "", 0o600).map(|_| ())
@@ -388,7 +395,7 @@ mod tests {
     fn a_copy_comes_up_as_a_standby_and_without_what_its_source_kept() {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::create_dir(dir.path().join("pgherd-aside-1")).expect("made");
-        for name in ["recovery.signal", "promote", UNFINISHED_MARKER] {
+        for name in ["recovery.signal", "promote", UNFINISHED_MARKER, "pgherd-clone.links"] {
             std::fs::write(dir.path().join(name), "").expect("written");
         }
         become_standby(dir.path()).expect("done");

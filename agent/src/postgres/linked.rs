@@ -5,7 +5,12 @@ use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use super::files::{beside, remove_if_there, write_whole};
 use super::place::{OURS, STAMP_DIGITS, is_mount_point, may_write_beside};
+use super::programs::ToolError;
+
+/// What is added to the name of a copy in the making for the note beside it.
+const NOTE: &str = "links";
 
 /// A directory outside that a new data directory links to, such as of its WAL or of a tablespace: `wanted` while that is
 /// free, else one of our naming beside it, or within it where it is a mount point. What was there stays with the data
@@ -59,6 +64,42 @@ pub(super) fn remove_links_of_ours(copy: &Path, others: &[PathBuf]) {
     remove_unused(links.into_iter().filter(|target| is_named_by_us(target)), others);
 }
 
+/// Notes beside a copy in the making which neighbours it fills: its program takes the links to them along when it fails.
+///
+/// # Errors
+/// When it cannot be written.
+pub(super) fn note(new: &Path, dirs: &[PathBuf]) -> Result<(), ToolError> {
+    let names: Vec<String> = dirs.iter().map(|dir| dir.display().to_string()).collect();
+    write_whole(&note_of(new), &names.join("\0"), 0o600).map(|_| ())
+}
+
+/// The copy is in its place, or nothing is left of it.
+///
+/// # Errors
+/// When the note cannot be removed.
+pub(super) fn forget_note(new: &Path) -> Result<(), ToolError> {
+    remove_if_there(&note_of(new))
+}
+
+fn note_of(new: &Path) -> PathBuf {
+    beside(new, NOTE)
+}
+
+/// Whether a file's name is a note's.
+pub(super) fn is_note(name: &OsStr) -> bool {
+    Path::new(name).extension() == Some(OsStr::new(NOTE))
+}
+
+/// Removes what a copy that was never finished has filled outside, but for what one of `others` links to. A directory that it
+/// links to was empty before, or it would not have been taken; one that was only noted may be anybody's by now, unless its
+/// name is ours.
+pub(super) fn remove_filled(new: &Path, others: &[PathBuf]) {
+    let noted = std::fs::read_to_string(note_of(new)).unwrap_or_default();
+    let noted = noted.split('\0').map(PathBuf::from).filter(|dir| is_named_by_us(dir));
+    let links = links_of(new).unwrap_or_default();
+    remove_unused(links.into_iter().chain(noted), others);
+}
+
 fn remove_unused(dirs: impl Iterator<Item = PathBuf>, others: &[PathBuf]) {
     let used: std::io::Result<Vec<Vec<PathBuf>>> = others.iter().map(|other| links_of(other)).collect();
     let used: Vec<PathBuf> = match used {
@@ -74,7 +115,7 @@ fn remove_unused(dirs: impl Iterator<Item = PathBuf>, others: &[PathBuf]) {
             tracing::info!(dir = %dir.display(), "another copy links to it too, and it stays");
             continue;
         }
-        match std::fs::remove_dir_all(&dir) {
+        match remove(&dir) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 // What stays is in the way of nobody.
                 tracing::warn!(dir = %dir.display(), %error, "a directory outside that a copy filled cannot be deleted");
@@ -82,6 +123,22 @@ fn remove_unused(dirs: impl Iterator<Item = PathBuf>, others: &[PathBuf]) {
             _ => {}
         }
     }
+}
+
+/// Removes a directory of our naming; another stays, and is empty.
+fn remove(dir: &Path) -> std::io::Result<()> {
+    if is_named_by_us(dir) {
+        return std::fs::remove_dir_all(dir);
+    }
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            std::fs::remove_dir_all(entry.path())?;
+        } else {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Where a data directory's links lead, that of its WAL and those of its tablespaces.
@@ -162,6 +219,27 @@ mod tests {
         remove_links_of_ours(&copy, &[live]);
         assert!(shared.join("x").exists(), "it is the live one's too");
         assert!(!own.exists(), "nobody else has it");
+    }
+
+    #[test]
+    fn nothing_stays_outside_of_a_copy_that_was_never_finished() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let at = |name: &str| dir.path().join(name);
+        let (wal, taken) = (filled(at("wal")), filled(at(&format!("taken.pgherd-{STAMP}"))));
+        let new = linking(at("data.pgherd-clone"), &wal, &taken);
+        let live = linking(at("data"), &filled(at("other")), &taken);
+        let unlinked = filled(at(&format!("tablespace.pgherd-{STAMP}")));
+        let somebodys = filled(at("somebodys"));
+        note(&new, &[unlinked.clone(), taken.clone(), somebodys.clone()]).expect("noted");
+        remove_filled(&new, &[live]);
+        assert!(!unlinked.exists(), "noted, and named by us");
+        assert_eq!(
+            std::fs::read_dir(&wal).expect("it stays").count(),
+            0,
+            "it is free again"
+        );
+        assert!(taken.join("x").exists(), "the live one has it");
+        assert!(somebodys.join("x").exists(), "a note alone proves nothing");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use pgherd_cluster::clock::wall_now;
 use rustix::fs::{Access, access};
 
 use super::files::{beside, remove_if_there, sync_dir, write_whole};
-use super::linked::remove_links_of_ours;
+use super::linked::{forget_note, remove_filled, remove_links_of_ours};
 use super::programs::{ToolError, file_error};
 
 /// How many digits the stamp has that names a directory that was moved aside.
@@ -100,13 +100,20 @@ impl Place {
         } else {
             beside(&self.data_dir, &format!("{OURS}{purpose}"))
         };
+        // Tablespaces may be large: the runtime has other things to do meanwhile.
+        let (half_made, others) = (new.clone(), self.all_but(&new));
+        let cleared = tokio::task::spawn_blocking(move || remove_filled(&half_made, &others));
+        if let Err(error) = cleared.await {
+            tracing::warn!(%error, "what a half-made copy has filled outside was not removed");
+        }
         // By its name it can be nothing else than a half-made copy of ours.
         match tokio::fs::remove_dir_all(&new).await {
             Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(file_error("removing a half-made copy", &new)(error))
+                return Err(file_error("removing a half-made copy", &new)(error));
             }
-            _ => Ok(new),
+            _ => forget_note(&new)?,
         }
+        Ok(new)
     }
 
     /// Puts the finished directory `new` in place. What was there is moved aside, never deleted, unless more than two such
@@ -140,6 +147,7 @@ impl Place {
             moved
         };
         unmark(&self.data_dir)?;
+        forget_note(new)?;
         self.bound_asides();
         Ok(moved)
     }
@@ -437,6 +445,7 @@ fn unescaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::linked::{linked_dir, note};
     use super::*;
 
     fn dir_with(parent: &Path, name: &str, content: &str) -> PathBuf {
@@ -516,6 +525,29 @@ mod tests {
             assert_eq!(version(&dir.path().join(name)), "15");
             assert_eq!((version(&data).as_str(), marked(&data)), ("16", None));
         }
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_is_begun_again_leaves_no_tablespace_behind() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let data = dir_with(dir.path(), "data", "15");
+        let place = Place::of(&data).expect("looked at");
+        let new = place.prepare("clone").await.expect("prepared");
+        let stamp = "7".repeat(STAMP_DIGITS);
+        let own = dir_with(dir.path(), &format!("tablespace.{OURS}{stamp}"), "15");
+        note(&new, std::slice::from_ref(&own)).expect("noted");
+        std::fs::create_dir_all(new.join("pg_tblspc")).expect("made");
+        let wanted = dir_with(dir.path(), "tablespace", "15");
+        std::os::unix::fs::symlink(&wanted, new.join("pg_tblspc/1")).expect("linked");
+        assert_eq!(place.prepare("clone").await.expect("prepared again"), new);
+        assert!(!own.exists() && !new.exists());
+        assert_eq!(linked_dir(&wanted, &stamp), wanted, "it is free again");
+        let names = std::fs::read_dir(dir.path()).expect("there").flatten();
+        assert!(
+            names
+                .map(|entry| entry.file_name())
+                .all(|name| name == "data" || name == "tablespace")
+        );
     }
 
     #[test]
