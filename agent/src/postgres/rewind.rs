@@ -166,7 +166,9 @@ pub async fn rewind(
     source: &Address,
     from_archive: bool,
 ) -> Result<bool, ToolError> {
-    let data_dir = &config.postgresql.data_dir;
+    // A symbolic link stays where it is: what it leads to is moved, on its own filesystem.
+    let real = Place::of(&config.postgresql.data_dir)?;
+    let data_dir = real.data_dir();
     let place = workplace(data_dir);
     retire(data_dir)?;
     let tried = run(programs, config, source, (data_dir, from_archive), true).await?;
@@ -193,11 +195,12 @@ pub async fn rewind(
 /// # Errors
 /// When it cannot be moved.
 pub fn retire(data_dir: &Path) -> Result<(), ToolError> {
-    let place = workplace(data_dir);
+    let real = Place::of(data_dir)?;
+    let place = workplace(real.data_dir());
     if !place.exists() {
         return Ok(());
     }
-    let aside = Place::of(data_dir)?.set_aside(&place, &stamp())?;
+    let aside = real.set_aside(&place, &stamp())?;
     tracing::warn!(aside = %aside.display(), "what a rewind has left half done was moved aside");
     Ok(())
 }
@@ -253,7 +256,7 @@ async fn run(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::tests::with_password;
+    use crate::config::tests::{agent, with_password};
 
     #[test]
     fn placeholders_of_an_archive_command_are_postgresqls() {
@@ -261,16 +264,46 @@ mod tests {
         assert_eq!(text, "cp pg_wal/0001 /archive/0001; echo 100% %x %");
     }
 
+    /// Programs of which pg_rewind is a script.
+    fn with_pg_rewind(dir: &Path, script: &str) -> Programs {
+        let program = dir.join("pg_rewind");
+        std::fs::write(&program, format!("#!/bin/sh\n{script}")).expect("written");
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("made a program");
+        Programs::new(Some(dir.to_owned()))
+    }
+
+    #[tokio::test]
+    async fn a_link_stays_one_whether_its_data_is_rewound_or_moved_aside() {
+        for (ends, kept) in [
+            ("exit 0", true),
+            ("case \"$*\" in *--dry-run*) exit 0;; esac; exit 1", false),
+        ] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let disk = dir.path().join("disk");
+            std::fs::create_dir_all(disk.join("real")).expect("made");
+            let link = dir.path().join("data");
+            std::os::unix::fs::symlink(disk.join("real"), &link).expect("linked");
+            let mut config = agent();
+            (config.postgresql.data_dir, config.runtime_dir) = (link.clone(), dir.path().to_owned());
+            let source = config.postgresql.connect_address.clone();
+            let programs = with_pg_rewind(dir.path(), ends);
+            let rewound = rewind(&programs, &config, &source, false).await;
+            assert_eq!(rewound.ok(), kept.then_some(true));
+            assert_eq!(std::fs::read_link(&link).expect("still a link"), disk.join("real"));
+            assert_eq!(link.join("standby.signal").exists(), kept);
+            let beside = std::fs::read_dir(&disk).expect("there").flatten();
+            let aside = beside.filter(|entry| entry.file_name().to_string_lossy().starts_with("real.aside-"));
+            assert_eq!(aside.count(), usize::from(!kept), "on the same filesystem");
+        }
+    }
+
     #[tokio::test]
     async fn pg_rewind_finds_the_password_in_a_file_and_restore_command_in_no_variable() {
         let dir = tempfile::tempdir().expect("a directory");
         let mut config = with_password("it's:secret");
         config.runtime_dir = dir.path().to_owned();
-        let program = dir.path().join("pg_rewind");
-        let script = "#!/bin/sh\nenv | grep ^PGPASSWORD\nls -l \"$PGPASSFILE\" | cut -c 1-10\ncat \"$PGPASSFILE\"\n";
-        std::fs::write(&program, script).expect("written");
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("made a program");
-        let programs = Programs::new(Some(dir.path().to_owned()));
+        let script = "env | grep ^PGPASSWORD\nls -l \"$PGPASSFILE\" | cut -c 1-10\ncat \"$PGPASSFILE\"\n";
+        let programs = with_pg_rewind(dir.path(), script);
         let source = config.postgresql.connect_address.clone();
         let said = run(&programs, &config, &source, (dir.path(), true), true).await;
         let line = files::pgpass_line(&source.host, source.port, "postgres", "it's:secret");
