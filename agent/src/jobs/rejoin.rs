@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use pgherd_cluster::name::{Lsn, MemberName, Timeline};
-use pgherd_cluster::record::StandbyCluster;
+use pgherd_cluster::record::{Address, StandbyCluster};
 use pgherd_cluster::view::Epoch;
 
 use super::{JobError, Outcome, slot};
+use crate::config::PostgresConfig;
 use crate::context::Context;
 use crate::decide::upstream_address;
 use crate::observation::Rejoin;
@@ -14,7 +15,7 @@ use crate::postgres::control::inspect;
 use crate::postgres::place::Place;
 use crate::postgres::settings::{recovery_conf, value_text};
 use crate::postgres::sql::{Target, Walsender, ask_once};
-use crate::postgres::{Control, ControlState, DataDir, Upstream, rewind};
+use crate::postgres::{Control, ControlState, DataDir, ToolError, Upstream, rewind};
 use crate::status::WalStatus;
 
 const ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -80,11 +81,15 @@ async fn check_upstream(context: &Context, asked_as: Epoch, upstream: &Upstream)
     compare(context, asked_as, &History::parse(theirs.timeline, &file)).await
 }
 
-/// Takes back what the leader has not. What is left of a failure is copied anew.
+/// Takes back what the leader has not. What is left of a failure is copied anew; the configuration may order that it is
+/// removed, so a source that does not answer is told from a rewind that cannot be done.
 pub(super) async fn rewind(context: &Context, leader: &MemberName) -> Result<Outcome, JobError> {
     let source = upstream_address(&context.view(), leader).ok_or_else(|| JobError::NoSuchMember(leader.clone()))?;
     let (programs, config) = (&context.programs, &*context.live());
     let data_dir = &config.postgresql.data_dir;
+    if !answers(&config.postgresql, &source).await? {
+        return Ok(Outcome::RewindPutOff);
+    }
     Place::of(data_dir)?
         .require_movable("pg_rewind's work, which needs a data directory that can be moved meanwhile: copying anew")?;
     if context.keeper.instance().borrow().postmaster.is_some() {
@@ -108,9 +113,43 @@ pub(super) async fn rewind(context: &Context, leader: &MemberName) -> Result<Out
     let restores = recovery
         .get("restore_command")
         .map_or_else(|| says("restore_command"), value_text);
-    let rewound = rewind::rewind(programs, config, &source, !restores.is_empty()).await?;
-    tracing::info!(%leader, rewound, "our data fits the leader's");
-    Ok(Outcome::Done)
+    match rewind::rewind(programs, config, &source, !restores.is_empty()).await {
+        Ok(rewound) => {
+            tracing::info!(%leader, rewound, "our data fits the leader's");
+            Ok(Outcome::Done)
+        }
+        Err(error @ ToolError::Failed { .. }) => {
+            tracing::error!("{}", error.chain());
+            Ok(match answers(&config.postgresql, &source).await? {
+                true => Outcome::RewindRefused,
+                false => Outcome::RewindPutOff,
+            })
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether pg_rewind would be let in now. Whom the source does not know, or not from here, it does not know in a moment
+/// either, and that is an error.
+async fn answers(postgresql: &PostgresConfig, source: &Address) -> Result<bool, ToolError> {
+    let (user, options) = postgresql.rewinds_as();
+    let target = Target::new(source, &postgresql.database, user).with_options(&options.preferring_tls());
+    match ask_once(
+        &target,
+        "asking whether there is anything to rewind to",
+        "SELECT 1",
+        ANSWER_MAX,
+    )
+    .await
+    {
+        Ok(_) => Ok(true),
+        // The class of errors of authorization, <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
+        Err(error) if error.sqlstate().is_some_and(|code| code.starts_with("28")) => Err(error),
+        Err(error) => {
+            tracing::warn!("{}", error.chain());
+            Ok(false)
+        }
+    }
 }
 
 /// Compares what is here with a history.
