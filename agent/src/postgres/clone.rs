@@ -20,7 +20,7 @@ use super::programs::{Programs, ToolError, file_error};
 use super::settings::quote;
 use super::sql::{Target, ask_once};
 use super::upstream::Upstream;
-use crate::config::{AgentConfig, PostgresConfig};
+use crate::config::{AgentConfig, ConnectionOptions, Credentials, PostgresConfig};
 use crate::scripts::{CustomMethod, ReplicaMethod, Run, Scripts, ToolOption};
 
 /// A copy of a large database takes hours; this only keeps a stuck one from waiting for ever.
@@ -166,11 +166,21 @@ impl Seen {
             return Self::default();
         };
         let postgresql = &config.postgresql;
-        let options = postgresql.connections.superuser.preferring_tls();
-        let target = Target::new(&source, &postgresql.database, &postgresql.superuser).with_options(&options);
+        let target = |(user, options): (&Credentials, &ConnectionOptions)| {
+            Target::new(&source, &postgresql.database, user).with_options(&options.preferring_tls())
+        };
+        let superuser = (&postgresql.superuser, &postgresql.connections.superuser);
         let sql = "SELECT (SELECT sum(pg_database_size(oid))::bigint FROM pg_database)::text \
                    UNION ALL (SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE pg_tablespace_location(oid) <> '')";
-        let rows = match ask_once(&target, "asking for the size of what is to be copied", sql, ASK_MAX).await {
+        let what = "asking for the size of what is to be copied";
+        let asked = match ask_once(&target(superuser), what, sql, ASK_MAX).await {
+            // The superuser may be let in on its own machine only.
+            Err(_) if postgresql.rewind.is_some() => {
+                ask_once(&target(postgresql.rewinds_as()), what, sql, ASK_MAX).await
+            }
+            asked => asked,
+        };
+        let rows = match asked {
             Ok(rows) => rows,
             Err(error) => {
                 tracing::debug!("{}", error.chain());
