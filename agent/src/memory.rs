@@ -24,6 +24,9 @@ const ADDRESSES_MAX: usize = 32;
 /// Before a failed clone, initdb or start is tried again.
 const BACKOFF: Duration = Duration::from_secs(2);
 
+/// A leader that does not let pg_rewind in this often may never do so, and what can be copied need not be rewound.
+const REWINDS_PUT_OFF_MAX: u32 = 15;
+
 /// A standby that acknowledges nothing for this long, while it is owed something, is lost. A pause of the network of one
 /// second is none.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
@@ -65,6 +68,10 @@ pub struct Memory {
     pub cloned_under: Option<Epoch>,
     /// Under which holding of a leader our data was last rewound, or was tried to be.
     pub rewound_under: Option<Epoch>,
+    /// Under which pg_rewind itself said that it cannot be done.
+    pub rewind_refused_under: Option<Epoch>,
+    /// How often in a row nobody answered who our data could be rewound to.
+    pub rewinds_put_off: u32,
     /// The epoch under which our primary has been proven to take writes.
     pub proven: Option<Epoch>,
     /// The keeper's name for the holding that was last seen.
@@ -433,9 +440,22 @@ impl Memory {
             Ok(Outcome::Confirmed(_)) => {}
             Ok(Outcome::PrePromoted(epoch, true)) => self.pre_promoted = Some(epoch),
             Ok(Outcome::PrePromoted(_, false)) => self.pre_promote_refused_at = Some(now),
+            Ok(Outcome::RewindRefused) => self.rewind_refused_under.clone_from(&self.rewound_under),
+            Ok(Outcome::RewindPutOff) => self.rewind_put_off(now),
             Ok(Outcome::BootstrapFailed { why, for_good }) => self.bootstrap_failed = Some((why, for_good)),
             Ok(Outcome::Done) => self.done(kind),
             Err(_) => self.failed(kind, now),
+        }
+    }
+
+    /// It is tried again under the same leader, for a while.
+    fn rewind_put_off(&mut self, now: Boottime) {
+        self.backoff_until = Some(now + BACKOFF);
+        self.rewinds_put_off += 1;
+        if self.rewinds_put_off < REWINDS_PUT_OFF_MAX {
+            self.rewound_under = None;
+        } else {
+            self.rewinds_put_off = 0;
         }
     }
 
@@ -443,6 +463,7 @@ impl Memory {
         match kind {
             JobKind::Clone | JobKind::Rewind => {
                 self.clone_failures = 0;
+                self.rewinds_put_off = 0;
                 self.start_failures = 0;
                 self.stands_still = None;
                 self.rejoin = None; // What was compared is not there any more.
@@ -506,3 +527,6 @@ impl Memory {
         self.backoff_until = Some(now + BACKOFF);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -32,6 +32,7 @@ use crate::peers::Peers;
 use crate::postgres::Programs;
 use crate::postgres::bootstrap::{password_file, scripts_pgpass};
 use crate::postgres::files::remove_if_there;
+use crate::postgres::rewind::source_pgpass;
 use crate::postgres::settings::written_names;
 use crate::postgres::sql::Sql;
 use crate::rest::{Api, ApiParts, Doors, serve};
@@ -88,8 +89,8 @@ pub async fn run(config: AgentConfig, link: KeeperLink, reload: Reload) -> Resul
         .await
         .map_err(io(format!("restapi.listen: binding {rest_address}")))?;
 
-    // An agent that died while it made a cluster left them.
-    for left in [password_file(&config), scripts_pgpass(&config)] {
+    // An agent that died while it made a cluster, or rewound, left them.
+    for left in [password_file(&config), scripts_pgpass(&config), source_pgpass(&config)] {
         if let Err(error) = remove_if_there(&left) {
             tracing::warn!("{}", error.chain());
         }

@@ -193,9 +193,18 @@ async fn freeze_senders(leader: &Member) -> Result<()> {
 
 #[tokio::test]
 async fn no_password_reaches_the_servers_log() -> Result<()> {
-    let loud = json!({"postgresql": {"parameters": {"log_statement": "all", "log_min_duration_statement": 0}}});
+    let loud = json!({"postgresql": {"parameters": {
+        "log_statement": "all", "log_min_duration_statement": 0,
+        "shared_preload_libraries": "pg_stat_statements", "pg_stat_statements.track": "all",
+    }}});
     let cluster = Cluster::builder().dcs(loud).start().await?;
     let former = cluster.settled().await?;
+    former.sql("CREATE EXTENSION pg_stat_statements").await?;
+    let statements = former.sql("SELECT string_agg(query, E'\\n') FROM pg_stat_statements").await?;
+    ensure!(statements.contains("CREATE EXTENSION"), "{statements}");
+    for password in [SUPERUSER_PASSWORD, REPLICATION_PASSWORD] {
+        ensure!(!statements.contains(password), "{password} is in pg_stat_statements");
+    }
     let request = json!({"leader": former.name(), "candidate": cluster.others(former.name())[0].name()});
     let answer = former.ask("POST", "/switchover", Some(&request)).await?;
     ensure!(answer.status == 200, "{answer:?}");

@@ -167,10 +167,12 @@ impl Cycle {
     fn removes_diverged(&self, seen: &Observation) -> bool {
         let orders = self.context.divergence();
         let leader = seen.view.epoch();
-        let failed = leader.is_some() && self.memory.rewound_under.as_ref() == leader;
+        let under = |noted: &Option<Epoch>| leader.is_some() && noted.as_ref() == leader;
+        let tried = under(&self.memory.rewound_under);
         let diverged = matches!(&self.memory.rejoin, Some((asked, Rejoin::Diverged)) if Some(asked) == leader);
-        let ordered = if failed {
-            orders.remove_on_rewind_failure
+        let ordered = if tried {
+            // A rewind that was not let begin has not failed: it may be all that saves what is here.
+            orders.remove_on_rewind_failure && under(&self.memory.rewind_refused_under)
         } else {
             orders.remove_on_diverged_timelines
         };

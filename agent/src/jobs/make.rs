@@ -7,11 +7,13 @@ use pgherd_cluster::record::StandbyCluster;
 use pgherd_cluster::view::Epoch;
 
 use super::{JobError, Outcome, handover};
+use crate::config::AgentConfig;
 use crate::context::Context;
 use crate::decide::upstream_address;
 use crate::postgres::clone::{Making, make_replica};
 use crate::postgres::place::Place;
-use crate::postgres::{DataDir, Upstream, bootstrap, control, rewind};
+use crate::postgres::sql::Walsender;
+use crate::postgres::{DataDir, Programs, Upstream, bootstrap, control, rewind};
 
 /// Runs initdb. When it fails, another member may be able to.
 pub(super) async fn initdb(context: &Context) -> Result<Outcome, JobError> {
@@ -67,16 +69,14 @@ async fn replace(context: &Context, source: Option<Upstream>, remove: bool) -> R
     context.keeper.disarm().await?;
     let data_dir = &context.config.postgresql.data_dir;
     rewind::retire(data_dir)?;
+    let live = context.live();
     if remove {
-        // The configuration orders that no copy of data that diverged is kept.
-        tracing::warn!(data_dir = %data_dir.display(), "removing the data directory, as postgresql.remove_data_directory_on_* orders");
-        Place::of(data_dir)?.remove()?;
+        remove_for(&context.programs, &live, source.as_ref()).await?;
     }
     let scripts = match &source {
         Some(Upstream::Remote(section)) => context.scripts_of(section),
         Some(Upstream::Member(_)) | None => context.scripts(),
     };
-    let live = context.live();
     let making = Making {
         programs: &context.programs,
         config: &live,
@@ -87,6 +87,26 @@ async fn replace(context: &Context, source: Option<Upstream>, remove: bool) -> R
         tracing::warn!(aside = %aside.display(), "the former data directory was moved aside");
     }
     Ok(Outcome::Done)
+}
+
+/// Removes the data directory, since the configuration orders that no copy of data that diverged is kept; once it is known
+/// that there is a server to copy from.
+async fn remove_for(programs: &Programs, config: &AgentConfig, source: Option<&Upstream>) -> Result<(), JobError> {
+    let Some(place) = source.and_then(Upstream::place) else {
+        return Err(JobError::Unclear(
+            "nobody is there to copy from: the data directory is not removed",
+        ));
+    };
+    let asked = Walsender {
+        programs,
+        place: &place,
+        user: &config.postgresql.replication,
+        options: &config.postgresql.connections.replication,
+    };
+    asked.identify().await?;
+    let data_dir = &config.postgresql.data_dir;
+    tracing::warn!(data_dir = %data_dir.display(), "removing the data directory, as postgresql.remove_data_directory_on_* orders");
+    Ok(Place::of(data_dir)?.remove()?)
 }
 
 /// Gives up the initialize key of a cluster that this member has begun to make: until it is finished, that is bound to this
@@ -130,4 +150,35 @@ pub(super) async fn keep_key(context: &Context, epoch: &Epoch) -> Result<(), Job
     Err(JobError::Unclear(
         "the initialize key names another cluster, or the leader key is not ours",
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::config::tests::agent;
+
+    #[tokio::test]
+    async fn nothing_is_removed_before_there_is_a_server_to_copy_from() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let data = dir.path().join("data");
+        std::fs::create_dir(&data).expect("made");
+        let mut config = agent();
+        config.postgresql.data_dir = data.clone();
+        let source = Upstream::Member(config.postgresql.connect_address.clone());
+        let psql = |script: &str| {
+            let path = dir.path().join("psql");
+            std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("written");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("made a program");
+        };
+        let programs = Programs::new(Some(dir.path().to_owned()));
+        assert!(remove_for(&programs, &config, None).await.is_err());
+        psql("exit 2");
+        assert!(remove_for(&programs, &config, Some(&source)).await.is_err());
+        assert!(data.exists(), "nobody answers");
+        psql("echo '7000000000000000001|2|0/3000000|'");
+        remove_for(&programs, &config, Some(&source)).await.expect("removed");
+        assert!(!data.exists());
+    }
 }

@@ -95,6 +95,10 @@ pub enum Outcome {
     Polled(Poll),
     /// Whether our data can follow the leader.
     Rejoin(Epoch, Rejoin),
+    /// pg_rewind has said that it cannot be done, of a source that answers.
+    RewindRefused,
+    /// The source did not answer, which says nothing of our data.
+    RewindPutOff,
     /// Who has received the shutdown checkpoint; nothing when nobody said so in time.
     Confirmed(Option<MemberName>),
 }

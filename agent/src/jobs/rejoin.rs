@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use pgherd_cluster::name::{Lsn, MemberName, Timeline};
-use pgherd_cluster::record::StandbyCluster;
+use pgherd_cluster::record::{Address, StandbyCluster};
 use pgherd_cluster::view::Epoch;
 
 use super::{JobError, Outcome, slot};
+use crate::config::PostgresConfig;
 use crate::context::Context;
 use crate::decide::upstream_address;
 use crate::observation::Rejoin;
@@ -14,10 +15,11 @@ use crate::postgres::control::inspect;
 use crate::postgres::place::Place;
 use crate::postgres::settings::{recovery_conf, value_text};
 use crate::postgres::sql::{Target, Walsender, ask_once};
-use crate::postgres::{Control, ControlState, DataDir, Upstream, rewind};
+use crate::postgres::{Control, ControlState, DataDir, Programs, ToolError, Upstream, rewind};
 use crate::status::WalStatus;
 
 const ANSWER_MAX: Duration = Duration::from_secs(5);
+const NO_PRIMARY: JobError = JobError::Unclear("who was asked for the leader's history is no primary");
 
 /// Asks the leader for its timeline and history, and compares them with what is here.
 pub(super) async fn check(context: &Context, leader: Epoch) -> Result<Outcome, JobError> {
@@ -28,26 +30,55 @@ pub(super) async fn check(context: &Context, leader: Epoch) -> Result<Outcome, J
         return check_upstream(context, leader, &Upstream::Member(address)).await;
     }
     let live = context.live();
-    let postgresql = &live.postgresql;
-    let options = postgresql.connections.superuser.preferring_tls();
-    let target = Target::new(&address, &postgresql.database, &postgresql.superuser).with_options(&options);
+    let history = match history_by_sql(&live.postgresql, &address).await {
+        // A superuser may be let in on its own machine only; who streams is let in by every member.
+        Err(JobError::Tool(error)) => {
+            tracing::info!("{}; asking by the replication protocol", error.chain());
+            history_by_streaming(&context.programs, &live.postgresql, address).await?
+        }
+        asked => asked?,
+    };
+    compare(context, leader, &history).await
+}
+
+/// The history of a primary, asked as pg_rewind asks.
+async fn history_by_sql(postgresql: &PostgresConfig, address: &Address) -> Result<History, JobError> {
+    let (user, options) = postgresql.rewinds_as();
+    let target = Target::new(address, &postgresql.database, user).with_options(&options.preferring_tls());
     // A standby that is asked by mistake answers with no row, and nothing is decided on that.
     let sql = "WITH now AS (SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) AS timeline WHERE NOT pg_is_in_recovery()) \
-               SELECT timeline, pg_read_file('pg_wal/' || timeline || '.history', 0, 1048576, true) FROM now";
+               SELECT timeline, convert_from(pg_read_binary_file('pg_wal/' || timeline || '.history', 0, 1048576, true), 'UTF8') \
+               FROM now";
     let rows = ask_once(&target, "asking the leader for its history", sql, ANSWER_MAX).await?;
-    let row = rows
-        .into_iter()
-        .next()
-        .ok_or_else(|| JobError::NoSuchMember(leader.holder.clone()))?;
+    let row = rows.into_iter().next().ok_or(NO_PRIMARY)?;
     let text = |index: usize| row.get(index).and_then(Option::as_deref).unwrap_or_default();
-    let Ok(leaders_timeline) = u32::from_str_radix(text(0), 16) else {
-        return Err(JobError::NoSuchMember(leader.holder));
-    };
-    if leaders_timeline > 1 && text(1).is_empty() {
+    let timeline = u32::from_str_radix(text(0), 16).map_err(|_| NO_PRIMARY)?;
+    if timeline > 1 && text(1).is_empty() {
         return Err(JobError::Unclear("the leader's history file cannot be read yet"));
     }
-    let history = History::parse(Timeline(leaders_timeline), text(1));
-    compare(context, leader, &history).await
+    Ok(History::parse(Timeline(timeline), text(1)))
+}
+
+/// The same by what a standby is let in with.
+async fn history_by_streaming(
+    programs: &Programs,
+    postgresql: &PostgresConfig,
+    address: Address,
+) -> Result<History, JobError> {
+    let place = Upstream::Member(address).place().ok_or(NO_PRIMARY)?;
+    let asked = Walsender {
+        programs,
+        place: &place,
+        user: &postgresql.replication,
+        options: &postgresql.connections.replication,
+    };
+    // Asked first: a primary that becomes a standby stays on its timeline, a standby that is promoted does not.
+    if !asked.takes_writes().await? {
+        return Err(NO_PRIMARY);
+    }
+    let theirs = asked.identify().await?;
+    let file = asked.history_file(theirs.timeline).await?;
+    Ok(History::parse(theirs.timeline, &file))
 }
 
 /// Asks the cluster that this one follows, as far as the replication protocol tells.
@@ -80,11 +111,15 @@ async fn check_upstream(context: &Context, asked_as: Epoch, upstream: &Upstream)
     compare(context, asked_as, &History::parse(theirs.timeline, &file)).await
 }
 
-/// Takes back what the leader has not. What is left of a failure is copied anew.
+/// Takes back what the leader has not. What is left of a failure is copied anew; the configuration may order that it is
+/// removed, so a source that does not answer is told from a rewind that cannot be done.
 pub(super) async fn rewind(context: &Context, leader: &MemberName) -> Result<Outcome, JobError> {
     let source = upstream_address(&context.view(), leader).ok_or_else(|| JobError::NoSuchMember(leader.clone()))?;
     let (programs, config) = (&context.programs, &*context.live());
     let data_dir = &config.postgresql.data_dir;
+    if !answers(&config.postgresql, &source).await? {
+        return Ok(Outcome::RewindPutOff);
+    }
     Place::of(data_dir)?
         .require_movable("pg_rewind's work, which needs a data directory that can be moved meanwhile: copying anew")?;
     if context.keeper.instance().borrow().postmaster.is_some() {
@@ -108,9 +143,43 @@ pub(super) async fn rewind(context: &Context, leader: &MemberName) -> Result<Out
     let restores = recovery
         .get("restore_command")
         .map_or_else(|| says("restore_command"), value_text);
-    let rewound = rewind::rewind(programs, config, &source, !restores.is_empty()).await?;
-    tracing::info!(%leader, rewound, "our data fits the leader's");
-    Ok(Outcome::Done)
+    match rewind::rewind(programs, config, &source, !restores.is_empty()).await {
+        Ok(rewound) => {
+            tracing::info!(%leader, rewound, "our data fits the leader's");
+            Ok(Outcome::Done)
+        }
+        Err(error @ ToolError::Failed { .. }) => {
+            tracing::error!("{}", error.chain());
+            Ok(match answers(&config.postgresql, &source).await? {
+                true => Outcome::RewindRefused,
+                false => Outcome::RewindPutOff,
+            })
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether pg_rewind would be let in now. Whom the source does not know, or not from here, it does not know in a moment
+/// either, and that is an error.
+async fn answers(postgresql: &PostgresConfig, source: &Address) -> Result<bool, ToolError> {
+    let (user, options) = postgresql.rewinds_as();
+    let target = Target::new(source, &postgresql.database, user).with_options(&options.preferring_tls());
+    match ask_once(
+        &target,
+        "asking whether there is anything to rewind to",
+        "SELECT 1",
+        ANSWER_MAX,
+    )
+    .await
+    {
+        Ok(_) => Ok(true),
+        // The class of errors of authorization, <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
+        Err(error) if error.sqlstate().is_some_and(|code| code.starts_with("28")) => Err(error),
+        Err(error) => {
+            tracing::warn!("{}", error.chain());
+            Ok(false)
+        }
+    }
 }
 
 /// Compares what is here with a history.
@@ -231,7 +300,34 @@ impl History {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+    use crate::config::tests::agent;
+
+    #[tokio::test]
+    async fn a_leader_that_lets_in_no_superuser_tells_its_history_to_who_streams() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let psql = |read_only: &str| {
+            let script = format!(
+                "#!/bin/sh\ncase \"$*\" in\n*'user=replicator '*'SHOW transaction_read_only') echo {read_only};;\n\
+                 *IDENTIFY_SYSTEM) echo '7000000000000000001|3|0/9000000|';;\n\
+                 *'TIMELINE_HISTORY 3') printf '00000003.history|1\\t0/3000000\\tx\\n2\\t0/5000000\\tx\\n';;\n*) exit 2;;\nesac\n"
+            );
+            let path = dir.path().join("psql");
+            std::fs::write(&path, script).expect("written");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("made a program");
+        };
+        let programs = Programs::new(Some(dir.path().to_owned()));
+        let postgresql = agent().postgresql;
+        let address = postgresql.connect_address.clone();
+        psql("off");
+        let told = history_by_streaming(&programs, &postgresql, address.clone()).await;
+        assert_eq!(told.expect("it tells"), history());
+        psql("on");
+        let told = history_by_streaming(&programs, &postgresql, address).await;
+        assert!(told.is_err(), "a standby that is asked by mistake");
+    }
 
     fn history() -> History {
         History::parse(

@@ -279,11 +279,11 @@ fn socket_dirs(settings: &Settings) -> Vec<PathBuf> {
 
 /// A server that misses a library that it is to preload ends at once, and says why in its own log only.
 async fn refuse_missing_libraries(context: &Context, settings: &Settings) -> Result<(), JobError> {
-    let Some(wanted) = settings.wanted.get("shared_preload_libraries") else {
-        return Ok(());
-    };
-    let path = settings.wanted.get("dynamic_library_path").map(String::as_str);
-    let missing = libraries::missing(&context.programs, wanted, path).await;
+    let (data_dir, conf) = (
+        &context.config.postgresql.data_dir,
+        context.config.postgresql.conf_file(),
+    );
+    let missing = libraries::missing(&context.programs, &settings.wanted, data_dir, &conf).await;
     if missing.is_empty() {
         return Ok(());
     }

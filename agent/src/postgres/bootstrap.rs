@@ -10,7 +10,8 @@ use pgherd_cluster::record::{Address, DynamicConfig};
 
 use super::clone::{file_name, forget_recovery};
 use super::files;
-use super::place::{Mark, Place, close, linked_dir, mark, stamp, unmark};
+use super::linked::linked_dir;
+use super::place::{Mark, Place, close, mark, stamp, unmark};
 use super::programs::{Programs, ToolError, file_error};
 use super::settings::{push_setting, quote, value_text};
 use super::sql::{Target, identifier, literal, tell_in_order};
@@ -328,10 +329,12 @@ fn initdb_scripts(config: &AgentConfig) -> Result<Vec<PathBuf>, ToolError> {
 }
 
 /// Sent before statements that hold passwords, which must not reach the server's log. PostgreSQL decides on logging a message
-/// before it runs any of it, so what switches logging off is a message of its own; the connection ends with it off.
+/// before it runs any of it, so what switches logging off is a message of its own; the connection ends with it off. Extensions
+/// that keep or log statements are told too; where one is not loaded its setting is a word that nobody reads.
 pub(super) const QUIET: &str = "SET log_statement = none; SET log_min_duration_statement = -1; \
     SET log_min_duration_sample = -1; SET log_transaction_sample_rate = 0; SET log_min_error_statement = panic; \
-    SET log_duration = off; SET password_encryption = 'scram-sha-256'";
+    SET log_duration = off; SET pg_stat_statements.track = none; SET pgaudit.log = none; \
+    SET password_encryption = 'scram-sha-256'";
 
 /// Makes the roles that members use. May be repeated.
 ///

@@ -14,12 +14,13 @@ use tokio::time::sleep;
 
 use super::bootstrap::UNFINISHED_MARKER;
 use super::files;
-use super::place::{Mark, Place, close, is_foreign, linked_dir, mark, stamp, unmark};
+use super::linked::{is_note, linked_dir, note};
+use super::place::{Mark, Place, close, is_foreign, mark, stamp, unmark};
 use super::programs::{Programs, ToolError, file_error};
 use super::settings::quote;
 use super::sql::{Target, ask_once};
 use super::upstream::Upstream;
-use crate::config::{AgentConfig, PostgresConfig};
+use crate::config::{AgentConfig, ConnectionOptions, Credentials, PostgresConfig};
 use crate::scripts::{CustomMethod, ReplicaMethod, Run, Scripts, ToolOption};
 
 /// A copy of a large database takes hours; this only keeps a stuck one from waiting for ever.
@@ -112,8 +113,11 @@ async fn try_base_backup(making: Making<'_>, place: &Place, source: &Upstream) -
     for option in options.iter().filter(|option| option.name != "waldir") {
         run = run.arg(option.argument());
     }
+    let mut neighbours = Vec::new();
     if let Some(wal) = wal_dir(place, options) {
-        run = run.arg(format!("--waldir={}", linked_dir(&wal, &stamp).display()));
+        let own = linked_dir(&wal, &stamp);
+        run = run.arg(format!("--waldir={}", own.display()));
+        neighbours.extend((own != wal).then_some(own));
     }
     let mapped = |old: &str| {
         options.iter().any(|option| {
@@ -130,8 +134,10 @@ async fn try_base_backup(making: Making<'_>, place: &Place, source: &Upstream) -
                 escaped(old),
                 escaped(&own.display().to_string())
             ));
+            neighbours.push(own);
         }
     }
+    note(&new, &neighbours)?;
     run.run(CLONE_MAX).await?;
     Ok(new)
 }
@@ -160,11 +166,21 @@ impl Seen {
             return Self::default();
         };
         let postgresql = &config.postgresql;
-        let options = postgresql.connections.superuser.preferring_tls();
-        let target = Target::new(&source, &postgresql.database, &postgresql.superuser).with_options(&options);
+        let target = |(user, options): (&Credentials, &ConnectionOptions)| {
+            Target::new(&source, &postgresql.database, user).with_options(&options.preferring_tls())
+        };
+        let superuser = (&postgresql.superuser, &postgresql.connections.superuser);
         let sql = "SELECT (SELECT sum(pg_database_size(oid))::bigint FROM pg_database)::text \
                    UNION ALL (SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE pg_tablespace_location(oid) <> '')";
-        let rows = match ask_once(&target, "asking for the size of what is to be copied", sql, ASK_MAX).await {
+        let what = "asking for the size of what is to be copied";
+        let asked = match ask_once(&target(superuser), what, sql, ASK_MAX).await {
+            // The superuser may be let in on its own machine only.
+            Err(_) if postgresql.rewind.is_some() => {
+                ask_once(&target(postgresql.rewinds_as()), what, sql, ASK_MAX).await
+            }
+            asked => asked,
+        };
+        let rows = match asked {
             Ok(rows) => rows,
             Err(error) => {
                 tracing::debug!("{}", error.chain());
@@ -278,6 +294,8 @@ fn become_standby(new: &Path) -> Result<(), ToolError> {
         if of_source && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             let path = entry.path();
             std::fs::remove_dir_all(&path).map_err(file_error("removing a source's own copy", &path))?;
+        } else if of_source && is_note(&name) {
+            files::remove_if_there(&entry.path())?;
         }
     }
     files::write_whole(&new.join("standby.signal"), "", 0o600).map(|_| ())
@@ -387,7 +405,7 @@ mod tests {
     fn a_copy_comes_up_as_a_standby_and_without_what_its_source_kept() {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::create_dir(dir.path().join("pgherd-aside-1")).expect("made");
-        for name in ["recovery.signal", "promote", UNFINISHED_MARKER] {
+        for name in ["recovery.signal", "promote", UNFINISHED_MARKER, "pgherd-clone.links"] {
             std::fs::write(dir.path().join(name), "").expect("written");
         }
         become_standby(dir.path()).expect("done");

@@ -1,5 +1,6 @@
 //! Libraries that PostgreSQL is told to preload: a server that misses one does not start, and says so in its own log only.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -7,21 +8,49 @@ use super::programs::Programs;
 
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
-/// The libraries that `value`, a `shared_preload_libraries`, names and that are not on this machine; nothing when it is not
-/// known where they would be.
-pub async fn missing(programs: &Programs, value: &str, path: Option<&str>) -> Vec<String> {
-    let libraries = names(value);
-    if libraries.is_empty() {
+const NAMES: &str = "shared_preload_libraries";
+const PATH: &str = "dynamic_library_path";
+
+/// The libraries that PostgreSQL is to preload and that are not on this machine; nothing when it is not known where they
+/// would be. `rendered` is what we have written into the file `conf`. Files that it includes, and those of ALTER SYSTEM, may
+/// say otherwise, so PostgreSQL itself has the last word on what it will read.
+pub async fn missing(
+    programs: &Programs,
+    rendered: &BTreeMap<String, String>,
+    data_dir: &Path,
+    conf: &Path,
+) -> Vec<String> {
+    let says = |name: &str| rendered.get(name).cloned();
+    let Some(libraries) = says(NAMES) else {
         return Vec::new();
-    }
+    };
+    let path = says(PATH).unwrap_or_else(|| "$libdir".to_owned());
     let Some(lib_dir) = package_dir(programs).await else {
         return Vec::new();
     };
-    let dirs = search_path(path.unwrap_or("$libdir"), &lib_dir);
-    libraries
-        .into_iter()
-        .filter(|library| !is_there(library, &lib_dir, &dirs))
-        .collect()
+    let missing = not_there(&libraries, &path, &lib_dir);
+    if missing.is_empty() {
+        return missing;
+    }
+    let libraries = effective(programs, NAMES, data_dir, conf).await.unwrap_or(libraries);
+    let path = effective(programs, PATH, data_dir, conf).await.unwrap_or(path);
+    not_there(&libraries, &path, &lib_dir)
+}
+
+/// A parameter as the server will have it by its files; nothing where PostgreSQL cannot tell, as by files that it refuses.
+async fn effective(programs: &Programs, name: &str, data_dir: &Path, conf: &Path) -> Option<String> {
+    let dir = data_dir.display().to_string();
+    let conf = format!("config_file={}", conf.display());
+    let args = ["-D", &dir, "-c", &conf, "-C", name];
+    let output = programs.run("postgres", &args, &[], ANSWER_MAX).await.ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    Some(text.trim().to_owned())
+}
+
+fn not_there(libraries: &str, path: &str, lib_dir: &Path) -> Vec<String> {
+    let dirs = search_path(path, lib_dir);
+    let libraries = names(libraries).into_iter();
+    libraries.filter(|library| !is_there(library, lib_dir, &dirs)).collect()
 }
 
 /// The directory that `$libdir` stands for.
@@ -60,7 +89,43 @@ fn is_there(library: &str, lib_dir: &Path, dirs: &[PathBuf]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+
+    #[tokio::test]
+    async fn what_postgresql_reads_elsewhere_has_the_last_word() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| dir.path().join(name);
+        for name in ["lib", "other"] {
+            std::fs::create_dir(at(name)).expect("made");
+        }
+        std::fs::write(at("other/b.so"), "").expect("written");
+        let program = |name: &str, script: &str| {
+            std::fs::write(at(name), format!("#!/bin/sh\n{script}\n")).expect("written");
+            std::fs::set_permissions(at(name), std::fs::Permissions::from_mode(0o755)).expect("made a program");
+        };
+        program("pg_config", &format!("echo {}", at("lib").display()));
+        let programs = Programs::new(Some(dir.path().to_owned()));
+        let rendered = BTreeMap::from([(NAMES.to_owned(), "b".to_owned())]);
+        let (data_dir, conf) = (at("data"), at("conf/postgresql.conf"));
+        let missing = async || missing(&programs, &rendered, &data_dir, &conf).await;
+
+        program("postgres", "exit 1");
+        assert_eq!(missing().await, ["b"], "our own file is all that is known");
+        let expected = format!("-D {} -c config_file={} -C", data_dir.display(), conf.display());
+        let says = |libraries: &str, path: &str| {
+            format!(
+                "case \"$*\" in \"{expected} {NAMES}\") echo '{libraries}';; \"{expected} {PATH}\") echo '{path}';; *) exit 1;; esac"
+            )
+        };
+        program("postgres", &says("b", "$libdir"));
+        assert_eq!(missing().await, ["b"]);
+        program("postgres", &says("b", &format!("$libdir:{}", at("other").display())));
+        assert_eq!(missing().await, [""; 0], "the path is in a file that is included");
+        program("postgres", &says("", "$libdir"));
+        assert_eq!(missing().await, [""; 0], "ALTER SYSTEM names none");
+    }
 
     #[test]
     fn libraries_are_looked_for_where_postgresql_does() {

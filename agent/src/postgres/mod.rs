@@ -6,6 +6,7 @@ pub mod control;
 pub mod files;
 pub mod forecast;
 pub mod libraries;
+mod linked;
 pub mod locks;
 pub mod passwords;
 pub mod pending;

@@ -4,7 +4,7 @@
 //! data directory is a mount point or its parent is not ours to write, the new one is made within, and the contents change
 //! places, under a mark that keeps a half-changed one from being taken for a data directory.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use pgherd_cluster::clock::wall_now;
 use rustix::fs::{Access, access};
 
 use super::files::{beside, remove_if_there, sync_dir, write_whole};
+use super::linked::{forget_note, remove_filled, remove_links_of_ours};
 use super::programs::{ToolError, file_error};
 
 /// How many digits the stamp has that names a directory that was moved aside.
@@ -42,7 +43,7 @@ impl Mark {
     }
 }
 /// What this member itself keeps within a data directory begins with this.
-const OURS: &str = "pgherd-";
+pub(super) const OURS: &str = "pgherd-";
 
 /// A stamp for names of directories that were moved aside; sorts by time.
 #[must_use]
@@ -99,13 +100,20 @@ impl Place {
         } else {
             beside(&self.data_dir, &format!("{OURS}{purpose}"))
         };
+        // Tablespaces may be large: the runtime has other things to do meanwhile.
+        let (half_made, others) = (new.clone(), self.all_but(&new));
+        let cleared = tokio::task::spawn_blocking(move || remove_filled(&half_made, &others));
+        if let Err(error) = cleared.await {
+            tracing::warn!(%error, "what a half-made copy has filled outside was not removed");
+        }
         // By its name it can be nothing else than a half-made copy of ours.
         match tokio::fs::remove_dir_all(&new).await {
             Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(file_error("removing a half-made copy", &new)(error))
+                return Err(file_error("removing a half-made copy", &new)(error));
             }
-            _ => Ok(new),
+            _ => forget_note(&new)?,
         }
+        Ok(new)
     }
 
     /// Puts the finished directory `new` in place. What was there is moved aside, never deleted, unless more than two such
@@ -139,6 +147,7 @@ impl Place {
             moved
         };
         unmark(&self.data_dir)?;
+        forget_note(new)?;
         self.bound_asides();
         Ok(moved)
     }
@@ -254,88 +263,58 @@ impl Place {
 
     /// Deletes the oldest copies beyond the bound. A copy that cannot be deleted is only in the way of nobody.
     pub fn bound_asides(&self) {
-        let name = self.data_dir.file_name().and_then(OsStr::to_str);
-        let (parent, prefix) = match (self.within, name) {
-            (true, _) => (self.data_dir.as_path(), format!("{OURS}aside-")),
-            (false, Some(name)) => (
-                self.data_dir.parent().unwrap_or(Path::new("/")),
-                format!("{name}.aside-"),
-            ),
-            (false, None) => return,
+        // Exactly what we name them: an operator's own `data.aside-keep` is none of our business.
+        let is_ours = |path: &PathBuf| {
+            let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+            let stamp = name
+                .rsplit_once("aside-")
+                .filter(|(before, _)| *before == self.prefix());
+            stamp.is_some_and(|(_, stamp)| stamp.len() == STAMP_DIGITS && stamp.bytes().all(|b| b.is_ascii_digit()))
         };
-        let Ok(entries) = std::fs::read_dir(parent) else { return };
-        let mut copies: Vec<PathBuf> = entries
-            .flatten()
-            .map(|entry| entry.path())
-            // Exactly what we name them: an operator's own `data.aside-keep` is none of our business.
-            .filter(|path| {
-                let name = path.file_name().and_then(|name| name.to_str());
-                let stamp = name.and_then(|name| name.strip_prefix(&prefix));
-                stamp.is_some_and(|stamp| stamp.len() == STAMP_DIGITS && stamp.bytes().all(|b| b.is_ascii_digit()))
-            })
-            .collect();
+        let mut copies = self.kin();
+        copies.retain(is_ours);
         copies.sort(); // The stamp sorts by time.
         let surplus = copies.len().saturating_sub(ASIDE_MAX);
         for copy in copies.into_iter().take(surplus) {
             tracing::info!(copy = %copy.display(), "deleting the oldest copy that was moved aside, {ASIDE_MAX} newer ones stay");
-            remove_links_of_ours(&copy);
+            remove_links_of_ours(&copy, &self.all_but(&copy));
             if let Err(error) = std::fs::remove_dir_all(&copy) {
                 tracing::warn!(copy = %copy.display(), %error, "the copy cannot be deleted");
             }
         }
     }
-}
 
-/// A directory outside that a new data directory links to, such as of its WAL or of a tablespace: `wanted` while that is
-/// free, else one of our naming beside it, or within it where it is a mount point. What was there stays with the data
-/// directory that links to it.
-#[must_use]
-pub fn linked_dir(wanted: &Path, stamp: &str) -> PathBuf {
-    let free = match std::fs::read_dir(wanted) {
-        Ok(entries) => entries.flatten().all(|entry| entry.file_name() == "lost+found"),
-        Err(error) => error.kind() == ErrorKind::NotFound,
-    };
-    // A filesystem's own directory would be in the way all the same.
-    let empty = std::fs::read_dir(wanted).is_ok_and(|mut entries| entries.next().is_none());
-    if free && (empty || !wanted.exists()) {
-        return wanted.to_owned();
-    }
-    let base = base_name(wanted);
-    let within = is_mount_point(wanted) || !may_write_beside(wanted);
-    if within {
-        wanted.join(format!("{OURS}{stamp}"))
-    } else {
-        base.with_file_name(named(&base, stamp))
-    }
-}
-
-fn named(base: &Path, stamp: &str) -> OsString {
-    let mut name = base.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{OURS}{stamp}"));
-    name
-}
-
-/// Without a stamp of ours: names do not grow from clone to clone.
-fn base_name(wanted: &Path) -> PathBuf {
-    let name = wanted.file_name().and_then(OsStr::to_str).unwrap_or_default();
-    match name.rsplit_once(&format!(".{OURS}")) {
-        Some((base, stamp)) if stamp.len() == STAMP_DIGITS && !base.is_empty() => wanted.with_file_name(base),
-        _ => wanted.to_owned(),
-    }
-}
-
-/// What a copy that is about to be deleted links to goes with it where the name says that we made it.
-fn remove_links_of_ours(copy: &Path) {
-    let mut links = vec![copy.join("pg_wal")];
-    if let Ok(entries) = std::fs::read_dir(copy.join("pg_tblspc")) {
-        links.extend(entries.flatten().map(|entry| entry.path()));
-    }
-    for target in links.iter().filter_map(|link| std::fs::read_link(link).ok()) {
-        let name = target.file_name().and_then(OsStr::to_str).unwrap_or_default();
-        let stamp = name.rsplit_once(OURS).map(|(_, stamp)| stamp).unwrap_or_default();
-        if stamp.len() == STAMP_DIGITS && stamp.bytes().all(|b| b.is_ascii_digit()) {
-            let _ = std::fs::remove_dir_all(&target); // What stays is in the way of nobody.
+    /// What the names begin with of all that stands, stood or is to stand for the data directory.
+    fn prefix(&self) -> String {
+        let name = self.data_dir.file_name().unwrap_or_default().to_string_lossy();
+        if self.within {
+            OURS.to_owned()
+        } else {
+            format!("{name}.")
         }
+    }
+
+    /// All that stands, stood or is to stand for the data directory, by their names.
+    fn kin(&self) -> Vec<PathBuf> {
+        let parent = if self.within {
+            self.data_dir.as_path()
+        } else {
+            self.data_dir.parent().unwrap_or(Path::new("/"))
+        };
+        let prefix = self.prefix();
+        let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
+        entries
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+            .map(|entry| entry.path())
+            .collect()
+    }
+
+    /// The data directory and its kin, without `copy`.
+    fn all_but(&self, copy: &Path) -> Vec<PathBuf> {
+        let mut others = self.kin();
+        others.push(self.data_dir.clone());
+        others.retain(|other| other != copy);
+        others
     }
 }
 
@@ -425,7 +404,7 @@ fn move_entries(from: &Path, to: &Path, wanted: impl Fn(&OsStr) -> bool) -> Resu
     Ok(())
 }
 
-fn may_write_beside(dir: &Path) -> bool {
+pub(super) fn may_write_beside(dir: &Path) -> bool {
     let parent = dir.parent().unwrap_or(Path::new("/"));
     access(parent, Access::WRITE_OK | Access::EXEC_OK).is_ok()
 }
@@ -466,6 +445,7 @@ fn unescaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::linked::{linked_dir, note};
     use super::*;
 
     fn dir_with(parent: &Path, name: &str, content: &str) -> PathBuf {
@@ -547,20 +527,26 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_linked_directory_that_is_taken_gets_a_neighbour_with_a_name_that_does_not_grow() {
+    #[tokio::test]
+    async fn a_copy_that_is_begun_again_leaves_no_tablespace_behind() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let wal = dir.path().join("wal");
-        assert_eq!(linked_dir(&wal, "1"), wal, "nothing is there");
-        let taken = dir_with(dir.path(), "wal", "x");
+        let data = dir_with(dir.path(), "data", "15");
+        let place = Place::of(&data).expect("looked at");
+        let new = place.prepare("clone").await.expect("prepared");
         let stamp = "7".repeat(STAMP_DIGITS);
-        let next = linked_dir(&taken, &stamp);
-        assert_eq!(next, dir.path().join(format!("wal.pgherd-{stamp}")));
-        dir_with(dir.path(), &format!("wal.pgherd-{stamp}"), "x");
-        let later = "8".repeat(STAMP_DIGITS);
-        assert_eq!(
-            linked_dir(&next, &later),
-            dir.path().join(format!("wal.pgherd-{later}"))
+        let own = dir_with(dir.path(), &format!("tablespace.{OURS}{stamp}"), "15");
+        note(&new, std::slice::from_ref(&own)).expect("noted");
+        std::fs::create_dir_all(new.join("pg_tblspc")).expect("made");
+        let wanted = dir_with(dir.path(), "tablespace", "15");
+        std::os::unix::fs::symlink(&wanted, new.join("pg_tblspc/1")).expect("linked");
+        assert_eq!(place.prepare("clone").await.expect("prepared again"), new);
+        assert!(!own.exists() && !new.exists());
+        assert_eq!(linked_dir(&wanted, &stamp), wanted, "it is free again");
+        let names = std::fs::read_dir(dir.path()).expect("there").flatten();
+        assert!(
+            names
+                .map(|entry| entry.file_name())
+                .all(|name| name == "data" || name == "tablespace")
         );
     }
 

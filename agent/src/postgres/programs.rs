@@ -9,6 +9,8 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::scripts::keep_to_ourselves;
+
 /// Why a program did not do its work.
 #[derive(Debug, thiserror::Error)]
 pub enum ToolError {
@@ -167,7 +169,9 @@ impl Programs {
         limit: Duration,
     ) -> Result<Output, ToolError> {
         let program = || name.to_owned();
-        let child = Command::new(self.path(name))
+        let mut command = Command::new(self.path(name));
+        keep_to_ourselves(&mut command); // pg_rewind and a recovery run commands of the operator's.
+        let child = command
             .args(args)
             .env("LC_ALL", "C") // What it writes is read by us.
             .envs(env.iter().copied())
@@ -230,4 +234,30 @@ impl Programs {
 pub(crate) fn file_error(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ToolError {
     let path = path.to_owned();
     move |source| ToolError::File { what, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Only a process that was started with such variables has them: the test starts itself once more.
+    #[tokio::test]
+    async fn what_is_meant_for_us_is_not_handed_to_programs() {
+        const OURS: &str = "PATRONI_SUPERUSER_PASSWORD";
+        const NAME: &str = "postgres::programs::tests::what_is_meant_for_us_is_not_handed_to_programs";
+        const LIMIT: Duration = Duration::from_secs(60);
+        if std::env::var_os(OURS).is_some() {
+            let told = Programs::new(None).run("env", &[] as &[&str], &[], LIMIT).await;
+            let told = String::from_utf8_lossy(&told.expect("it runs").stdout).into_owned();
+            assert!(told.contains("LC_ALL=C") && !told.contains("secret"), "{told}");
+            return;
+        }
+        let again = Command::new(std::env::current_exe().expect("this program"))
+            .args(["--exact", NAME])
+            .envs([(OURS, "secret"), ("PGHERD_ETCD_PASSWORD", "secret")])
+            .output();
+        let output = timeout(LIMIT, again).await.expect("in time").expect("it runs");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    }
 }

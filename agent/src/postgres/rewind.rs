@@ -17,7 +17,7 @@ use super::place::{Place, stamp};
 use super::programs::{Programs, ToolError, file_error};
 use super::{files, locks};
 use crate::config::{AgentConfig, PostgresConfig};
-use crate::scripts::is_ours;
+use crate::scripts::keep_to_ourselves;
 
 /// A recovery of much log, and a rewind over much data, take hours; this only keeps a stuck one from waiting for ever.
 const WORK_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -28,6 +28,12 @@ const ARCHIVE_MAX: Duration = Duration::from_secs(300);
 #[must_use]
 pub fn workplace(data_dir: &Path) -> PathBuf {
     files::beside(data_dir, "pgherd-rewind")
+}
+
+/// Where pg_rewind finds the source's password, for as long as it runs.
+#[must_use]
+pub fn source_pgpass(config: &AgentConfig) -> PathBuf {
+    config.runtime_dir.join("pgpass.rewind")
 }
 
 /// Brings data that was not stopped in order to its end, by a server for one session: pg_rewind takes no other.
@@ -102,9 +108,7 @@ async fn archive(data_dir: &Path, command: &str, segment: &str) -> Result<(), To
     let program = || "archive_command".to_owned();
     let path = format!("pg_wal/{segment}");
     let mut child = Command::new("sh");
-    for (name, _) in std::env::vars_os().filter(|(name, _)| is_ours(name)) {
-        child.env_remove(name); // As when PostgreSQL runs it.
-    }
+    keep_to_ourselves(&mut child); // As when PostgreSQL runs it.
     let child = child
         .arg("-c")
         .arg(archive_text(command, &path, segment))
@@ -162,7 +166,9 @@ pub async fn rewind(
     source: &Address,
     from_archive: bool,
 ) -> Result<bool, ToolError> {
-    let data_dir = &config.postgresql.data_dir;
+    // A symbolic link stays where it is: what it leads to is moved, on its own filesystem.
+    let real = Place::of(&config.postgresql.data_dir)?;
+    let data_dir = real.data_dir();
     let place = workplace(data_dir);
     retire(data_dir)?;
     let tried = run(programs, config, source, (data_dir, from_archive), true).await?;
@@ -189,11 +195,12 @@ pub async fn rewind(
 /// # Errors
 /// When it cannot be moved.
 pub fn retire(data_dir: &Path) -> Result<(), ToolError> {
-    let place = workplace(data_dir);
+    let real = Place::of(data_dir)?;
+    let place = workplace(real.data_dir());
     if !place.exists() {
         return Ok(());
     }
-    let aside = Place::of(data_dir)?.set_aside(&place, &stamp())?;
+    let aside = real.set_aside(&place, &stamp())?;
     tracing::warn!(aside = %aside.display(), "what a rewind has left half done was moved aside");
     Ok(())
 }
@@ -231,9 +238,17 @@ async fn run(
         }
     }
     args.extend(dry.then(|| "--dry-run".to_owned()));
-    let password = user.password.clone().unwrap_or_default();
-    let env: [(&str, &OsStr); 1] = [("PGPASSWORD", OsStr::new(&password))];
-    let output = programs.run("pg_rewind", &args, &env, WORK_MAX).await?;
+    // Its environment is that of restore_command, which need not see a password; an empty one gives way to the file's.
+    let pgpass = source_pgpass(config);
+    let mut env: Vec<(&str, &OsStr)> = vec![("PGPASSWORD", OsStr::new(""))];
+    if let Some(password) = &user.password {
+        let line = files::pgpass_line(&source.host, source.port, &user.username, password);
+        files::write_whole(&pgpass, &line, 0o600)?;
+        env.push(("PGPASSFILE", pgpass.as_os_str()));
+    }
+    let ran = programs.run("pg_rewind", &args, &env, WORK_MAX).await;
+    files::remove_if_there(&pgpass)?;
+    let output = ran?;
     let said = [output.stdout, output.stderr].concat();
     Ok(String::from_utf8_lossy(&said).into_owned())
 }
@@ -241,11 +256,59 @@ async fn run(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::tests::{agent, with_password};
 
     #[test]
     fn placeholders_of_an_archive_command_are_postgresqls() {
         let text = archive_text("cp %p /archive/%f; echo 100%% %x %", "pg_wal/0001", "0001");
         assert_eq!(text, "cp pg_wal/0001 /archive/0001; echo 100% %x %");
+    }
+
+    /// Programs of which pg_rewind is a script.
+    fn with_pg_rewind(dir: &Path, script: &str) -> Programs {
+        let program = dir.join("pg_rewind");
+        std::fs::write(&program, format!("#!/bin/sh\n{script}")).expect("written");
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("made a program");
+        Programs::new(Some(dir.to_owned()))
+    }
+
+    #[tokio::test]
+    async fn a_link_stays_one_whether_its_data_is_rewound_or_moved_aside() {
+        for (ends, kept) in [
+            ("exit 0", true),
+            ("case \"$*\" in *--dry-run*) exit 0;; esac; exit 1", false),
+        ] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let disk = dir.path().join("disk");
+            std::fs::create_dir_all(disk.join("real")).expect("made");
+            let link = dir.path().join("data");
+            std::os::unix::fs::symlink(disk.join("real"), &link).expect("linked");
+            let mut config = agent();
+            (config.postgresql.data_dir, config.runtime_dir) = (link.clone(), dir.path().to_owned());
+            let source = config.postgresql.connect_address.clone();
+            let programs = with_pg_rewind(dir.path(), ends);
+            let rewound = rewind(&programs, &config, &source, false).await;
+            assert_eq!(rewound.ok(), kept.then_some(true));
+            assert_eq!(std::fs::read_link(&link).expect("still a link"), disk.join("real"));
+            assert_eq!(link.join("standby.signal").exists(), kept);
+            let beside = std::fs::read_dir(&disk).expect("there").flatten();
+            let aside = beside.filter(|entry| entry.file_name().to_string_lossy().starts_with("real.aside-"));
+            assert_eq!(aside.count(), usize::from(!kept), "on the same filesystem");
+        }
+    }
+
+    #[tokio::test]
+    async fn pg_rewind_finds_the_password_in_a_file_and_restore_command_in_no_variable() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut config = with_password("it's:secret");
+        config.runtime_dir = dir.path().to_owned();
+        let script = "env | grep ^PGPASSWORD\nls -l \"$PGPASSFILE\" | cut -c 1-10\ncat \"$PGPASSFILE\"\n";
+        let programs = with_pg_rewind(dir.path(), script);
+        let source = config.postgresql.connect_address.clone();
+        let said = run(&programs, &config, &source, (dir.path(), true), true).await;
+        let line = files::pgpass_line(&source.host, source.port, "postgres", "it's:secret");
+        assert_eq!(said.expect("it runs"), format!("PGPASSWORD=\n-rw-------\n{line}"));
+        assert!(!source_pgpass(&config).exists(), "for as long as it runs");
     }
 
     #[tokio::test]

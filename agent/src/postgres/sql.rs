@@ -291,6 +291,16 @@ impl Walsender<'_> {
         }
     }
 
+    /// Whether it is a primary. One whose sessions are read-only by default is taken for none.
+    ///
+    /// # Errors
+    /// When psql fails or takes too long.
+    pub async fn takes_writes(self) -> Result<bool, ToolError> {
+        // A word that every release knows, and that is `on` in recovery whatever is configured.
+        let read_only = self.tell("SHOW transaction_read_only").await?;
+        Ok(read_only.trim() == "off")
+    }
+
     /// The history file of its timeline; empty for the first, which has none.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ pub use self::methods::{
     BASEBACKUP_RESERVED, BootstrapMethod, CustomMethod, Finding, INITDB_RESERVED, ReplicaMethod, Scripts, ToolOption,
     tool_options,
 };
-pub(crate) use self::run::is_ours;
+pub(crate) use self::run::keep_to_ourselves;
 pub use self::run::{Run, RunError};
 pub use self::told::{Event, Facts, Server, Told};
 pub use self::words::{NotACommand, Words};

@@ -128,9 +128,7 @@ impl Run {
             source,
         };
         let mut command = Command::new(&self.program);
-        for (name, _) in std::env::vars_os().filter(|(name, _)| is_ours(name)) {
-            command.env_remove(name); // They hold passwords, and the way to the keeper.
-        }
+        keep_to_ourselves(&mut command);
         let mut child = command
             .args(&self.arguments)
             .envs(self.env.iter().map(|(name, value)| (name, value)))
@@ -166,8 +164,15 @@ impl Run {
     }
 }
 
+/// What is meant for us is neither a program's nor that of what it starts: passwords are among it, and the way to the keeper.
+pub(crate) fn keep_to_ourselves(command: &mut Command) {
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_ours(name)) {
+        command.env_remove(name);
+    }
+}
+
 /// Variables that configure pgherd itself, or its supervisor's view of it.
-pub(crate) fn is_ours(name: &OsStr) -> bool {
+fn is_ours(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
     ["PATRONI_", "PGHERD_"].iter().any(|prefix| name.starts_with(prefix)) || name == "NOTIFY_SOCKET"
 }
