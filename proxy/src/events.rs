@@ -243,7 +243,8 @@ impl EventLog {
     }
 }
 
-fn wall_ms() -> u64 {
+/// Milliseconds since 1970.
+pub(crate) fn wall_ms() -> u64 {
     let since = wall_now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

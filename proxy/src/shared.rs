@@ -23,7 +23,7 @@ use crate::config::{ListenerConfig, ProxyConfig};
 use crate::console::ConsoleState;
 use crate::counters::{Counted, Gauge, Routes, Tally};
 use crate::entrance::Entrance;
-use crate::events::EventLog;
+use crate::events::{EventLog, wall_ms};
 use crate::experience::Experience;
 use crate::gate::{Gate, Gates};
 use crate::histogram::{ByMember, Histogram};
@@ -423,7 +423,7 @@ impl Shared {
         let told = behind
             .ended
             .as_ref()
-            .and_then(|ended| view.events.end_of(&ended.to_string()));
+            .and_then(|ended| view.events.end_of(&ended.to_string(), wall_ms()));
         Some(told.map_or_else(|| behind.event.clone(), |event| event.id.clone()))
     }
 

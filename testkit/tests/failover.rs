@@ -14,6 +14,8 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 const SOON: Duration = Duration::from_secs(30);
 /// More than a ttl and an election: what has not happened by then does not happen.
 const LONG_ENOUGH: Duration = Duration::from_secs(10);
+/// Two cycles: what is still going on is said within them.
+const QUIET: Duration = Duration::from_secs(2);
 /// What a leader that replicates asynchronously may take with it into its death: rows on their way to the replicas.
 const ON_THEIR_WAY: Duration = Duration::from_secs(1);
 
@@ -208,12 +210,13 @@ async fn a_quiet_cluster_logs_nothing(cluster: &Cluster) -> Result<()> {
             .filter(|line| !line.contains(" LOG:  "));
         Ok(ours.map(str::to_owned).collect())
     };
-    let mut before = said()?;
-    eventually("it is quiet", SOON, async || {
-        tokio::time::sleep(Duration::from_secs(2)).await; // Two cycles, in which what goes on is said.
+    let (mut before, mut since) = (said()?, Instant::now());
+    eventually("nothing more is said of what happened", SOON, async || {
         let now = said()?;
-        let last = now.last().cloned().unwrap_or_default();
-        ensure!(std::mem::replace(&mut before, now).len() == before.len(), "{last}");
+        if now.len() != before.len() {
+            (before, since) = (now, Instant::now());
+        }
+        ensure!(since.elapsed() >= QUIET, "{:?}", before.last());
         Ok(())
     })
     .await?;

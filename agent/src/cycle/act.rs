@@ -53,7 +53,7 @@ const RELEASE_MAX: Duration = Duration::from_secs(1);
 
 impl Cycle {
     pub(super) async fn act(&mut self, seen: &Observation, step: Step) -> Acted {
-        self.note_step(seen, &step);
+        self.note_step(&step);
         self.memory.stepped(&step, Boottime::now());
         if matches!(
             step,

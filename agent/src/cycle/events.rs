@@ -33,20 +33,25 @@ impl Cycle {
     }
 
     /// A step is about to be performed.
-    pub(super) fn note_step(&self, seen: &Observation, step: &Step) {
+    pub(super) fn note_step(&self, step: &Step) {
         let journal = &self.context.journal;
         match step {
             Step::BeginHandover { epoch, why } => {
                 journal.mark(phase::ASKED);
-                // Whoever asked by REST has been told of already.
-                if seen.view.events.end_of(&epoch.to_string()).is_none() {
+                // Whoever asked by REST has been told of already, by this member or another.
+                let ended = epoch.to_string();
+                let own = journal.latest();
+                let own = own
+                    .iter()
+                    .any(|event| event.kind == Kind::Operator && event.from.as_ref() == Some(&ended));
+                if !own && self.context.view().events.end_of(&ended, wall_ms()).is_none() {
                     let (what, to) = match why {
                         Why::Requested { candidate } => ("is asked to hand the lead over", candidate.clone()),
                         Why::Stopping => ("is told to stop, and hands the lead over", None),
                     };
                     let draft = Draft::new(Kind::Operator, format!("{} {what}", epoch.holder));
                     let to = to.map(|to| to.to_string());
-                    journal.say(draft.from(Some(epoch.to_string())).to(to));
+                    journal.say(draft.from(Some(ended)).to(to));
                 }
             }
             Step::FailHandover(why) => {
@@ -140,7 +145,7 @@ impl Cycle {
 
 /// Why a holding ended, by what was told of it; who wanted that.
 fn cause(view: &View, ended: &Epoch) -> (Option<String>, Option<String>) {
-    match view.events.end_of(&ended.to_string()) {
+    match view.events.end_of(&ended.to_string(), wall_ms()) {
         Some(event) => (
             Some(format!("{} (event {})", event.what, event.id)),
             event.actor.clone(),

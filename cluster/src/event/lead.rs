@@ -49,6 +49,10 @@ impl LeadChange {
 pub fn lead_changes<'a>(events: impl IntoIterator<Item = &'a Arc<Event>>) -> Vec<LeadChange> {
     let mut changes: BTreeMap<String, LeadChange> = BTreeMap::new();
     for event in events {
+        if let (Kind::Refusal, Some(from)) = (event.kind, &event.from) {
+            // What was asked for before was not done.
+            changes.remove(from);
+        }
         let belongs = event.kind != Kind::Refusal && (event.from.is_some() || !event.phases.is_empty());
         if !belongs {
             continue;
@@ -73,11 +77,12 @@ pub fn lead_changes<'a>(events: impl IntoIterator<Item = &'a Arc<Event>>) -> Vec
             at_ms: phase.at_ms,
         });
         change.steps.extend(steps);
-        change.actor = change.actor.take().or_else(|| event.actor.clone());
         // The word of whoever leads in the end counts, which is the last.
         if event.kind == Kind::Leader {
             change.to = event.to.clone().or(change.to.take());
             change.cause = event.cause.clone().or(change.cause.take());
+            // They know whose order it was; one that was given and came to nothing is no part of this.
+            change.actor = event.actor.clone().or(change.actor.take());
         }
         change.events.push(Arc::clone(event));
     }
@@ -125,6 +130,7 @@ mod tests {
         let took = Arc::new(Event {
             to: Some("n2@9".to_owned()),
             cause: Some("handed over".to_owned()),
+            actor: Some("admin at 10.0.0.5".to_owned()),
             ..(*event(
                 1700,
                 "n2",
@@ -138,8 +144,8 @@ mod tests {
             ))
             .clone()
         });
-        let refused = event(1001, "n1", Kind::Refusal, "n1@5", &[]);
-        let all = [asked, refused, gave, took];
+        let refused = event(900, "n1", Kind::Refusal, "n1@5", &[]);
+        let all = [refused, asked, gave, took];
         let changes = lead_changes(&all);
         let [change] = &changes[..] else { panic!("{changes:?}") };
         let names: Vec<&str> = change.steps.iter().map(|step| step.name.as_str()).collect();

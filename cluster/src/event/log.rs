@@ -11,6 +11,9 @@ pub const EVENTS_KEPT: usize = 200;
 /// Until somebody has deleted what is too much; what comes beyond this is not kept in memory.
 const SEEN_MAX: usize = 4 * EVENTS_KEPT;
 
+/// How long an order to hand over may be under way: a checkpoint before it takes minutes at most.
+const ORDER_MAX_MS: u64 = 600_000;
+
 /// Events by id, which is by time.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Events(Arc<BTreeMap<EventId, Arc<Event>>>);
@@ -62,17 +65,21 @@ impl Events {
         self.0.keys().take(count).cloned().collect()
     }
 
-    /// What began the end of a holding of the leader key: the first that tells of it. An operator who asked goes before the
-    /// members that did as they were told.
+    /// What began the end of a holding of the leader key, which is over at `now_ms`: the first that tells of it. An operator who
+    /// asked goes before the members that did as they were told; not one whom the leader refused, nor one of long ago, whose
+    /// order came to nothing: he would be blamed for a later crash.
     #[must_use]
-    pub fn end_of(&self, holding: &str) -> Option<&Arc<Event>> {
-        let ends = || {
-            self.iter()
-                .filter(|event| event.kind != Kind::Refusal && event.from.as_deref() == Some(holding))
-        };
-        ends()
-            .find(|event| event.kind == Kind::Operator)
-            .or_else(|| ends().next())
+    pub fn end_of(&self, holding: &str, now_ms: u64) -> Option<&Arc<Event>> {
+        let (mut asked, mut other) = (None, None);
+        for event in self.iter().filter(|event| event.from.as_deref() == Some(holding)) {
+            match event.kind {
+                Kind::Refusal => (asked, other) = (None, None),
+                Kind::Operator if now_ms.saturating_sub(event.at_ms) > ORDER_MAX_MS => {}
+                Kind::Operator => asked = asked.or(Some(event)),
+                _ => other = other.or(Some(event)),
+            }
+        }
+        asked.or(other)
     }
 }
 
@@ -120,7 +127,17 @@ mod tests {
         ]
         .into_iter()
         .collect();
-        let at = |holding| events.end_of(holding).map(|event| event.at_ms);
+        let at = |holding| events.end_of(holding, 10).map(|event| event.at_ms);
         assert_eq!((at("n1@5"), at("n2@9"), at("n3@1")), (Some(3), Some(4), None));
+    }
+
+    #[test]
+    fn an_order_that_came_to_nothing_is_not_blamed_for_a_later_end() {
+        let asked = event(1, Kind::Operator, Some("n1@5"));
+        let ordered: Events = [asked.clone()].into_iter().collect();
+        let refused: Events = [asked, event(2, Kind::Refusal, Some("n1@5"))].into_iter().collect();
+        assert_eq!(ordered.end_of("n1@5", 10).map(|event| event.at_ms), Some(1));
+        assert_eq!(ordered.end_of("n1@5", 10 + ORDER_MAX_MS), None);
+        assert_eq!(refused.end_of("n1@5", 10), None);
     }
 }

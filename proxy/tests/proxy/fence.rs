@@ -49,7 +49,7 @@ async fn the_event_that_a_client_is_told_is_the_clusters_where_one_was_told_and_
     let event = EventId::new(1000, "n3");
     let told = Event {
         from: holding,
-        ..Event::new(event.clone(), 1000, "n3", Kind::Operator, "switchover from n1 to n2")
+        ..Event::new(event.clone(), 1000, "n3", Kind::Leader, "n1 has given the lead up")
     };
     led.cluster
         .put(&format!("pgherd/events/{event}"), told.to_json().to_string());
