@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
 
-use super::show::{Row, column, moment, number, text};
+use super::columns::column;
+use super::show::{Row, moment, number, text};
 use crate::refusal;
 use crate::shared::Shared;
 use crate::stats::state::State;
@@ -46,6 +47,7 @@ pub(super) const EVENTS: &[Column] = &[
     column("kind", Text),
     column("count", Int8),
     column("text", Text),
+    column("id", Text),
 ];
 
 pub(super) const HELD: &[Column] = &[
@@ -129,6 +131,7 @@ pub(super) fn events(shared: &Shared) -> Vec<Row> {
             text(event.kind.label()),
             number(event.count),
             text(event.kind.to_string()),
+            text(event.id.to_string()),
         ]
     };
     shared.events.latest().into_iter().map(row).collect()
