@@ -10,6 +10,7 @@ mod crowd;
 mod measure;
 mod plot;
 mod postgres;
+mod sidecar;
 mod syscalls;
 mod table;
 mod tally;

@@ -5,6 +5,8 @@
 //! and the carrier polls it when one of them is ready: no task is woken, queued and scheduled for a message, and the clock is
 //! not read. The session's task stays with the worker, waits for the outcome and does what is to be done at the end.
 
+mod gathering;
+
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,6 +23,7 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, warn};
 
+use self::gathering::{FOUND_MIN, Gathering};
 use crate::counters::Route;
 use crate::relay::{Outcome, Relay};
 use crate::stream::Stream;
@@ -32,8 +35,10 @@ const ARRIVALS_MAX: usize = 128;
 const EVENTS_MAX: usize = 256;
 /// What the bell's event carries. No session has it: they would need as much memory.
 const BELL: u64 = u64::MAX;
+/// And what a beat's does.
+const BEAT: u64 = u64::MAX - 1;
 /// Descriptors of its own.
-pub(crate) const CARRIER_FILES: usize = 2;
+pub(crate) const CARRIER_FILES: usize = 3;
 
 /// What became of a session that was to be carried.
 pub(crate) enum Carried {
@@ -137,6 +142,9 @@ impl Running {
             EventData::new_u64(BELL),
             EventFlags::IN | EventFlags::ET,
         )?;
+        let gathering = Gathering::new()?;
+        let beats = (EventData::new_u64(BEAT), EventFlags::IN | EventFlags::ET);
+        epoll::add(&epoll, gathering.timer(), beats.0, beats.1)?;
         let carrying = Carrying {
             epoll,
             bell: Arc::clone(&bell),
@@ -144,6 +152,7 @@ impl Running {
             counts_as,
             sessions: Vec::new(),
             free: Vec::new(),
+            gathering,
         };
         let runtime = Handle::current();
         let thread = std::thread::Builder::new()
@@ -246,6 +255,8 @@ struct Carrying {
     sessions: Vec<Option<Session>>,
     /// Places in `sessions` without one.
     free: Vec<usize>,
+    /// Sessions whose server is listened to by time.
+    gathering: Gathering,
 }
 
 impl Carrying {
@@ -274,6 +285,9 @@ impl Carrying {
             for event in events {
                 self.take_event(*event);
             }
+            if events.iter().any(|event| event.data.u64() == BEAT) {
+                self.gather();
+            }
             if rung && !self.let_in() {
                 return Ok(());
             }
@@ -282,7 +296,7 @@ impl Carrying {
 
     fn take_event(&mut self, event: Event) {
         let data = event.data.u64();
-        let Some(place) = usize::try_from(data >> 1).ok().filter(|_| data != BELL) else {
+        let Some(place) = usize::try_from(data >> 1).ok().filter(|_| data < BEAT) else {
             return;
         };
         let Some(Some(session)) = self.sessions.get(place) else {
@@ -313,16 +327,22 @@ impl Carrying {
             }
         }));
         let outcome = match polled {
-            Ok(Poll::Pending) => match self.ask_more(place) {
+            Ok(Poll::Pending) => match self.ask_more(place).and_then(|()| self.begin_gathering(place)) {
                 Ok(()) => return,
                 Err(broken) => Some(broken),
             },
             Ok(Poll::Ready(outcome)) => Some(outcome),
             Err(_) => None,
         };
+        self.end(place, outcome);
+    }
+
+    /// Gives a session back with its outcome; one that has none is gone.
+    fn end(&mut self, place: usize, outcome: Option<Outcome>) {
         let Some(session) = self.sessions.get_mut(place).and_then(Option::take) else {
             return;
         };
+        self.gathering.end(place);
         self.free.push(place);
         if let Some(outcome) = outcome {
             self.give_back(*session.arrival, Some(outcome));
@@ -392,6 +412,75 @@ impl Carrying {
         };
         ask(0, &relay.client).map_err(|_| Outcome::ClientBroke)?;
         ask(1, &relay.server).map_err(|_| Outcome::ServerBroke)
+    }
+
+    /// Is told of what a server sends no more, while that is much in small pieces.
+    fn begin_gathering(&mut self, place: usize) -> Result<(), Outcome> {
+        let Some(Some(session)) = self.sessions.get(place) else {
+            return Ok(());
+        };
+        let relay = &session.arrival.relay;
+        match relay.server.socket().carried() {
+            Some(server) if relay.floods() && server.is_listened_to() && self.gathering.begin(place) => {
+                self.listen(place, false)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Looks at those who are listened to by time. One at which there is little is listened to as others are.
+    fn gather(&mut self) {
+        let mut next = 0;
+        while let Some(place) = self.gathering.get(next) {
+            if self.still_floods(place) {
+                next += 1;
+            } else {
+                self.listen_again(place);
+            }
+        }
+        if !self.gathering.beats_again() {
+            while let Some(place) = self.gathering.get(0) {
+                self.listen_again(place);
+            }
+        }
+    }
+
+    /// Has a session move what has come, and says whether that was much.
+    fn still_floods(&mut self, place: usize) -> bool {
+        let flowed = |carrying: &Self| match carrying.sessions.get(place) {
+            Some(Some(session)) => session.arrival.relay.flowed(),
+            _ => 0,
+        };
+        let before = flowed(self);
+        if let Some(Some(session)) = self.sessions.get(place)
+            && let Some(server) = session.arrival.relay.server.socket().carried()
+        {
+            server.note(EventFlags::IN);
+        }
+        self.poll(place, Because::Ready);
+        flowed(self).saturating_sub(before) >= FOUND_MIN
+    }
+
+    fn listen_again(&mut self, place: usize) {
+        self.gathering.end(place);
+        if let Some(Some(session)) = self.sessions.get_mut(place) {
+            session.arrival.relay.ebbs();
+        }
+        if let Err(broken) = self.listen(place, true) {
+            self.end(place, Some(broken));
+        }
+    }
+
+    /// Asks the kernel to tell of what a server sends, or not to.
+    fn listen(&self, place: usize, tells: bool) -> Result<(), Outcome> {
+        let Some(Some(session)) = self.sessions.get(place) else {
+            return Ok(());
+        };
+        let Some(server) = session.arrival.relay.server.socket().carried() else {
+            return Ok(());
+        };
+        server.listen(tells);
+        epoll::modify(&self.epoll, server, event_data(place, 1), server.interest()).map_err(|_| Outcome::ServerBroke)
     }
 
     fn watch(&self, place: usize, side: u64, stream: &Stream) -> io::Result<()> {

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use pgherd_cluster::record::Address;
 use pgherd_cluster::resolve::resolve;
-use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -25,8 +24,7 @@ pub(crate) async fn dial(address: &Address) -> io::Result<(Socket, SocketAddr)> 
         for socket_address in resolve(address).await? {
             match TcpStream::connect(socket_address).await {
                 Ok(stream) => {
-                    socket::tune(&SockRef::from(&stream))?;
-                    socket::spread(&stream)?;
+                    socket::tune_apart(&stream)?;
                     return Ok((Socket::Tcp(stream), socket_address));
                 }
                 Err(error) => last = error,

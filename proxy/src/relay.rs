@@ -30,6 +30,9 @@ use crate::wire::backend::{StartupWatch, Tail};
 /// PostgreSQL never sends after it has closed, so a client that does not follow only holds a place.
 const CLIENT_FOLLOWS_MAX: Duration = Duration::from_secs(30);
 
+/// From so many bytes on, for one question, a client gets much. What is less never waits for a beat.
+const FLOOD: u32 = 1024 * 1024;
+
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER_BYTES]);
 }
@@ -69,6 +72,8 @@ struct Talk {
     outstanding: bool,
     /// How often the client has asked, while that matters.
     asked: u8,
+    /// How many bytes it has got since, as far as they can be counted.
+    flowed: u32,
     /// Until the server's startup answer has passed.
     startup: Option<Box<StartupWatch>>,
     /// What the client is sent is PostgreSQL's protocol, and not TLS that is the server's.
@@ -80,6 +85,7 @@ impl Talk {
     fn client_sent(&mut self) {
         self.outstanding = true;
         self.asked = self.asked.saturating_add(1);
+        self.flowed = 0;
     }
 
     fn server_sent(&mut self, bytes: &[u8]) {
@@ -94,11 +100,17 @@ impl Talk {
 
     fn client_got(&mut self, bytes: &[u8]) {
         self.tail.push(bytes);
+        self.got(bytes.len());
+    }
+
+    fn got(&mut self, count: usize) {
         self.outstanding = false;
+        self.flowed = self.flowed.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
     }
 }
 
-struct FromClient<'a>(&'a mut Talk, Option<&'a Moved>);
+/// With the conversation and its counters, whether the other direction has ended.
+struct FromClient<'a>(&'a mut Talk, Option<&'a Moved>, bool);
 
 impl Hooks for FromClient<'_> {
     fn may_splice(&self) -> bool {
@@ -125,9 +137,14 @@ impl Hooks for FromClient<'_> {
     fn last_seen(&self) -> usize {
         0
     }
+
+    fn is_last(&self) -> bool {
+        self.2
+    }
 }
 
-struct FromServer<'a>(&'a mut Talk, Option<&'a Moved>);
+/// The same.
+struct FromServer<'a>(&'a mut Talk, Option<&'a Moved>, bool);
 
 impl Hooks for FromServer<'_> {
     fn may_splice(&self) -> bool {
@@ -147,7 +164,7 @@ impl Hooks for FromServer<'_> {
 
     fn spliced(&mut self, count: usize) {
         self.0.tail = Tail::default();
-        self.0.outstanding = false;
+        self.0.got(count);
         if let Some(moved) = self.1 {
             moved.to_client.add(count as u64);
         }
@@ -156,6 +173,10 @@ impl Hooks for FromServer<'_> {
     /// Whether the client may be spoken to shows in them.
     fn last_seen(&self) -> usize {
         if self.0.in_clear { Tail::BYTES } else { 0 }
+    }
+
+    fn is_last(&self) -> bool {
+        self.2
     }
 }
 
@@ -179,6 +200,7 @@ impl Relay {
                 tail: Tail::default(),
                 outstanding: !more.is_empty(),
                 asked: 0,
+                flowed: 0,
                 startup: in_clear.then(Box::default),
                 in_clear,
                 registration,
@@ -223,16 +245,33 @@ impl Relay {
         }
     }
 
-    /// The same, until the client has asked so often that a carrier does better: then it gives nothing.
+    /// The same, until the client has asked so often, or gets so much, that a carrier does better: then it gives nothing.
     pub(crate) async fn run_until_settled(&mut self, moved: Option<&Moved>, asked: Option<u8>) -> Option<Outcome> {
         poll_fn(|cx| match self.poll(cx, moved) {
             Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
-            Poll::Pending if asked.is_some_and(|asked| self.talk.asked >= asked) && self.is_at_rest() => {
-                Poll::Ready(None)
-            }
+            Poll::Pending if asked.is_some_and(|asked| self.lasts(asked)) && self.is_at_rest() => Poll::Ready(None),
             Poll::Pending => Poll::Pending,
         })
         .await
+    }
+
+    fn lasts(&self, asked: u8) -> bool {
+        self.talk.asked >= asked || self.floods()
+    }
+
+    /// Whether the client gets much for one question, in pieces too small for a pipe.
+    pub(crate) fn floods(&self) -> bool {
+        self.talk.flowed >= FLOOD && self.server.plain().is_some() && !self.to_client.splices()
+    }
+
+    /// What the client has got since it asked, or since [`Self::ebbs`].
+    pub(crate) const fn flowed(&self) -> u32 {
+        self.talk.flowed
+    }
+
+    /// It floods no more.
+    pub(crate) const fn ebbs(&mut self) {
+        self.talk.flowed = 0;
     }
 
     /// Whether nothing of it is tied to this thread.
@@ -279,7 +318,7 @@ impl Relay {
     fn poll_bytes(&mut self, cx: &mut Context<'_>, buffer: &mut [u8], moved: Option<&Moved>) -> Poll<Outcome> {
         let mut sent = Poll::Ready(Ok(()));
         if !self.to_client.source_broke {
-            let mut hooks = FromClient(&mut self.talk, moved);
+            let mut hooks = FromClient(&mut self.talk, moved, self.to_client.finished);
             sent = self
                 .to_server
                 .poll(cx, &mut self.client, &mut self.server, buffer, &mut hooks);
@@ -289,7 +328,7 @@ impl Relay {
         if sent == Poll::Ready(Err(Broken::Sink)) && !self.to_client.source_finished {
             self.to_client.source_broke = true;
         }
-        let mut hooks = FromServer(&mut self.talk, moved);
+        let mut hooks = FromServer(&mut self.talk, moved, self.to_server.finished);
         let answered = self
             .to_client
             .poll(cx, &mut self.server, &mut self.client, buffer, &mut hooks);

@@ -31,6 +31,8 @@ pub(crate) enum Work {
     Connect,
     /// So many connections that do nothing.
     Idle(usize),
+    /// A proxy that nobody uses.
+    Sidecar,
     /// One client with small queries, and three with bulk.
     Beside,
     /// pgbench, one client, everything on one processor.
@@ -106,7 +108,7 @@ impl Measure {
     pub(crate) fn takes(&self, kind: Kind) -> bool {
         match kind {
             Kind::HaProxySplice => self.splice,
-            Kind::Direct => !matches!(self.work, Work::Calls(_)),
+            Kind::Direct => !matches!(self.work, Work::Calls(_) | Work::Sidecar),
             _ => true,
         }
     }
@@ -175,6 +177,11 @@ const IDLING: &[Figure] = &[
     alone("files/connection", Goal::None),
     alone("CPU ms/s", Goal::None),
 ];
+const SIDECAR: &[Figure] = &[
+    alone("resident MiB", Goal::Max(8.0)),
+    alone("of it, by its share", Goal::None),
+    alone("of it, its own", Goal::None),
+];
 const BESIDE: &[Figure] = &[
     whole("p50 ms", Goal::RatioMax(0.5)),
     whole("p99 ms", Goal::None),
@@ -228,7 +235,7 @@ const fn before_stub(name: &'static str, title: &'static str, work: Work, figure
         splice: matches!(work, Work::Rows(_) | Work::CopyIn(..) | Work::Calls(_)),
         rounds_max: match work {
             Work::Calls(_) => 1,
-            Work::Idle(_) => 3,
+            Work::Idle(_) | Work::Sidecar => 3,
             _ => usize::MAX,
         },
     }
@@ -284,6 +291,7 @@ pub(crate) static MEASURES: &[Measure] = &[
         BESIDE,
     ),
     before_stub("connect", "stub, connect, query, close", Work::Connect, CONNECTING),
+    before_stub("sidecar", "a proxy that nobody uses", Work::Sidecar, SIDECAR),
     before_stub("idle-1000", "stub, 1000 idle connections", Work::Idle(1000), IDLING),
     before_stub("idle-5000", "stub, 5000 idle connections", Work::Idle(5000), IDLING),
     before_stub(

@@ -49,8 +49,12 @@ impl Usage {
 /// What a process holds.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Holding {
+    /// Bytes that are in memory, its own or others' too.
+    pub(crate) resident: u64,
     /// Bytes of its own memory, shared ones by its share.
     pub(crate) memory: u64,
+    /// Bytes that it has written, and nobody shares.
+    pub(crate) own: u64,
     /// Open files.
     pub(crate) files: u64,
 }
@@ -59,12 +63,17 @@ impl Holding {
     pub(crate) fn of(pid: Pid) -> Result<Self> {
         let directory = directory(pid);
         let rollup = fs::read_to_string(directory.join("smaps_rollup"))?;
-        let line = rollup.lines().find(|line| line.starts_with("Pss:"));
-        let kibibytes = line
-            .and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
-            .context("no Pss in smaps_rollup")?;
+        let bytes = |key: &str| {
+            let line = rollup.lines().find(|line| line.starts_with(key));
+            let kibibytes = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+            kibibytes
+                .map(|kibibytes| kibibytes * 1024)
+                .with_context(|| format!("no {key} in smaps_rollup"))
+        };
         Ok(Self {
-            memory: kibibytes * 1024,
+            resident: bytes("Rss:")?,
+            memory: bytes("Pss:")?,
+            own: bytes("Anonymous:")?,
             files: fs::read_dir(directory.join("fd"))?.count() as u64,
         })
     }

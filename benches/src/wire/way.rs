@@ -155,15 +155,11 @@ impl Bed {
                     daemon: None,
                 }));
             }
-            Kind::Pgherd => (
-                self.site.reachable(&program::pgherd()?)?,
-                self.pgherd(&name, here, tls)?,
-            ),
-            Kind::Before => {
-                let Some(program) = program::named(BEFORE_ENV) else {
+            Kind::Pgherd | Kind::Before => {
+                let Some(program) = self.program_of(kind)? else {
                     return Ok(None);
                 };
-                (self.site.reachable(&program)?, self.pgherd(&name, here, tls)?)
+                (program, self.pgherd(&name, here, tls)?)
             }
             Kind::HaProxy | Kind::HaProxySplice => {
                 let Some(program) = installed("haproxy") else {
@@ -198,11 +194,20 @@ impl Bed {
         }))
     }
 
-    fn ip(&self) -> Ipv4Addr {
+    /// Our program of this kind; nothing where none is named.
+    pub(crate) fn program_of(&self, kind: Kind) -> Result<Option<PathBuf>> {
+        let program = match kind {
+            Kind::Before => program::named(BEFORE_ENV),
+            _ => Some(program::pgherd()?),
+        };
+        program.map(|program| self.site.reachable(&program)).transpose()
+    }
+
+    pub(crate) fn ip(&self) -> Ipv4Addr {
         self.site.addresses().proxy(0)
     }
 
-    fn free_address(&self) -> SocketAddr {
+    pub(crate) fn free_address(&self) -> SocketAddr {
         let port = self.next_port.get();
         self.next_port.set(port + 2);
         // Two beds share the address.

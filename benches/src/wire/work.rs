@@ -13,6 +13,7 @@ use super::client::{self, Client, Door};
 use super::crowd::Crowd;
 use super::measure::{Form, Work};
 use super::postgres;
+use super::sidecar;
 use super::syscalls;
 use super::tally::{Sample, percentile};
 use super::usage::{Holding, Pinned, Usage, kernel_memory};
@@ -47,6 +48,7 @@ pub(crate) async fn sample(work: Work, bed: &Bed, way: &Way) -> Result<(Sample, 
         }
         Work::Connect => connect(door, pid).await?,
         Work::Idle(size) => idle(size, bed, way).await?,
+        Work::Sidecar => sidecar::sample(bed, way).await?,
         Work::Beside => spawn_blocking(move || beside(&door)).await??,
         Work::Pgbench => postgres::pgbench(bed, way).await?,
         Work::Calls(traced) => return syscalls::count(traced, bed, way).await,
@@ -55,7 +57,7 @@ pub(crate) async fn sample(work: Work, bed: &Bed, way: &Way) -> Result<(Sample, 
 }
 
 /// Puts numbers into other units; nothing where there is none.
-fn per(count: u64, of: f64) -> Option<f64> {
+pub(crate) fn per(count: u64, of: f64) -> Option<f64> {
     float(count).map(|count| count / of)
 }
 

@@ -46,6 +46,8 @@ pub(super) trait Hooks {
     fn spliced(&mut self, count: usize);
     /// How many of the last bytes have to be seen once nothing follows them.
     fn last_seen(&self) -> usize;
+    /// Whether the sink is closed once this direction has ended, which tells it as much.
+    fn is_last(&self) -> bool;
 }
 
 #[derive(Debug)]
@@ -68,8 +70,8 @@ pub(super) struct Direction {
     pub(super) source_finished: bool,
     /// The source's connection broke, although what it sent before is still being received.
     pub(super) source_broke: bool,
-    /// And the sink has been told.
-    finished: bool,
+    /// And the sink has been told, or is about to be closed.
+    pub(super) finished: bool,
     /// What the sink has not taken. In a box, since hardly any direction has one at a time.
     rest: Option<Box<Rest>>,
     /// Large receives in a row, or small moves where bytes go through a pipe.
@@ -93,6 +95,11 @@ impl Direction {
         self.rest.is_none() && self.pipe.holds() == 0
     }
 
+    /// Whether its bytes go through a pipe.
+    pub(super) const fn splices(&self) -> bool {
+        self.splices
+    }
+
     /// Whether nothing of it is on its way or tied to this thread, and more may come.
     pub(super) fn is_at_rest(&self) -> bool {
         self.rest.is_none() && !self.pipe.is_there() && !self.source_finished && !self.source_broke
@@ -114,7 +121,9 @@ impl Direction {
                 if self.source_broke {
                     return Poll::Ready(Err(Broken::Source));
                 }
-                ready!(sink.poll_finish(cx)).map_err(|_| Broken::Sink)?;
+                if !hooks.is_last() || sink.plain().is_none() {
+                    ready!(sink.poll_finish(cx)).map_err(|_| Broken::Sink)?;
+                }
                 self.finished = true;
                 break;
             }

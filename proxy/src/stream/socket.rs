@@ -37,14 +37,26 @@ pub(crate) fn tune(socket: &SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_keepalive(&KEEPALIVE)
 }
 
-/// Gives a connection times of its own among those that [`tune`] allows. Linux rounds such timers to two seconds, so thousands that
-/// began together would ask together, each time anew; the loopback device queues a thousand packets (`net.core.netdev_max_backlog`)
-/// and drops the rest, and whose question was dropped four times would be taken for dead.
+/// Gives a connection that was accepted times of its own among those that [`tune`] allows. Linux rounds such timers to two seconds, so
+/// thousands that began together would ask together, each time anew; the loopback device queues a thousand packets
+/// (`net.core.netdev_max_backlog`) and drops the rest, and whose question was dropped four times would be taken for dead.
 pub(crate) fn spread(socket: impl AsFd) -> io::Result<()> {
-    let (idle, interval) = times(u64::try_from(socket.as_fd().as_raw_fd()).unwrap_or(0));
+    let (idle, interval) = times(number(&socket));
     rustix::net::sockopt::set_tcp_keepidle(&socket, idle)?;
     rustix::net::sockopt::set_tcp_keepintvl(&socket, interval)?;
     Ok(())
+}
+
+/// Both at once, for a connection that was not accepted.
+pub(crate) fn tune_apart(socket: impl AsFd) -> io::Result<()> {
+    let (idle, interval) = times(number(&socket));
+    let socket = SockRef::from(&socket);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&KEEPALIVE.with_time(idle).with_interval(interval))
+}
+
+fn number(socket: impl AsFd) -> u64 {
+    u64::try_from(socket.as_fd().as_raw_fd()).unwrap_or(0)
 }
 
 /// Descriptors are given one after the other, and so are these.
@@ -222,6 +234,8 @@ impl Carried {
     const WRITE_ENDS: u8 = 8;
     /// The kernel is asked to tell when it takes more.
     const ASKED_FOR_ROOM: u8 = 16;
+    /// It is asked not to tell of what comes.
+    const UNHEARD: u8 = 32;
 
     /// What comes is not known yet: who watches the socket from now on is told.
     ///
@@ -240,11 +254,24 @@ impl Carried {
 
     /// What the kernel is to tell, at each edge.
     pub(crate) fn interest(&self) -> EventFlags {
-        let always = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
-        match self.is_any(Self::ASKED_FOR_ROOM) {
-            true => always | EventFlags::OUT,
-            false => always,
-        }
+        let mut interest = EventFlags::RDHUP | EventFlags::ET;
+        interest.set(EventFlags::IN, self.is_listened_to());
+        interest.set(EventFlags::OUT, self.is_any(Self::ASKED_FOR_ROOM));
+        interest
+    }
+
+    /// Whether the kernel tells of what comes, and not only that nothing more does.
+    pub(crate) fn is_listened_to(&self) -> bool {
+        !self.is_any(Self::UNHEARD)
+    }
+
+    /// What the kernel has to be asked for changes with it.
+    pub(crate) fn listen(&self, tells: bool) {
+        let ready = self.ready.load(Ordering::Relaxed);
+        self.set(match tells {
+            true => ready & !Self::UNHEARD,
+            false => ready | Self::UNHEARD,
+        });
     }
 
     /// Whether the kernel has to be asked for more than before, from now on.

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use pgherd_proxy::tls::{ClientCertificates, ClientTlsConfig, ListenerTls, MinVersion};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
@@ -13,7 +12,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
@@ -198,11 +197,38 @@ pub(crate) struct Came {
 
 const KEY: [u8; 8] = [0, 0, 0, 1, 1, 2, 3, 4];
 
+/// A member that has been asked, and answers when the test lets it.
+pub(crate) struct Hesitation {
+    asked: Semaphore,
+    allowed: Semaphore,
+}
+
+impl Hesitation {
+    const fn new() -> Self {
+        Self {
+            asked: Semaphore::const_new(0),
+            allowed: Semaphore::const_new(0),
+        }
+    }
+
+    pub(crate) async fn asked(&self) {
+        within("the member is asked", Self::passed(&self.asked)).await;
+    }
+
+    pub(crate) fn is_over(&self) {
+        self.allowed.add_permits(1);
+    }
+
+    async fn passed(gate: &Semaphore) {
+        gate.acquire().await.expect("it is never closed").forget();
+    }
+}
+
 /// How a member answers a startup message.
 #[derive(Clone)]
 struct Manner {
     hello: Vec<u8>,
-    hesitates: Duration,
+    hesitates: Option<Arc<Hesitation>>,
     demands_tls: bool,
 }
 
@@ -210,7 +236,7 @@ impl Default for Manner {
     fn default() -> Self {
         Self {
             hello: [message(b'R', &[0; 4]), message(b'K', &KEY), ready()].concat(),
-            hesitates: Duration::ZERO,
+            hesitates: None,
             demands_tls: false,
         }
     }
@@ -240,18 +266,22 @@ impl Member {
 
     /// Its answer to a startup message is this question, which is handed back too.
     pub(crate) async fn asking(files: &Files, question: Vec<u8>) -> (Self, Vec<u8>) {
-        let member = Self::hesitating(files, question.clone(), Duration::ZERO).await;
-        (member, question)
-    }
-
-    /// It asks only after so long.
-    pub(crate) async fn hesitating(files: &Files, question: Vec<u8>, time: Duration) -> Self {
         let manner = Manner {
-            hello: question,
-            hesitates: time,
+            hello: question.clone(),
             ..Manner::default()
         };
-        Self::with(Some(files), manner).await
+        (Self::with(Some(files), manner).await, question)
+    }
+
+    /// It asks only when it is allowed to.
+    pub(crate) async fn hesitating(files: &Files, question: Vec<u8>) -> (Self, Arc<Hesitation>) {
+        let hesitation = Arc::new(Hesitation::new());
+        let manner = Manner {
+            hello: question,
+            hesitates: Some(Arc::clone(&hesitation)),
+            ..Manner::default()
+        };
+        (Self::with(Some(files), manner).await, hesitation)
     }
 
     async fn with(files: Option<&Files>, manner: Manner) -> Self {
@@ -308,7 +338,10 @@ async fn answer(stream: TcpStream, acceptor: Option<TlsAcceptor>, manner: Manner
     let Some(startup) = read_packet(&mut stream).await else {
         return;
     };
-    tokio::time::sleep(manner.hesitates).await;
+    if let Some(hesitation) = &manner.hesitates {
+        hesitation.asked.add_permits(1);
+        Hesitation::passed(&hesitation.allowed).await;
+    }
     let key = KEY.to_vec();
     if manner.demands_tls && !by_tls {
         let refusal = b"SFATAL\0VFATAL\0C28000\0Mno pg_hba.conf entry, no encryption\0\0";

@@ -15,6 +15,7 @@ anywhere!(
     a_reset_by_the_client_is_a_reset_for_the_server,
     a_server_that_breaks_under_a_send_does_not_end_the_stream_in_order,
     single_bytes_pass_as_they_come,
+    much_in_small_pieces_comes_whole_and_what_follows_is_heard,
     bulk_both_ways_keeps_every_byte_and_the_session_is_told_in_words_afterwards,
 );
 
@@ -107,6 +108,39 @@ async fn large_transfers_both_ways_at_once_keep_every_byte(there: CarriedAfter) 
     let bytes = usize::try_from(CHUNKS).expect("small") * 9973;
     assert_eq!((up, down), (bytes, bytes));
     assert_eq!((sent_up, sent_down), (got_up, got_down));
+}
+
+/// As PostgreSQL sends what it has much of. Nobody asks often here, so that only how much comes makes a session one of those
+/// that last.
+async fn much_in_small_pieces_comes_whole_and_what_follows_is_heard(there: CarriedAfter) {
+    const PIECE: usize = 8 * 1024;
+    const PIECES: usize = 1500;
+    let mut led = Led::behind(config_there(there.map(|_| u8::MAX), vec![write_listener()])).await;
+    let (mut client, mut session) = led.session().await;
+    for round in 0..3_u8 {
+        exchange(&mut client, &mut session).await;
+        let sending = async {
+            for piece in 0..PIECES {
+                let byte = u8::try_from(piece % 251).expect("small") ^ round;
+                session.stream.write_all(&[byte; PIECE]).await.expect("sent");
+            }
+        };
+        let receiving = async {
+            let mut got = vec![0; PIECE];
+            for piece in 0..PIECES {
+                client.read_exact(&mut got).await.expect("received");
+                let byte = u8::try_from(piece % 251).expect("small") ^ round;
+                assert!(got.iter().all(|other| *other == byte), "piece {piece} of round {round}");
+            }
+        };
+        within("all of it comes", async { tokio::join!(sending, receiving) }).await;
+        // The last word of an answer, and the next question's.
+        for _ in 0..3 {
+            exchange(&mut client, &mut session).await;
+        }
+        session.stream.write_all(&ready()).await.expect("sent");
+        assert_eq!(read_message(&mut client).await, Some((b'Z', b"I".to_vec())));
+    }
 }
 
 async fn a_half_closed_session_goes_on_the_other_way(there: CarriedAfter) {

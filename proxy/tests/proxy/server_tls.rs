@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use pgherd_proxy::ProxyConfig;
 use pgherd_proxy::tls::{ListenerTls, ServerTlsConfig, ServerTlsMode};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 use crate::certificates::*;
 use crate::fake::*;
@@ -188,11 +189,26 @@ async fn nor_is_it_when_the_member_takes_longer_than_others_would_be_tried_for()
     let authority = Authority::new();
     let names = |list: &[u8]| message(b'R', &[&[0, 0, 0, 10][..], list].concat());
     let offer = names(b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0");
-    let long = Duration::from_millis(5_500);
-    let member = Member::hesitating(&authority.issue("127.0.0.1"), offer, long).await;
+    let (member, hesitation) = Member::hesitating(&authority.issue("127.0.0.1"), offer).await;
     let cluster = member.leads();
     let proxy = Running::start(connecting(ServerTlsMode::Require, None), &cluster);
     let mut client = proxy.client().await;
+    hesitation.asked().await;
+    // The word of a member without TLS is waited for only while others would be tried. After that its client is relayed.
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let mut theirs = Cluster::new();
+    theirs.writable("n1", silent.local_addr().expect("bound"));
+    let plain = Running::start(connecting(ServerTlsMode::Disable, None), &theirs);
+    let mut later = plain.client().await;
+    later.write_all(&ready()).await.expect("sent");
+    let (mut stream, _) = within("the later client's member", silent.accept())
+        .await
+        .expect("accepted");
+    read_packet(&mut stream).await.expect("the startup message");
+    let mut relayed = [0; 6];
+    let relaying = within("it is relayed", stream.read_exact(&mut relayed)).await;
+    assert!(relaying.is_ok() && relayed[..] == ready()[..]);
+    hesitation.is_over();
     let expected = names(b"SCRAM-SHA-256\0\0")[5..].to_vec();
     assert_eq!(read_message(&mut client).await, Some((b'R', expected)));
 }

@@ -50,6 +50,10 @@ impl Hooks for Count {
     fn last_seen(&self) -> usize {
         self.last_seen
     }
+
+    fn is_last(&self) -> bool {
+        false
+    }
 }
 
 struct Rig {
