@@ -54,6 +54,7 @@ if [ "$for_tests" = yes ]; then
     need default-jre-headless "runs PostgreSQL's JDBC driver" has_java
     need libpostgresql-jdbc-java "which is one of the clients that must work" test -e /usr/share/java/postgresql.jar
     need strace "tests count system calls" command -v strace
+    need chromium "a browser opens the page (125 MB to fetch, 420 MB installed)" command -v chromium
 fi
 if [ "$for_benches" = yes ]; then
     need haproxy "the proxy is measured beside it" has_haproxy

@@ -6,11 +6,12 @@ mod limits;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use pgherd_page::login::PageLogin;
+
 pub use self::console::{ConsoleConfig, ConsoleUser};
 pub use self::limits::{LimitsConfig, QueueConfig};
 use crate::label::ApplicationName;
 use crate::network::Network;
-use crate::stats::PageLogin;
 use crate::tls::{ClientTlsConfig, ListenerTls, ServerTlsConfig, ServerTlsMode, TlsConfigError};
 use crate::unix::SOCKET_MODE;
 

@@ -61,6 +61,13 @@ pub(crate) enum EventKind {
         member: MemberName,
         said: String,
     },
+    /// By an operator, from the page.
+    AskedFor {
+        order: String,
+        by: String,
+        said: String,
+        done: bool,
+    },
 }
 
 impl EventKind {
@@ -89,6 +96,7 @@ impl EventKind {
             Self::Reloaded => "reloaded",
             Self::MemberUnreachable(_) => "member_unreachable",
             Self::MemberNotNow { .. } => "member_not_now",
+            Self::AskedFor { .. } => "asked_for",
         }
     }
 }
@@ -155,6 +163,10 @@ impl fmt::Display for EventKind {
             Self::Reloaded => f.write_str("the configuration was read again"),
             Self::MemberUnreachable(member) => write!(f, "{member} cannot be connected to"),
             Self::MemberNotNow { member, said } => write!(f, "{member} takes no connections now: {said}"),
+            Self::AskedFor { order, by, said, done } => {
+                let outcome = if *done { "done" } else { "not done" };
+                write!(f, "{by} asked from the page for {order}: {outcome}, {said}")
+            }
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::sessions::{Ending, Verdict};
 use crate::shared::Shared;
 use crate::tls::TlsSettings;
 use crate::worker::Worker;
-use crate::{fence, silence, usher, vouch};
+use crate::{fence, silence, stats, usher, vouch};
 
 /// For workers to end after their sessions were cut.
 const WORKERS_END_MAX: Duration = Duration::from_secs(5);
@@ -166,7 +166,7 @@ impl Proxy {
                 Some(ended) = doors.pages.join_next() => if !matches!(ended, Ok(Ok(()))) {
                     break failure("page", ended);
                 },
-                Some(ended) = parts.join_next() => break failure("fence, vouch, silence or usher", ended),
+                Some(ended) = parts.join_next() => break failure("fence, vouch, silence, usher or page", ended),
                 Some(ended) = sessions.join_next() => break failure("worker", ended),
             }
         };
@@ -228,6 +228,8 @@ fn start_parts(shared: &Arc<Shared>, stop: &CancellationToken) -> Parts {
     parts.spawn(async move { silence::run(&asked, stopped).await });
     let (ushered, stopped) = (Arc::clone(shared), stop.clone());
     parts.spawn(async move { usher::run(&ushered, stopped).await });
+    let (shown, stopped) = (Arc::clone(shared), stop.clone());
+    parts.spawn(async move { stats::follow(&shown, stopped).await });
     parts
 }
 

@@ -32,6 +32,7 @@ use crate::refusal::{Awaited, Knowledge, Leaderless};
 use crate::reload::ReloadCounts;
 use crate::route::Evidence;
 use crate::sessions::Sessions;
+use crate::stats::Board;
 use crate::tls::TlsSettings;
 use crate::waiting::Waiting;
 use crate::warrant::{Vouch, Warrant, Words, with_leader};
@@ -200,6 +201,8 @@ pub(crate) struct Shared {
     pub(crate) events: EventLog,
     /// What happened last to who leads.
     behind: ArcSwapOption<Behind>,
+    /// What the page remembers.
+    pub(crate) board: Board,
     /// Changes when a route may have opened that no change of the view tells of.
     pub(crate) opened: watch::Sender<u64>,
     pub(crate) leadership: Mutex<Leadership>,
@@ -249,6 +252,7 @@ impl Shared {
             unknown_cancels: Limiter::new(started),
             events: EventLog::new(),
             behind: ArcSwapOption::empty(),
+            board: Board::default(),
             opened: watch::Sender::new(0),
             leadership: Mutex::new(Leadership {
                 epoch: None,

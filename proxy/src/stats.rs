@@ -1,10 +1,12 @@
-//! The page, metrics and health over HTTP, for people and their tools. Read only.
+//! The page, metrics and health over HTTP, for people and their tools; and, for who has a password worth the name, forms.
 
-pub(crate) mod login;
+mod act;
+mod answer;
+mod changes;
+pub(crate) mod csv;
+mod follow;
 pub(crate) mod metrics;
-pub(crate) mod page;
 pub(crate) mod state;
-mod stream;
 
 use std::convert::Infallible;
 use std::io;
@@ -12,15 +14,16 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use pgherd_cluster::clock::Boottime;
+use pgherd_page::headers::{Paths, file};
+use pgherd_page::live::Feed;
+use pgherd_page::login::PageLogin;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -29,17 +32,23 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use self::answer::{Answer, page_file, redirect, stream, text, unauthorized, whole};
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) use self::follow::page;
+pub(crate) use self::follow::{Board, follow};
 use crate::counters::Gauge;
-use crate::draw::draws;
 use crate::seldom::Seldom;
 use crate::shared::{Shared, count};
-pub use login::PageLogin;
 use state::State;
-use stream::StateStream;
 
-const CONNECTIONS_MAX: usize = 64;
+/// Where the page is, as HAProxy's usual configuration has it.
+const PATHS: Paths = Paths { root: "/stats" };
+/// Where HAProxy has its own; `;csv;norefresh` is asked for too.
+const CSV: &str = "/stats;csv";
+
+const CONNECTIONS_MAX: usize = 512;
 /// Streams stay open, so they may not take all connections.
-const STREAMS_MAX: usize = 16;
+const STREAMS_MAX: usize = 384;
 const HEADER_MAX: Duration = Duration::from_secs(5);
 const REQUEST_BYTES_MAX: usize = 16 * 1024;
 /// A stream is opened again by its browser.
@@ -47,8 +56,6 @@ const CONNECTION_MAX: Duration = Duration::from_secs(600);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 static CANNOT_ACCEPT: Seldom = Seldom::new();
-
-type Answer = Response<Either<Full<Bytes>, StateStream>>;
 
 /// Serves on `socket` until `stop`.
 pub(crate) async fn serve(shared: Arc<Shared>, socket: TcpListener, stop: CancellationToken) -> io::Result<()> {
@@ -92,8 +99,8 @@ async fn converse(shared: Arc<Shared>, stream: TcpStream, streams: Gauge) {
 /// One connection, from its first byte to its end.
 pub(crate) async fn converse_over(shared: Arc<Shared>, stream: impl AsyncRead + AsyncWrite + Unpin, streams: Gauge) {
     let service = service_fn(|request: Request<Incoming>| {
-        let answer = answer(&shared, &request, &streams);
-        async move { Ok::<_, Infallible>(answer) }
+        let (shared, streams) = (Arc::clone(&shared), streams.clone());
+        async move { Ok::<_, Infallible>(answer(&shared, request, &streams).await) }
     });
     let mut http = http1::Builder::new();
     // One request each: what is idle between requests could hold a place for nothing.
@@ -107,44 +114,59 @@ pub(crate) async fn converse_over(shared: Arc<Shared>, stream: impl AsyncRead + 
     }
 }
 
-fn answer(shared: &Arc<Shared>, request: &Request<Incoming>, streams: &Gauge) -> Answer {
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
-    }
-    let uri = request.uri();
+async fn answer(shared: &Shared, request: Request<Incoming>, streams: &Gauge) -> Answer {
+    let path = request.uri().path();
+    let login = shared.config.load().page_login.clone();
     // Who checks whether the proxy lives has no password.
-    if uri.path() != "/healthz"
-        && let Some(login) = &shared.config.load().page_login
-    {
-        let presented = request.headers().get(header::AUTHORIZATION);
-        if !login.lets_in(presented.map(HeaderValue::as_bytes)) {
-            return unauthorized();
-        }
+    if path != "/healthz" && !is_let_in(login.as_ref(), &request) {
+        return unauthorized();
     }
-    match (uri.path(), uri.query()) {
-        ("/", _) => redirect("/stats"),
-        ("/stats", Some("fragment")) => whole("text/html; charset=utf-8", page::fragment(&State::of(shared))),
-        ("/stats", _) => stats_page(shared),
-        ("/stats.json" | "/api/v1/state", _) => whole("application/json", json(shared)),
-        ("/api/v1/stream", _) => match streams.enter_below(STREAMS_MAX) {
-            Some(place) => event_stream(shared, place),
-            None => text(StatusCode::SERVICE_UNAVAILABLE, "too many streams are open\n"),
-        },
-        ("/metrics", _) => match metrics::render(shared) {
+    let is_form = PATHS.below(path) == Some("act");
+    match *request.method() {
+        Method::POST if is_form => act::submit(shared, login.as_ref(), request).await,
+        Method::GET | Method::HEAD if is_form => act::form(shared, login.as_ref(), request.uri().query()).await,
+        Method::GET | Method::HEAD => shown(shared, path, streams),
+        _ => text(hyper::StatusCode::METHOD_NOT_ALLOWED, "only GET\n"),
+    }
+}
+
+fn is_let_in(login: Option<&PageLogin>, request: &Request<Incoming>) -> bool {
+    let presented = request.headers().get(header::AUTHORIZATION);
+    login.is_none_or(|login| login.lets_in(presented.map(HeaderValue::as_bytes)))
+}
+
+fn shown(shared: &Shared, path: &str, streams: &Gauge) -> Answer {
+    const NOT_FOUND: &str = "there are /stats, /stats;csv, /api/v1/state, /metrics and /healthz\n";
+    let not_found = || text(hyper::StatusCode::NOT_FOUND, NOT_FOUND);
+    match path {
+        "/" => redirect(PATHS.root),
+        "/stats" | "/stats/" => whole("text/html; charset=utf-8", follow::page(shared)),
+        "/stats.json" | "/api/v1/state" => whole("application/json", json(shared)),
+        "/api/v1/stream" => follow_by(shared, Feed::State, streams),
+        "/metrics" => match metrics::render(shared) {
             Ok(rendered) => whole("text/plain; version=0.0.4; charset=utf-8", rendered),
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+            Err(error) => text(hyper::StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         },
-        ("/healthz", _) => text(StatusCode::OK, health(shared)),
-        _ => text(
-            StatusCode::NOT_FOUND,
-            "there are /stats, /stats.json, /metrics and /healthz\n",
-        ),
+        "/healthz" => text(hyper::StatusCode::OK, health(shared)),
+        _ if path.starts_with(CSV) => whole("text/plain; charset=utf-8", follow::csv(shared)),
+        _ => match PATHS.below(path) {
+            Some("live") => follow_by(shared, Feed::Page, streams),
+            Some(name) => file(name).map_or_else(not_found, |(content_type, body)| page_file(content_type, body)),
+            None => not_found(),
+        },
+    }
+}
+
+fn follow_by(shared: &Shared, feed: Feed, streams: &Gauge) -> Answer {
+    match streams.enter_below(STREAMS_MAX) {
+        Some(place) => stream(shared.board.live.watch(feed, place)),
+        None => text(hyper::StatusCode::SERVICE_UNAVAILABLE, "too many streams are open\n"),
     }
 }
 
 pub(crate) fn json(shared: &Shared) -> String {
     // The state has text keys only, which is all that could fail.
-    serde_json::to_string(&State::of(shared)).unwrap_or_default()
+    serde_json::to_string(&*State::of(shared)).unwrap_or_default()
 }
 
 /// One that serves is healthy: it holds clients and says why while others are at fault.
@@ -159,59 +181,4 @@ fn health(shared: &Shared) -> String {
         "ok\nwritable: {writable}\nverdict: {} {}\nview age: {age}\n",
         state.verdict.word, state.verdict.sentence
     )
-}
-
-fn stats_page(shared: &Shared) -> Answer {
-    // Every text on the page is escaped; that no other script may run is the second lock.
-    let nonce: String = draws().map(|draw| format!("{draw:016x}")).concat();
-    let policy = format!(
-        "default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; \
-         base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    );
-    let mut answer = whole("text/html; charset=utf-8", page::whole(&State::of(shared), &nonce));
-    if let Ok(policy) = HeaderValue::from_str(&policy) {
-        answer.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
-    }
-    answer
-}
-
-fn event_stream(shared: &Arc<Shared>, place: crate::counters::Counted) -> Answer {
-    let stream = StateStream::new(Arc::clone(shared), place);
-    let mut answer = Response::new(Either::Right(stream));
-    set_headers(&mut answer, "text/event-stream");
-    answer
-}
-
-fn whole(content_type: &'static str, body: String) -> Answer {
-    let mut answer = Response::new(Either::Left(Full::from(body)));
-    set_headers(&mut answer, content_type);
-    answer
-}
-
-fn text(status: StatusCode, body: impl Into<String>) -> Answer {
-    let mut answer = whole("text/plain; charset=utf-8", body.into());
-    *answer.status_mut() = status;
-    answer
-}
-
-fn unauthorized() -> Answer {
-    let mut answer = text(StatusCode::UNAUTHORIZED, "this page needs a name and a password\n");
-    let challenge = HeaderValue::from_static("Basic realm=\"pgherd\", charset=\"UTF-8\"");
-    answer.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
-    answer
-}
-
-fn redirect(to: &'static str) -> Answer {
-    let mut answer = text(StatusCode::FOUND, "");
-    answer
-        .headers_mut()
-        .insert(header::LOCATION, HeaderValue::from_static(to));
-    answer
-}
-
-fn set_headers(answer: &mut Answer, content_type: &'static str) {
-    let headers = answer.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
 }

@@ -50,6 +50,19 @@ async fn the_page_shows_the_members_and_follows_the_leader() -> Result<()> {
         shown_leader_is(stats, next.name()).await
     })
     .await?;
+    for member in cluster.members() {
+        eventually("every agent's page shows it", SOON, async || {
+            let state = http::get(member.rest(), "/ui/state").await?.json()?;
+            ensure!(
+                state["verdict"]["word"] == "WRITABLE" && state["leader"]["name"] == next.name(),
+                "{state}"
+            );
+            let page = http::get(member.rest(), "/ui").await?;
+            ensure!(page.status == 200 && page.body.contains("What happened?"), "{page:?}");
+            Ok(())
+        })
+        .await?;
+    }
     cluster.pass();
     Ok(())
 }

@@ -9,7 +9,9 @@ use hyper::Response;
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 use hyper::ext::ReasonPhrase;
 use hyper::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
+use pgherd_page::live::Watching;
 use serde_json::Value;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::events::EventStream;
 use super::json;
@@ -21,6 +23,7 @@ const TEXT_PLAIN: &str = "text/plain";
 pub(super) enum Payload {
     Whole(Full<Bytes>),
     Events(EventStream),
+    Page(Watching<OwnedSemaphorePermit>),
 }
 
 impl Body for Payload {
@@ -33,20 +36,21 @@ impl Body for Payload {
             Self::Events(stream) => stream
                 .poll_next(context)
                 .map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Page(page) => Pin::new(page).poll_frame(context),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(body) => body.is_end_stream(),
-            Self::Events(_) => false,
+            Self::Events(_) | Self::Page(_) => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(body) => body.size_hint(),
-            Self::Events(_) => SizeHint::default(),
+            Self::Events(_) | Self::Page(_) => SizeHint::default(),
         }
     }
 }
@@ -99,6 +103,20 @@ pub(super) fn events(stream: EventStream) -> Answer {
     let headers = answer.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    answer
+}
+
+/// A part of the operator's page.
+pub(super) fn page_part(content_type: &'static str, text: impl Into<Bytes>) -> Answer {
+    let mut answer = whole(200, None, text);
+    pgherd_page::headers::dress(answer.headers_mut(), content_type);
+    answer
+}
+
+/// The operator's page as it changes.
+pub(super) fn page_stream(stream: Watching<OwnedSemaphorePermit>) -> Answer {
+    let mut answer = Response::new(Payload::Page(stream));
+    pgherd_page::headers::dress(answer.headers_mut(), "text/event-stream");
     answer
 }
 

@@ -28,6 +28,7 @@ mod stall;
 mod switchover;
 #[cfg(test)]
 mod tests;
+mod ui;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -130,6 +131,8 @@ pub struct Api {
     slots: Arc<Board>,
     journal: Journal,
     subscribers: Arc<Semaphore>,
+    /// What the page remembers.
+    board: ui::Board,
     /// Nanoseconds of the [`Boottime`] since when the source of the view fails; 0 while it does not.
     failing_since: AtomicU64,
 }
@@ -153,6 +156,7 @@ impl Api {
             slots: parts.slots,
             journal: parts.journal,
             subscribers: Arc::new(Semaphore::new(SUBSCRIBERS_MAX)),
+            board: ui::Board::default(),
             failing_since: AtomicU64::new(0),
         }
     }
@@ -276,6 +280,10 @@ impl Api {
             Route::Events => self.events(&query, stop),
             Route::View => document(200, &events::document(&self.view)),
             Route::Journal => journal::serve(self, &query, stop),
+            Route::Page => {
+                let slot = Arc::clone(&self.subscribers).try_acquire_owned();
+                ui::serve(self, path, slot.ok())
+            }
             Route::DropSwitchover => switchover::unschedule(self).await,
             Route::DropRestart => restart::unschedule(self).await,
             Route::Restart => match read_object_if_any(request).await {

@@ -26,6 +26,8 @@ pub(super) enum Route {
     View,
     /// What happened.
     Journal,
+    /// The operator's page and what it is made of.
+    Page,
     Switchover,
     Failover,
     DropSwitchover,
@@ -100,6 +102,7 @@ impl Route {
             "liveness" => Self::Liveness,
             "readiness" => Self::Readiness,
             "role" => Self::Role,
+            "ui" => Self::Page,
             _ => Self::Health { with_body: true },
         }
     }
@@ -129,6 +132,7 @@ impl Route {
             | Self::Events
             | Self::View
             | Self::Journal
+            | Self::Page
             | Self::Sigterm
             | Self::Forecast
             | Self::Backups
@@ -172,6 +176,7 @@ impl Route {
             | Self::Events
             | Self::View
             | Self::Journal
+            | Self::Page
             | Self::Unsupported => false,
         }
     }
@@ -196,6 +201,10 @@ mod tests {
             (Method::GET, "/api/v1/warrant", Route::Warrant),
             (Method::GET, "/api/v1/journal", Route::Journal),
             (Method::GET, "/api/v1/other", health),
+            (Method::GET, "/ui", Route::Page),
+            (Method::GET, "/ui/live", Route::Page),
+            (Method::HEAD, "/ui", check),
+            (Method::POST, "/ui/act", Route::Unsupported),
             (Method::HEAD, "/patroni", check),
             (Method::OPTIONS, "/liveness", check),
             (Method::OPTIONS, "/api/v1/events", check),

@@ -42,6 +42,7 @@ pub async fn serve(listener: TcpListener, api: Arc<Api>, stop: CancellationToken
     tokio::select! {
         () = stop.cancelled() => {}
         never = api.note_outages() => match never {},
+        never = super::ui::keep(&api) => match never {},
         never = accept_for_ever(&listener, &api, &stop, &mut connections) => match never {},
     }
     drop(listener);

@@ -97,7 +97,7 @@ pub(super) fn nodes(shared: &Shared) -> Vec<Row> {
             scaled(Some(member.weight), 1e2),
         ]
     };
-    State::of(shared).members.into_iter().map(row).collect()
+    State::of(shared).0.members.into_iter().map(row).collect()
 }
 
 pub(super) fn routes(shared: &Shared) -> Vec<Row> {

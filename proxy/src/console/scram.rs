@@ -8,10 +8,9 @@ use std::sync::LazyLock;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use pgherd_page::login::equals;
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::{digest, hmac, pbkdf2};
-
-use crate::stats::login::equals;
 
 const KEY_BYTES: usize = digest::SHA256_OUTPUT_LEN;
 /// PostgreSQL's own, `SCRAM_SHA_256_DEFAULT_ITERATIONS`.

@@ -21,7 +21,7 @@ use crate::lag::{LeaderPositions, leader_position};
 use crate::refusal::{self, Knowledge};
 use crate::route::{self, Decision, Evidence, Policy};
 use crate::shared::{ListenerState, Shared};
-use crate::stats::{json, metrics, page, state::State};
+use crate::stats::{json, metrics, page};
 use crate::tls::TlsSettings;
 use crate::vouch::{Heard, ours_told, patroni_told};
 use crate::warrant::{Warrant, Words};
@@ -220,8 +220,7 @@ fn shown_by(Follower { publisher, shared }: &Follower, view: View) {
     let seen = shared.seen();
     shared.note_up(&seen);
     shared.note_position(&seen);
-    let state = State::of(shared);
-    let page = page::whole(&state, "nonce");
+    let page = page(shared);
     assert!(!page.contains(NO_TAG_OF_OURS), "{page}");
     let text = json(shared);
     assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok(), "{text}");

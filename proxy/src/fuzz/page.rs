@@ -17,7 +17,7 @@ use crate::tls::TlsSettings;
 const REQUEST_BYTES_MAX: usize = 64 * 1024;
 /// As much of an answer as is looked at; a stream of events has no end.
 const ANSWER_BYTES: usize = 256;
-const STATUSES: [&str; 8] = ["200", "302", "400", "404", "405", "414", "431", "503"];
+const STATUSES: [&str; 9] = ["200", "302", "400", "403", "404", "405", "414", "431", "503"];
 
 fn shared() -> Option<Arc<Shared>> {
     let (_, handle) = channel(Scope::new("c").ok()?);

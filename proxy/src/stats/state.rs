@@ -1,15 +1,20 @@
 //! One picture of the proxy, from which page, JSON and metrics all speak.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
 use pgherd_cluster::name::MemberName;
-use pgherd_cluster::source::SourceHealth;
+use pgherd_cluster::source::{Proof, SourceHealth};
 use pgherd_cluster::view::Member;
-use serde::Serialize;
+pub(crate) use pgherd_page::model::MemberState;
+use pgherd_page::model::{self, LeaderState, ListenerRow, Mood, Outcome, RouteRow, Teller, Verdict, ViewState};
+use pgherd_page::of_view;
+use pgherd_page::words::{span, utc};
 
+use super::changes;
 use crate::balance::{self, LeftOut, Load, Standing};
 use crate::config::{ListenerConfig, ListenerRole, ReadRules};
 use crate::counters::RouteCounts;
@@ -19,99 +24,18 @@ use crate::refusal::{self, Knowledge};
 use crate::route::{self, Decision, Policy, Why};
 use crate::shared::{ListenerState, Seen, Shared};
 
-#[derive(Serialize)]
-pub(crate) struct State {
-    pub(crate) scope: String,
-    pub(crate) version: &'static str,
-    pub(crate) uptime_seconds: f64,
-    pub(crate) writable: bool,
-    pub(crate) paused: bool,
-    pub(crate) verdict: Verdict,
-    pub(crate) view: ViewState,
-    pub(crate) leader: Option<LeaderState>,
-    pub(crate) held_clients: usize,
-    /// Defects of the proxy itself.
-    pub(crate) panics: u64,
-    pub(crate) members: Vec<MemberState>,
-    pub(crate) listeners: Vec<ListenerRow>,
-    pub(crate) events: Vec<EventRow>,
-}
+/// A text of another length stands for none.
+const SQLSTATE_LEN: usize = 5;
 
-/// The answer to the first question of all: can one write?
-#[derive(Serialize)]
-pub(crate) struct Verdict {
-    pub(crate) word: &'static str,
-    pub(crate) sentence: String,
-}
+/// The page's state, as a proxy makes it.
+pub(crate) struct State(pub(crate) model::State);
 
-#[derive(Serialize)]
-pub(crate) struct ViewState {
-    pub(crate) revision: i64,
-    /// Of the last proof that the leader leads.
-    pub(crate) age_seconds: Option<f64>,
-    pub(crate) warrant_left_seconds: f64,
-    pub(crate) store: &'static str,
-    pub(crate) store_error: Option<String>,
-    pub(crate) relists: u64,
-}
+impl Deref for State {
+    type Target = model::State;
 
-#[derive(Serialize)]
-pub(crate) struct LeaderState {
-    pub(crate) name: String,
-    pub(crate) epoch: i64,
-    /// Nothing when it led before this proxy looked.
-    pub(crate) since: Option<String>,
-    pub(crate) since_seconds: f64,
-    pub(crate) timeline: Option<u32>,
-}
-
-#[derive(Serialize)]
-pub(crate) struct MemberState {
-    pub(crate) name: String,
-    pub(crate) role: &'static str,
-    pub(crate) state: String,
-    pub(crate) timeline: Option<u32>,
-    pub(crate) lsn: Option<String>,
-    pub(crate) lag_bytes: Option<u64>,
-    /// Since when the leader is past it; nothing when that is not known.
-    pub(crate) lag_seconds: Option<f64>,
-    pub(crate) zone: Option<String>,
-    /// How long readers took to connect lately.
-    pub(crate) connect_seconds: Option<f64>,
-    /// Its share of readers in relation to one that is quick and has been there for long; 0 while it gets none because it
-    /// failed.
-    pub(crate) weight: f64,
-    pub(crate) sessions_write: usize,
-    pub(crate) sessions_read: usize,
-    /// `write`, `read`, or nothing.
-    pub(crate) takes: Option<&'static str>,
-    pub(crate) left_out: Option<String>,
-}
-
-#[derive(Serialize)]
-pub(crate) struct ListenerRow {
-    pub(crate) name: String,
-    pub(crate) role: &'static str,
-    pub(crate) connections: usize,
-    pub(crate) startups: usize,
-    pub(crate) held: usize,
-    pub(crate) sessions: usize,
-    pub(crate) sessions_total: u64,
-    pub(crate) accepted_total: u64,
-    pub(crate) refused_total: u64,
-    pub(crate) hold_expired_total: u64,
-    pub(crate) ended_total: u64,
-}
-
-#[derive(Serialize)]
-pub(crate) struct EventRow {
-    /// Under which the log and clients were told of it.
-    pub(crate) id: String,
-    pub(crate) at: String,
-    pub(crate) age_seconds: f64,
-    pub(crate) kind: &'static str,
-    pub(crate) text: String,
-    pub(crate) count: usize,
+    fn deref(&self) -> &model::State {
+        &self.0
+    }
 }
 
 impl State {
@@ -120,21 +44,31 @@ impl State {
         let decision = where_writes_go(&seen);
         let counts = shared.routes.counts();
         let leader = leader_state(shared, &seen);
-        Self {
+        let verdict = verdict(shared, &seen, &decision, leader.as_ref());
+        let events = shared.events.latest();
+        Self(model::State {
+            format: model::FORMAT,
             scope: seen.view.scope.to_string(),
             version: pgherd_cluster::VERSION,
+            teller: Teller::Proxy,
             uptime_seconds: seen.now.since(shared.started).as_secs_f64(),
             writable: matches!(decision, Decision::To(_)) || is_idle(shared, &seen),
             paused: seen.view.config.value.as_ref().is_some_and(|config| config.is_paused()),
-            verdict: verdict(shared, &seen, &decision, leader.as_ref()),
+            verdict,
+            safety: of_view::safety(&seen.view),
             view: view_state(shared, &seen),
             leader,
+            asked: of_view::asked(&seen.view),
             held_clients: shared.held.get(),
             panics: panics::total(&shared.panics),
             members: members(shared, &seen, &decision, &counts),
             listeners: listeners(shared, &counts),
-            events: events(shared, seen.now),
-        }
+            routes: routes(shared, &counts),
+            outcomes: outcomes(shared),
+            changes: changes::of_events(&events, seen.now),
+            events: changes::rows(&events, seen.now),
+            history: of_view::history(&seen.view),
+        })
     }
 }
 
@@ -162,17 +96,18 @@ fn verdict(shared: &Shared, seen: &Seen, decision: &Decision, leader: Option<&Le
                 Some((leader, since)) => format!("leader for {} (since {since})", span(leader.since_seconds)),
                 None => "leader since before this proxy started".to_owned(),
             };
-            let left = span(seen.warrant.left(seen.now).as_secs_f64());
             let timeline = timeline.unwrap_or_default();
-            let sentence = format!("{}{timeline}, {since}, warrant {left} left", target.member);
+            let sentence = format!("{}{timeline}, {since}", target.member);
             return Verdict {
                 word: "WRITABLE",
+                mood: Mood::Good,
                 sentence,
             };
         }
         Decision::Hold(Why::NoWord { leader }) if is_idle(shared, seen) => {
             return Verdict {
                 word: "IDLE",
+                mood: Mood::Good,
                 sentence: format!("{leader} leads; it is asked itself once a client comes for it"),
             };
         }
@@ -186,16 +121,17 @@ fn verdict(shared: &Shared, seen: &Seen, decision: &Decision, leader: Option<&Le
         1 => ", 1 client is held".to_owned(),
         held => format!(", {held} clients are held"),
     };
-    let word = match why {
-        _ if !held.is_empty() => "HOLDING",
-        Why::NothingKnown => "STARTING",
-        Why::NoLeader => "NO LEADER",
-        Why::StandbyCluster { .. } => "STANDBY CLUSTER",
-        Why::WarrantLapsed { .. } | Why::NoWord { .. } => "UNCERTAIN",
-        _ => "NOT WRITABLE",
+    let (word, mood) = match why {
+        _ if !held.is_empty() => ("HOLDING", Mood::Wait),
+        Why::NothingKnown => ("STARTING", Mood::Wait),
+        Why::NoLeader => ("NO LEADER", Mood::Bad),
+        Why::StandbyCluster { .. } => ("STANDBY CLUSTER", Mood::Wait),
+        Why::WarrantLapsed { .. } | Why::NoWord { .. } => ("UNCERTAIN", Mood::Bad),
+        _ => ("NOT WRITABLE", Mood::Bad),
     };
     Verdict {
         word,
+        mood,
         sentence: format!("{because}{held}"),
     }
 }
@@ -210,9 +146,20 @@ fn view_state(shared: &Shared, seen: &Seen) -> ViewState {
         revision: seen.view.revision,
         age_seconds: seen.warrant.age(seen.now).map(|age| age.as_secs_f64()),
         warrant_left_seconds: seen.warrant.left(seen.now).as_secs_f64(),
+        warrant_seconds: warrant_seconds(shared, seen),
         store,
         store_error,
         relists: shared.view.relists(),
+        ttl_seconds: seen.view.timing().ttl().as_secs_f64(),
+    }
+}
+
+/// For how long writes may be routed on a proof of this moment.
+fn warrant_seconds(shared: &Shared, seen: &Seen) -> f64 {
+    let timing = seen.view.timing();
+    match shared.view.proof() {
+        Proof::Server(good_for) => good_for.as_secs_f64(),
+        Proof::Store | Proof::Hearsay => (timing.ttl() - timing.margin()).as_secs_f64(),
     }
 }
 
@@ -259,19 +206,10 @@ fn members(shared: &Shared, seen: &Seen, decision: &Decision, counts: &[RouteCou
     let experience = shared.experience();
     let row = |member: &Member| {
         let (takes, left_out) = takes(seen, member, decision, &readers);
+        let moved = counts.iter().filter(|route| route.member == member.name);
         MemberState {
-            name: member.name.to_string(),
-            role: seen.view.shown_role(member).as_str(),
-            state: seen.view.shown_state(member).to_owned(),
-            timeline: member.record.timeline.map(|timeline| timeline.0),
-            lsn: member
-                .record
-                .replay_lsn
-                .or(member.record.xlog_location)
-                .map(|lsn| lsn.to_string()),
             lag_bytes: balance::lag_bytes(&seen.view, member),
             lag_seconds: lag_seconds(seen, member),
-            zone: balance::zone_of(member),
             connect_seconds: experience
                 .latency(&member.name, seen.now)
                 .map(|latency| latency.as_secs_f64()),
@@ -281,8 +219,10 @@ fn members(shared: &Shared, seen: &Seen, decision: &Decision, counts: &[RouteCou
             },
             sessions_write: sessions(&member.name, true),
             sessions_read: sessions(&member.name, false),
+            bytes_total: moved.map(|route| route.bytes_to_server + route.bytes_to_client).sum(),
             takes,
             left_out,
+            ..of_view::member(&seen.view, member)
         }
     };
     seen.view.members.values().map(row).collect()
@@ -356,63 +296,32 @@ fn listeners(shared: &Shared, counts: &[RouteCounts]) -> Vec<ListenerRow> {
     shared.listeners().iter().enumerate().filter(shown).map(row).collect()
 }
 
-fn events(shared: &Shared, now: Boottime) -> Vec<EventRow> {
-    let events = shared.events.latest().into_iter();
-    let row = |event: crate::events::Event| EventRow {
-        id: event.id.to_string(),
-        at: utc(event.at),
-        age_seconds: now.since(event.at_boottime).as_secs_f64(),
-        kind: event.kind.label(),
-        text: event.kind.to_string(),
-        count: event.count,
+fn routes(shared: &Shared, counts: &[RouteCounts]) -> Vec<RouteRow> {
+    let listeners = shared.listeners();
+    let row = |route: &RouteCounts| {
+        let listener = listeners.get(route.listener)?;
+        Some(RouteRow {
+            listener: listener.name.clone(),
+            member: route.member.to_string(),
+            open: route.open,
+            total: route.total,
+            bytes_to_server: route.bytes_to_server,
+            bytes_to_client: route.bytes_to_client,
+        })
     };
-    events.map(row).collect()
+    counts.iter().filter_map(row).collect()
 }
 
-/// As `2026-01-02T03:04:05.678Z`.
-fn utc(time: SystemTime) -> String {
-    match jiff::Timestamp::try_from(time) {
-        Ok(time) => format!("{time:.3}"),
-        Err(_) => "unknown".to_owned(), // A clock set to a year that no calendar has.
-    }
-}
-
-/// A duration as people say it, in its two largest units.
-pub(crate) fn span(seconds: f64) -> String {
-    if seconds < 10.0 {
-        return format!("{seconds:.1} s");
-    }
-    let whole = Duration::from_secs_f64(seconds.min(1e12)).as_secs();
-    match (whole / 86_400, whole / 3600 % 24, whole / 60 % 60, whole % 60) {
-        (0, 0, 0, seconds) => format!("{seconds} s"),
-        (0, 0, minutes, seconds) => format!("{minutes} min {seconds} s"),
-        (0, hours, minutes, _) => format!("{hours} h {minutes} min"),
-        (days, hours, _, _) => format!("{days} d {hours} h"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn spans_are_told_in_their_two_largest_units() {
-        let cases = [
-            (0.04, "0.0 s"),
-            (9.96, "10.0 s"),
-            (59.0, "59 s"),
-            (61.0, "1 min 1 s"),
-            (7_384.0, "2 h 3 min"),
-            (273_600.0, "3 d 4 h"),
-        ];
-        for (seconds, text) in cases {
-            assert_eq!(span(seconds), text);
+fn outcomes(shared: &Shared) -> Vec<Outcome> {
+    let outcome = |what| {
+        move |((reason, sqlstate), count): ((&'static str, &'static str), u64)| Outcome {
+            what,
+            reason,
+            sqlstate: (sqlstate.len() == SQLSTATE_LEN).then_some(sqlstate),
+            count,
         }
-    }
-
-    #[test]
-    fn times_are_utc() {
-        let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_767_323_045_678);
-        assert_eq!(utc(time), "2026-01-02T03:04:05.678Z");
-    }
+    };
+    let ended = shared.ended.counts().into_iter().map(outcome("ended"));
+    let refused = shared.limited.counts().into_iter().map(outcome("refused"));
+    ended.chain(refused).collect()
 }

@@ -64,6 +64,11 @@ impl Cluster {
         Self::of(channel_with(scope(), Proof::Hearsay, Access::default()))
     }
 
+    /// The same, where members' agents are reached by `access`.
+    pub(crate) fn with_access(access: Access) -> Self {
+        Self::of(channel_with(scope(), Proof::Store, access))
+    }
+
     fn of((publisher, handle): (ViewPublisher, ViewHandle)) -> Self {
         let (agent, answering) = agent_of_few_words();
         let mut cluster = Self {

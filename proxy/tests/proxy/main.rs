@@ -3,8 +3,12 @@
 mod admission;
 mod agents_tls;
 mod balance;
+mod browser;
 mod cancel;
 mod certificates;
+#[allow(dead_code, reason = "each of the crates that share it uses a part")]
+#[path = "../../../page/tests/browser/chromium.rs"]
+mod chromium;
 mod console;
 mod fake;
 mod fence;
@@ -25,6 +29,9 @@ mod startup;
 mod surfaces;
 mod tls;
 mod tls_handshake;
+#[allow(dead_code, reason = "each of the crates that share it uses a part")]
+#[path = "../../../page/tests/browser/told.rs"]
+mod told;
 mod turns;
 mod unix;
 mod vouch;

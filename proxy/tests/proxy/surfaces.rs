@@ -57,7 +57,18 @@ async fn a_guarded_page_is_shown_to_whoever_has_the_password_and_health_to_every
             .expect("text");
         answer.lines().next().unwrap_or_default().to_owned()
     };
-    for path in ["/", "/stats", "/stats.json", "/metrics", "/api/v1/stream"] {
+    let all = [
+        "/",
+        "/stats",
+        "/stats;csv",
+        "/stats.json",
+        "/stats/live",
+        "/stats/page.css",
+        "/stats/act",
+        "/metrics",
+        "/api/v1/stream",
+    ];
+    for path in all {
         let answer = get(page, path).await;
         assert!(
             answer.starts_with("HTTP/1.1 401") && answer.contains("www-authenticate: Basic"),
@@ -94,11 +105,17 @@ async fn page_json_and_health_say_where_writes_go() {
     let html = get(page, "/stats").await;
     assert!(html.starts_with("HTTP/1.1 200 OK"), "{html}");
     assert!(html.contains("leader since before this proxy started"), "{html}");
-    assert!(html.contains("script-src 'nonce-"), "{html}");
-    let fragment = get(page, "/stats?fragment").await;
     assert!(
-        fragment.contains("WRITABLE") && !fragment.contains("<html"),
-        "{fragment}"
+        html.contains("script-src 'self'") && !html.contains("unsafe-inline"),
+        "{html}"
+    );
+    let csv = get(page, "/stats;csv;norefresh").await;
+    let of_n1 = csv.lines().find(|line| line.starts_with("primary,n1,"));
+    assert!(of_n1.is_some_and(|line| line.contains(",UP,")), "{csv}");
+    let refused = get(page, "/stats/act?do=restart&member=n1").await;
+    assert!(
+        refused.starts_with("HTTP/1.1 403") && refused.contains("HAPROXY_STATS_PASSWORD"),
+        "{refused}"
     );
     assert!(get(page, "/healthz").await.contains("writable: yes"));
     let json = get(page, "/stats.json").await;
@@ -263,4 +280,53 @@ async fn times_are_histograms_and_other_programs_names_are_there_for_whoever_wan
     ] {
         assert!(metrics.contains(expected), "{expected} is not in {metrics}");
     }
+}
+
+/// User and system time of this process, in hundredths of a second (proc(5), fields 14 and 15).
+fn cpu_time() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("there is /proc");
+    let (_, after_name) = stat.rsplit_once(") ").expect("a name");
+    let fields: Vec<&str> = after_name.split(' ').collect();
+    fields[11..13]
+        .iter()
+        .map(|field| field.parse::<u64>().expect("a number"))
+        .sum()
+}
+
+#[tokio::test]
+#[ignore = "long: measures for ten seconds"]
+async fn two_hundred_open_pages_cost_little() {
+    const PAGES: usize = 200;
+    const MEASURED: u64 = 10;
+    let server = Server::start().await;
+    let mut cluster = Cluster::new();
+    cluster
+        .writable("n1", server.address)
+        .replica_at("n2", server.address, 5)
+        .replica_at("n3", server.address, 7)
+        .optime(9);
+    let (_proxy, page) = with_page(&cluster).await;
+    let mut readers = tokio::task::JoinSet::new();
+    for _ in 0..PAGES {
+        let mut stream = request(page, "GET /stats/live").await;
+        readers.spawn(async move { tokio::io::copy(&mut stream, &mut tokio::io::sink()).await });
+    }
+    let mut last = BufReader::new(request(page, "GET /stats/live").await).lines();
+    let mut renderings = 0;
+    let (began, cpu_before) = (std::time::Instant::now(), cpu_time());
+    // What is measured is what goes on while pages are looked at: a rendering each second.
+    while renderings < MEASURED {
+        let line = within("a rendering", last.next_line())
+            .await
+            .expect("text")
+            .expect("more");
+        renderings += u64::from(line.starts_with("data: "));
+    }
+    let spent = (cpu_time() - cpu_before) as f64 / 100.0;
+    let part = spent / began.elapsed().as_secs_f64();
+    println!(
+        "{PAGES} open pages take {:.1} % of a core, their readers and the cluster of the test included",
+        part * 100.0
+    );
+    assert!(readers.try_join_next().is_none(), "one was turned away");
 }
