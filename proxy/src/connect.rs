@@ -32,6 +32,7 @@ use crate::sessions::{Ending, Registration, Server, Told, Word};
 use crate::shared::{ListenerState, Shared, count};
 use crate::stream::Stream;
 use crate::turn::{Entered, NoTurn, Place, STARTUP_MAX, Waits, keep_briefly};
+use crate::waiting::Listed;
 use crate::wire::error_response::Fatal;
 use crate::wire::first_answer::FirstAnswer;
 use crate::wire::startup::FirstPacket;
@@ -120,10 +121,10 @@ impl Connector<'_> {
     /// Runs until the client is connected or sent away, and notes how long that took.
     pub(crate) async fn connect(&self) -> Result<Connected, Denied> {
         let started = Boottime::now();
-        let mut held_since = None;
-        let found = self.look_for_a_server(started, &mut held_since).await;
+        let mut waiting = self.shared.waiting.enter(self.worker, &self.client_is.about, started);
+        let found = self.look_for_a_server(started, &mut waiting).await;
         let now = Boottime::now();
-        if let Some(since) = held_since {
+        if let Some(since) = waiting.held_since() {
             self.listener.hold_time.observe(now.since(since));
         }
         if let Ok(connected) = &found {
@@ -136,11 +137,7 @@ impl Connector<'_> {
         found
     }
 
-    async fn look_for_a_server(
-        &self,
-        started: Boottime,
-        held_since: &mut Option<Boottime>,
-    ) -> Result<Connected, Denied> {
+    async fn look_for_a_server(&self, started: Boottime, waiting: &mut Listed) -> Result<Connected, Denied> {
         let policy = self.policy(started);
         let mut changes = self.shared.view.subscribe();
         let mut rechecks = self.shared.rechecks();
@@ -153,7 +150,6 @@ impl Connector<'_> {
         let mut failed = None;
         let mut answered = None;
         let mut waits = Waits::new(started);
-        let mut waiting = self.shared.waiting.enter(self.worker, &self.client_is.about, started);
         loop {
             // Before the evidence is read, so that no change after it is missed.
             changes.mark_unchanged();
@@ -201,7 +197,6 @@ impl Connector<'_> {
                 place = Some(self.shared.hold(self.listener).ok_or_else(|| self.refuse_hold(&why))?);
             }
             waiting.hold(&why, policy.hold_until);
-            held_since.get_or_insert_with(Boottime::now);
             let pause = pause(&why, policy, &mut retry);
             avoid.clear(); // They may answer by then.
             tokio::select! {

@@ -4,6 +4,7 @@
 //! until then it has a bounded time and a bounded message, and the place among the startups that it came with. A console
 //! session has no server, and so nothing to fence: it ends when the proxy begins to stop.
 
+mod columns;
 mod command;
 mod login;
 mod ours;

@@ -42,6 +42,7 @@ pub(crate) struct Listed {
     shards: Arc<[Mutex<Shard>]>,
     shard: usize,
     id: u64,
+    held_since: Option<Boottime>,
 }
 
 /// A panic while the lock was held left a whole entry or none, so the list is good.
@@ -74,6 +75,7 @@ impl Waiting {
             shards: Arc::clone(&self.shards),
             shard,
             id,
+            held_since: None,
         }
     }
 
@@ -91,12 +93,18 @@ impl Waiting {
 impl Listed {
     /// Notes that the client is held.
     pub(crate) fn hold(&mut self, why: &Why, until: Boottime) {
+        self.held_since.get_or_insert_with(Boottime::now);
         if let Some(mut shard) = lock(&self.shards, self.shard)
             && let Some(waiter) = shard.waiters.get_mut(&self.id)
         {
             let why = why.clone();
             waiter.held = Some(Held { why, until });
         }
+    }
+
+    /// Since when the client has been held; nothing for one that was not.
+    pub(crate) const fn held_since(&self) -> Option<Boottime> {
+        self.held_since
     }
 }
 

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
 
-use super::show::{Row, column, moment, number, text};
+use super::columns::column;
+use super::show::{Row, moment, number, text};
 use crate::refusal;
 use crate::shared::Shared;
 use crate::stats::state::State;

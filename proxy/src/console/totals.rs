@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use pgherd_cluster::clock::Boottime;
 
-use super::show::{Row, column, number, text, total};
+use super::columns::{column, total};
+use super::show::{Row, number, text};
 use crate::shared::Shared;
 use crate::wire::console::{Cell, Column, Kind};
 

@@ -41,7 +41,7 @@ struct Frontend {
 /// HAProxy's names.
 pub(super) fn haproxy(page: &mut Page, shared: &Shared, state: &State) {
     let listeners = shared.listeners();
-    let mut servers: BTreeMap<(&str, String), Server> = BTreeMap::new();
+    let mut servers: Servers<'_> = BTreeMap::new();
     let mut frontends: BTreeMap<&str, Frontend> = BTreeMap::new();
     for listener in listeners.iter() {
         let proxy = proxy_of(listener.config.load().role);
@@ -64,6 +64,15 @@ pub(super) fn haproxy(page: &mut Page, shared: &Shared, state: &State) {
         server.bytes_in += route.bytes_to_server;
         server.bytes_out += route.bytes_to_client;
     }
+    add_status(page, state, &servers, &frontends);
+    add_numbers(page, &servers, &frontends);
+}
+
+/// What a proxy has by member.
+type Servers<'a> = BTreeMap<(&'a str, String), Server>;
+
+/// Who is up: whoever takes from this proxy what the listener is for.
+fn add_status(page: &mut Page, state: &State, servers: &Servers<'_>, frontends: &BTreeMap<&str, Frontend>) {
     let is_up = |proxy: &str, name: &str| {
         let wanted = if proxy == "primary" { "write" } else { "read" };
         state
@@ -110,6 +119,9 @@ pub(super) fn haproxy(page: &mut Page, shared: &Shared, state: &State) {
             .count();
         page.sample("haproxy_backend_active_servers", &[("proxy", proxy)], up);
     }
+}
+
+fn add_numbers(page: &mut Page, servers: &Servers<'_>, frontends: &BTreeMap<&str, Frontend>) {
     type OfServer = fn(&Server) -> u64;
     let of_server: [(&str, &str, &str, OfServer); 4] = [
         (
@@ -139,7 +151,7 @@ pub(super) fn haproxy(page: &mut Page, shared: &Shared, state: &State) {
     ];
     for (metric, kind, help, value) in of_server {
         page.metric(metric, kind, help);
-        for ((proxy, name), server) in &servers {
+        for ((proxy, name), server) in servers {
             page.sample(metric, &[("proxy", proxy), ("server", name)], value(server));
         }
     }
@@ -166,7 +178,7 @@ pub(super) fn haproxy(page: &mut Page, shared: &Shared, state: &State) {
     ];
     for (metric, kind, help, value) in of_frontend {
         page.metric(metric, kind, help);
-        for (proxy, frontend) in &frontends {
+        for (proxy, frontend) in frontends {
             page.sample(metric, &[("proxy", proxy)], value(frontend));
         }
     }
