@@ -47,6 +47,7 @@ pub(super) const EVENTS: &[Column] = &[
     column("kind", Text),
     column("count", Int8),
     column("text", Text),
+    column("id", Text),
 ];
 
 pub(super) const HELD: &[Column] = &[
@@ -130,6 +131,7 @@ pub(super) fn events(shared: &Shared) -> Vec<Row> {
             text(event.kind.label()),
             number(event.count),
             text(event.kind.to_string()),
+            text(event.id.to_string()),
         ]
     };
     shared.events.latest().into_iter().map(row).collect()

@@ -108,7 +108,7 @@ async fn a_switchover_needs_a_candidate_that_answers() {
     let unfit = served.post("POST", "/switchover", request).await;
     assert_eq!(
         body(&unfit),
-        "switchover is not possible: no good candidates have been found: node2 is running and tells no position in the log, \
-         node3 is running and tells no position in the log"
+        "switchover is not possible: no good candidates have been found: node2 is unknown and tells no position in the log, \
+         node3 is unknown and tells no position in the log"
     );
 }
