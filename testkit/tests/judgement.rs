@@ -200,7 +200,9 @@ async fn no_password_reaches_the_servers_log() -> Result<()> {
     let cluster = Cluster::builder().dcs(loud).start().await?;
     let former = cluster.settled().await?;
     former.sql("CREATE EXTENSION pg_stat_statements").await?;
-    let statements = former.sql("SELECT string_agg(query, E'\\n') FROM pg_stat_statements").await?;
+    let statements = former
+        .sql("SELECT string_agg(query, E'\\n') FROM pg_stat_statements")
+        .await?;
     ensure!(statements.contains("CREATE EXTENSION"), "{statements}");
     for password in [SUPERUSER_PASSWORD, REPLICATION_PASSWORD] {
         ensure!(!statements.contains(password), "{password} is in pg_stat_statements");

@@ -8,7 +8,7 @@ use http_body_util::Full;
 use hyper::Response;
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 use hyper::ext::ReasonPhrase;
-use hyper::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use pgherd_page::live::Watching;
 use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
@@ -55,7 +55,7 @@ impl Body for Payload {
     }
 }
 
-/// An answer, closed after: no client of this interface may lean on a connection that outlives its answer.
+/// An answer. Each says how long it is, so that its connection can serve the next question.
 pub(super) type Answer = Response<Payload>;
 
 fn whole(code: u16, content_type: Option<&'static str>, body: impl Into<Bytes>) -> Answer {
@@ -63,7 +63,6 @@ fn whole(code: u16, content_type: Option<&'static str>, body: impl Into<Bytes>) 
     // Every code here is a literal between 200 and 503.
     *answer.status_mut() = hyper::StatusCode::from_u16(code).unwrap_or(hyper::StatusCode::INTERNAL_SERVER_ERROR);
     let headers = answer.headers_mut();
-    headers.insert(CONNECTION, HeaderValue::from_static("close"));
     if let Some(content_type) = content_type {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     }

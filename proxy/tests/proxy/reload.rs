@@ -70,7 +70,7 @@ async fn listeners_come_and_go_and_sessions_stay() {
     replica.session().await;
     expect_hello(&mut again).await;
     let shown = page(page_address).await.expect("the page answers");
-    assert_eq!(shown.matches(&format!("\"{read}\"")).count(), 1, "{shown}");
+    assert_eq!(shown.matches(&format!("\"name\":\"{read}\"")).count(), 1, "{shown}");
     assert!(shown.contains("\"sessions_total\":2"), "{shown}");
     assert!(shown.contains("the configuration was read again"), "{shown}");
 
