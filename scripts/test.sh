@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Unit tests, the simulation, the scenarios (the real binary on real etcd and PostgreSQL, two clusters at a time), and a
+# Unit tests, the simulation, the scenarios (the real binary on real etcd and PostgreSQL, three clusters at a time), and a
 # short chaos: each fault once, on hosts of their own.
 # With arguments: the scenarios whose names match, for example scripts/test.sh switchover; with --long those that take too
 # long for every change.
@@ -33,7 +33,7 @@ else
     simulation=(cargo test --locked --no-fail-fast --profile sim)
     scenarios=(cargo test --locked --no-fail-fast)
     [ ${#which[@]} -eq 0 ] || which=(--ignored)
-    filter=(-- --test-threads 2 "${which[@]}" "$@")
+    filter=(-- --test-threads 3 "${which[@]}" "$@")
 fi
 
 # Hosts are network namespaces, which need root.

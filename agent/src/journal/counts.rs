@@ -61,9 +61,10 @@ impl Counts {
                 self.phases.entry(one.name.clone()).or_default().add(lasted);
             }
         }
-        let Some(end) = event.phase(phase::WRITABLE) else {
+        let Some(writable) = event.phase(phase::WRITABLE) else {
             return;
         };
+        let end = event.phase(phase::ANNOUNCED).unwrap_or(writable);
         let begin = phase::STALL_BEGINS.into_iter().find_map(|name| event.phase(name));
         if let Some(begin) = begin {
             self.stall.add(end.saturating_sub(begin));

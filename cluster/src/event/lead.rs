@@ -34,11 +34,12 @@ pub struct LeadChange {
 }
 
 impl LeadChange {
-    /// When writes began to stand still, and when they went on; as far as the clocks of those who measured it agree.
+    /// When writes began to stand still, and when they could go on: when the new leader had told that it takes them, by which
+    /// clients are let in. As far as the clocks of those who measured it agree.
     #[must_use]
     pub fn stall(&self) -> Option<(u64, u64)> {
         let at = |name: &str| self.steps.iter().find(|step| step.name == name).map(|step| step.at_ms);
-        let end = at(phase::WRITABLE)?;
+        let end = at(phase::ANNOUNCED).or_else(|| at(phase::WRITABLE))?;
         let begin = phase::STALL_BEGINS.into_iter().find_map(at)?;
         (begin <= end).then_some((begin, end))
     }

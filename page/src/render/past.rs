@@ -17,7 +17,7 @@ pub(super) fn happened(state: &State) -> Markup {
         h2 { "What happened?" }
         @for change in state.changes.iter().take(CHANGES) { (waterfall(change)) }
         @if state.events.is_empty() { p { "Nothing since this process started." } }
-        @else { ol.news { @for event in state.events.iter().take(NEWS) { li { (moment(&event.at, event.age_seconds)) " " (what(event)) } } } }
+        @else { ol.news { @for event in state.events.iter().take(NEWS) { li { (moment(&event.at, event.age_seconds)) " " span { (what(event)) } } } } }
     }
 }
 
