@@ -159,7 +159,10 @@ async fn what_happened_is_told(cluster: &Cluster, former: &str, next: &Member, g
         .as_u64()
         .map(Duration::from_millis)
         .context("a stall")?;
-    ensure!(agrees(stall, gap), "told as {stall:?}, writers saw {gap:?}: {change}");
+    ensure!(
+        is_of_one(stall, gap),
+        "told as {stall:?}, writers saw {gap:?}: {change}"
+    );
 
     let id = change["events"]
         .as_array()
