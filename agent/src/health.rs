@@ -25,6 +25,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(2);
 const WRITE_MAX: Duration = Duration::from_secs(4);
 /// A whole page of PostgreSQL's, so that a full disk is noticed too.
 const PROBE_BYTES: usize = 8192;
+/// So many in a row that were written say that a disk which failed does not any more.
+const WORKS_MIN: u32 = 3;
 /// In the data directory, where PostgreSQL ignores it.
 const PROBE_FILE: &str = "pgherd.probe";
 
@@ -63,9 +65,30 @@ fn fold(since: Option<Boottime>, found: Found, now: Boottime) -> Option<Boottime
     }
 }
 
+/// What is known of the disk. One that is full takes a page now and then, as when a server has crashed and its temporary files
+/// are gone: it is well again when it has taken several in a row.
+#[derive(Debug, Default)]
+struct Disk {
+    works_in_a_row: u32,
+}
+
+impl Disk {
+    fn fold(&mut self, since: Option<Boottime>, found: Found, now: Boottime) -> Option<Boottime> {
+        self.works_in_a_row = match found {
+            Found::Works => self.works_in_a_row.saturating_add(1),
+            Found::Fails | Found::Unknown => 0,
+        };
+        match found {
+            Found::Works if self.works_in_a_row < WORKS_MIN => since,
+            found => fold(since, found, now),
+        }
+    }
+}
+
 /// Probes once a period until told to stop, as long as a postmaster runs.
 pub(crate) async fn probe(context: Arc<Context>, health: watch::Sender<Health>, stop: CancellationToken) {
     let mut disk = DiskProbe::new(&context.config.postgresql.data_dir);
+    let mut known = Disk::default();
     loop {
         let mut tick = interval(context.timing().loop_wait());
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -88,7 +111,7 @@ pub(crate) async fn probe(context: Arc<Context>, health: watch::Sender<Health>, 
         let hung = fold(hung.map(|(_, since)| since), server, began);
         let after = Health {
             server_hangs: postmaster.zip(hung),
-            disk_fails_since: fold(before.disk_fails_since, written, began),
+            disk_fails_since: known.fold(before.disk_fails_since, written, began),
         };
         if after != before {
             tracing::debug!(?after, "the health of PostgreSQL has changed");
@@ -176,6 +199,27 @@ mod tests {
             (8, Found::Unknown, None),
         ] {
             since = fold(since, found, at(second));
+            assert_eq!(since, wanted.map(at), "second {second}");
+        }
+    }
+
+    #[test]
+    fn a_full_disk_that_takes_a_page_now_and_then_is_not_well() {
+        let mut disk = Disk::default();
+        let mut since = None;
+        for (second, found, wanted) in [
+            (1, Found::Works, None),
+            (2, Found::Fails, Some(2)),
+            (3, Found::Works, Some(2)),
+            (4, Found::Works, Some(2)),
+            (5, Found::Fails, Some(2)),
+            (6, Found::Works, Some(2)),
+            (7, Found::Works, Some(2)),
+            (8, Found::Works, None),
+            (9, Found::Fails, Some(9)),
+            (10, Found::Unknown, None),
+        ] {
+            since = disk.fold(since, found, at(second));
             assert_eq!(since, wanted.map(at), "second {second}");
         }
     }

@@ -25,7 +25,12 @@ impl Cycle {
     pub(super) fn tell_reason(&self, reason: &Reason) -> Option<String> {
         let kind = kind_of(reason)?;
         let held = self.context.lease.state().borrow().holding.clone();
-        let draft = Draft::new(kind, format!("{} {reason}", self.context.config.name));
+        let said = match reason {
+            // What an operator's program wrote may hold a secret, and events are shown to everybody.
+            Reason::BootstrapFailed(_) => "could not make the cluster; its log says why".to_owned(),
+            reason => reason.to_string(),
+        };
+        let draft = Draft::new(kind, format!("{} {said}", self.context.config.name));
         let ends = matches!(kind, Kind::Leader | Kind::Fence);
         let draft = draft.from(held.filter(|_| ends).map(|held| held.epoch.to_string()));
         let (id, _) = self.context.journal.tell(draft);

@@ -14,6 +14,8 @@ use crate::postgres::files::write_whole;
 /// Patroni's name for it.
 const FILE: &str = "patroni.dynamic.json";
 
+const STANDBY_CLUSTER: &str = "standby_cluster";
+
 /// What was kept beside the data of a cluster; nothing where there is none, or nothing that can be read.
 pub(super) fn load(data_dir: &Path) -> Option<DynamicConfig> {
     let text = std::fs::read_to_string(data_dir.join(FILE)).ok()?;
@@ -22,6 +24,14 @@ pub(super) fn load(data_dir: &Path) -> Option<DynamicConfig> {
         return None;
     }
     match serde_json::from_str(&text) {
+        // A member that was away does not know whether that cluster has been promoted since: what the others wrote would be
+        // taken for what went its own way. Whoever has such data waits for one that has taken writes, or for an operator.
+        Ok(Value::Object(document)) if document.get(STANDBY_CLUSTER).is_some_and(|section| !section.is_null()) => {
+            tracing::warn!(
+                "{FILE} in the data directory is of a standby cluster, which may have been promoted: it is passed over"
+            );
+            None
+        }
         Ok(Value::Object(document)) => Some(DynamicConfig::new(document)),
         Ok(_) | Err(_) => {
             tracing::warn!("{FILE} in the data directory is not a map in JSON, and is passed over");
@@ -80,7 +90,7 @@ mod tests {
         let found = load(directory.path()).expect("a configuration");
         let expected = r#"{"ttl":20,"ours":{"kept":true}}"#;
         assert_eq!(Value::Object(found.document().clone()).to_string(), expected);
-        for text in ["[1]", "{\"ttl\": ", ""] {
+        for text in ["[1]", "{\"ttl\": ", "", r#"{"standby_cluster": {"host": "h"}}"#] {
             write(FILE, text);
             assert_eq!(load(directory.path()), None, "{text}");
         }

@@ -17,8 +17,8 @@ use crate::peers::Peers;
 
 /// Twice what a loaded member needs; a frozen one costs no more than this.
 const ANSWER_MAX: Duration = Duration::from_millis(400);
-/// For one whose key has ended, as a leader's has that is being replaced: most likely it has gone with it, and an election is
-/// kept waiting by no more than a loaded member needs.
+/// For the one whose key has ended, as a leader's has that is being replaced: most likely it has gone with it, and an election is
+/// kept waiting by no more than a loaded member needs. Where several keys have ended it was etcd that was away, and not they.
 const ENDED_ANSWER_MAX: Duration = Duration::from_millis(200);
 
 /// Asks every other member that is or was a member, as far as it is known where.
@@ -29,9 +29,10 @@ pub(super) async fn ask_all(
 ) -> Result<Poll, JobError> {
     let asked = whom.len();
     let view = context.view();
+    let ended = whom.keys().filter(|name| !view.members.contains_key(*name)).count();
     let mut asking = JoinSet::new();
     for (name, endpoint) in whom {
-        let limit = match view.members.contains_key(&name) {
+        let limit = match view.members.contains_key(&name) || ended > 1 {
             true => ANSWER_MAX,
             false => ENDED_ANSWER_MAX,
         };

@@ -259,7 +259,7 @@ async fn launch(context: &Context, upstream: Option<&Upstream>, writable: bool) 
     if !writable {
         context.slots.place(dir, &settings)?;
     }
-    let environment = locks::clear(dir, &socket_dirs(&settings), context.config.postgresql.port)?;
+    let environment = locks::clear(dir, &socket_dirs(&settings), context.live().postgresql.port)?;
     let conf = context.config.postgresql.conf_file();
     let arguments = settings.arguments(dir, &conf).into_iter().map(OsString::from).collect();
     context

@@ -1,4 +1,4 @@
-//! TLS of our own SQL connections, in libpq's words: `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `sslpassword`.
+//! TLS of our own SQL connections, in libpq's words: `sslmode`, `sslrootcert`, `sslcert`, `sslkey`.
 
 use std::future::Future;
 use std::io;
@@ -67,10 +67,7 @@ fn believed(options: &ConnectionOptions) -> io::Result<ServerTlsConfig> {
     if mode >= ServerTlsMode::VerifyCa && ca.is_none() {
         return Err(io::Error::other("sslmode verifies, and no sslrootcert says by what"));
     }
-    let key = options.get("sslkey").map(|path| KeyFile {
-        path: path.into(),
-        password: options.get("sslpassword").map(str::to_owned),
-    });
+    let key = options.get("sslkey").map(|path| KeyFile::from(PathBuf::from(path)));
     Ok(ServerTlsConfig {
         mode,
         ca: ca.map(PathBuf::from),

@@ -141,11 +141,10 @@ fn login(section: &Section<'_>, username: &str) -> Credentials {
 }
 
 /// What libpq is told of each user, beside name and password.
-const CONNECTION_OPTIONS: [&str; 10] = [
+const CONNECTION_OPTIONS: [&str; 9] = [
     "sslmode",
     "sslcert",
     "sslkey",
-    "sslpassword",
     "sslrootcert",
     "sslcrl",
     "sslcrldir",
@@ -180,13 +179,16 @@ fn connections(authentication: &Section<'_>, krbsrvname: Option<String>) -> Conn
 }
 
 fn connection_options(section: &Section<'_>) -> ConnectionOptions {
+    if section.has("sslpassword") {
+        section.error(
+            "sslpassword",
+            "the command lines of PostgreSQL's programs would show it to every user of this machine; remove it, and write as \
+             sslkey the file of a key that is not encrypted",
+        );
+    }
     let mut options = Vec::new();
     for key in CONNECTION_OPTIONS {
-        let value = match key {
-            "sslpassword" => section.secret(key),
-            key => section.text(key),
-        };
-        let Some(value) = value else { continue };
+        let Some(value) = section.text(key) else { continue };
         let words = WORDS.iter().find(|(known, _)| *known == key);
         match words {
             Some((_, words)) if !words.contains(&value.as_str()) => {
@@ -378,6 +380,10 @@ mod tests {
         assert_eq!(
             errors,
             [
+                format!(
+                    "{path}.sslpassword: the command lines of PostgreSQL's programs would show it to every user of this machine; \
+                     remove it, and write as sslkey the file of a key that is not encrypted"
+                ),
                 format!(
                     "{path}.sslmode: \"always\" is not known; write one of disable, allow, prefer, require, verify-ca, verify-full"
                 ),

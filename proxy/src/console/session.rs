@@ -173,6 +173,8 @@ impl<'a> Session<'a> {
                     self.fail(&failed);
                     self.skips = true;
                 }
+                // Whoever never asks for the answers has them sent all the same, and is waited for only so long.
+                self.flush_if_long().await?;
             }
         }
         // One that sends without an end must not keep others on this thread from their turn.

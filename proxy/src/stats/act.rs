@@ -32,6 +32,8 @@ const FORM_MAX: Duration = Duration::from_secs(5);
 const FORECAST_MAX: Duration = Duration::from_secs(2);
 /// How long a member may take to do what it was asked for; a switchover answers when it is over.
 const DONE_MAX: Duration = Duration::from_secs(60);
+/// How much of a member's answer is shown and kept.
+const SAID_CHARS_MAX: usize = 300;
 
 /// Where members expect credentials to be configured on this side.
 const CREDENTIALS: &str = "set ctl.authentication (or restapi.authentication) with username and password in this proxy's \
@@ -147,6 +149,8 @@ async fn obey(shared: &Shared, login: &PageLogin, order: &Order) -> Answer {
         Ok(said) => (true, said),
         Err(why) => (false, why),
     };
+    // What lies between may answer with a whole page of its own.
+    let said: &String = &said.chars().take(SAID_CHARS_MAX).collect();
     let by = login.name();
     info!(%order, by, done, said, "asked for from the page");
     shared.events.record(EventKind::AskedFor {
