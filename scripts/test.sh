@@ -66,6 +66,8 @@ cargo build --locked -p pgherd
 export PGHERD_BIN=${PGHERD_BIN:-$(realpath "$target")/debug/pgherd}
 "${scenarios[@]}" -p pgherd-testkit "${filter[@]}" 2>&1 | tee target/scenarios.log || status=$?
 if [ "$newer" = yes ]; then
+    # What measures, and is not one of the scenarios.
+    "${unit[@]}" -p pgherd-proxy "${filter[@]}" 2>&1 | tee -a target/scenarios.log || status=$?
     newer_servers 2>&1 | tee -a target/scenarios.log || status=$?
 fi
 if [ "$everything" = yes ]; then
